@@ -1,0 +1,126 @@
+//! What a run measured: typed values, written by the actors, read by reports.
+
+use serde::{Deserialize, Serialize};
+
+/// What one optimiser step (or one evaluation, or export) measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Stage of the plan, from 0.
+    pub stage: usize,
+    /// Step within the stage, from 0.
+    pub step: usize,
+    /// Steps of the stage.
+    pub steps: usize,
+    /// `sft`, `grpo`, `evaluate` or `export`.
+    pub kind: String,
+    /// Mean loss a token (SFT, GRPO).
+    pub loss: f64,
+    /// Mean reward of scored rollouts.
+    pub reward: f64,
+    /// Share of correct answers.
+    pub accuracy: f64,
+    /// Rollouts that ended, were scored, and failed to be scored.
+    pub rollouts: usize,
+    /// Rollouts left out because they could not be scored.
+    pub failed: usize,
+    /// Rollouts cut at the longest allowed answer.
+    pub truncated: usize,
+    /// Answer lengths in tokens: mean, 75th percentile, maximum.
+    pub length_mean: f64,
+    /// 75th percentile of lengths.
+    pub length_p75: usize,
+    /// Longest answer.
+    pub length_max: usize,
+    /// Tokens sampled in rollouts (or trained on in SFT).
+    pub tokens: u64,
+    /// Target forwards a request took part in, summed over requests; `tokens / cycles` is the accept length.
+    pub cycles: u64,
+    /// Tokens emitted in cycles that had a draft.
+    pub drafted_tokens: u64,
+    /// Request-cycles that had a draft.
+    pub drafted_cycles: u64,
+    /// Mean tokens per request-cycle that had a draft, bonus included; 1 when nothing was drafted.
+    pub accept_length: f64,
+    /// Mean accept length of the learned drafter alone; 0 when it did not draft.
+    pub learned_accept_length: f64,
+    /// Seconds of the whole step.
+    pub wall_s: f64,
+    /// Seconds until the last device had drained.
+    pub rollout_s: f64,
+    /// Seconds of forward, backward and optimiser.
+    pub update_s: f64,
+    /// Seconds spent making the step durable.
+    pub checkpoint_s: f64,
+    /// Device-seconds waited in rollout for the last device.
+    pub idle_s: f64,
+    /// Part of them used for drafter training.
+    pub idle_used_s: f64,
+    /// Drafter micro-batches trained.
+    pub drafter_batches: u64,
+    /// Mean loss of the drafter's last micro-batches of the step.
+    pub drafter_loss: f64,
+    /// Newest published drafter version.
+    pub drafter_version: u64,
+    /// Sampled tokens a second, all devices.
+    pub tokens_per_s: f64,
+    /// Estimate of the same without speculation, from the measured times of plain cycles at the same batch sizes.
+    pub plain_tokens_per_s: f64,
+    /// Restarts of devices during the step.
+    pub restarts: usize,
+    /// Phases of each device over the step, for the picture.
+    pub timeline: Vec<Vec<PhaseSpan>>,
+}
+
+/// A stretch of time a device spent in one phase.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PhaseSpan {
+    /// The phase.
+    pub phase: crate::device::Phase,
+    /// Seconds since the step began.
+    pub start_s: f64,
+    /// Seconds since the step began.
+    pub end_s: f64,
+}
+
+/// What `taper report` shows. Keys of the JSON form are these field names.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Name of the run.
+    pub name: String,
+    /// `running`, `interrupted` or `complete`.
+    pub status: String,
+    /// Optimiser steps committed.
+    pub steps: usize,
+    /// Seconds over all sessions of the run.
+    pub wall_s: f64,
+    /// Seconds in rollout.
+    pub rollout_s: f64,
+    /// Seconds in update.
+    pub update_s: f64,
+    /// Tokens sampled.
+    pub tokens: u64,
+    /// Tokens sampled a second of rollout.
+    pub tokens_per_s: f64,
+    /// The same without speculation, estimated from plain cycles.
+    pub plain_tokens_per_s: f64,
+    /// Accept length of each GRPO step.
+    pub accept_length: Vec<f64>,
+    /// Accept length of the learned drafter of each GRPO step.
+    pub learned_accept_length: Vec<f64>,
+    /// Device-seconds waited for the last device.
+    pub idle_s: f64,
+    /// Part used for drafter training.
+    pub idle_used_s: f64,
+    /// Held-out accuracy of the first evaluation.
+    pub accuracy_before: Option<f64>,
+    /// Held-out accuracy of the last evaluation.
+    pub accuracy_after: Option<f64>,
+    /// SHA-256 of the final (or last committed) weights.
+    pub weights_sha256: String,
+    /// Kernel variant in use.
+    pub kernels: String,
+    /// Names of the devices.
+    pub devices: Vec<String>,
+    /// Every committed step.
+    pub history: Vec<StepMetrics>,
+}

@@ -1,0 +1,372 @@
+//! A plan: a validated, fully resolved run. Values only, no choices left.
+//!
+//! `workflows` lowers RON text to a [`Plan`]; the actors execute it. The parameter types that a workflow file
+//! spells out (drafters, rewards, sampling, supervision …) live here once and carry `Deserialize`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One run, ready to execute.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Short name, used for the run's folder.
+    pub name: String,
+    /// Key of every random number of the run.
+    pub seed: u64,
+    /// Where the target's weights and shape come from.
+    pub model: Model,
+    /// Where prompts come from, and how they become text.
+    pub data: Data,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// How tokens are drawn in rollouts.
+    pub sampling: Sampling,
+    /// What makes an answer good: a weighted sum.
+    pub rewards: Vec<WeightedReward>,
+    /// The processors to use.
+    pub devices: Devices,
+    /// Speculative decoding and drafter training.
+    pub speculation: Speculation,
+    /// When a device fails.
+    pub supervision: Supervision,
+    /// When progress becomes durable.
+    pub checkpoint: Checkpoint,
+}
+
+/// The target model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Model {
+    /// A small Llama-style model with character tokens.
+    Tiny {
+        /// Its shape.
+        shape: TinyShape,
+        /// Weights to start from (a safetensors file); keyed random ones if absent.
+        weights: Option<PathBuf>,
+        /// Expected SHA-256 of the weights file, lower-case hex.
+        sha256: Option<String>,
+    },
+    /// A folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+    HuggingFace(PathBuf),
+    /// A GGUF file of architecture `llama`; weights are dequantised to f32.
+    Gguf(PathBuf),
+}
+
+/// Shape of a [`Model::Tiny`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TinyShape {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
+    /// Attention heads; `hidden` must be divisible by it.
+    pub heads: usize,
+    /// Key/value heads; must divide `heads`.
+    pub kv_heads: usize,
+    /// Width of the feed-forward network.
+    pub ffn: usize,
+    /// Longest sequence, in tokens.
+    pub positions_max: usize,
+}
+
+/// Prompts and their reference answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Data {
+    /// Where problems come from.
+    pub source: Source,
+    /// Text of a prompt; `{question}` is replaced. For generators the default is the question itself.
+    pub template: String,
+    /// Wrap the prompt into the model's chat template.
+    pub chat: bool,
+    /// Held-out problems used by `Evaluate`.
+    pub heldout: usize,
+}
+
+/// Where problems come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Source {
+    /// One JSON object a line: `question`/`answer` (with `####`), `problem`/`answer`, `prompt`/`response`, or `messages`.
+    Jsonl(PathBuf),
+    /// Generated one-digit sums `3+5-2?3+5=8;8-2=6#6`, with step-by-step solutions.
+    Chains(Chains),
+}
+
+/// Generator of arithmetic chains. The number of terms is heavy-tailed:
+/// `terms_min` plus a geometric amount with mean `terms_mean - terms_min`, and with chance `tail` uniform in
+/// `tail_min..=terms_max` instead.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chains {
+    /// Fewest terms, at least 2.
+    pub terms_min: usize,
+    /// Mean number of terms of an ordinary problem.
+    pub terms_mean: f64,
+    /// Most terms.
+    pub terms_max: usize,
+    /// Chance of a problem from the long tail, 0 to 1.
+    pub tail: f64,
+    /// Fewest terms of a problem from the tail.
+    pub tail_min: usize,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    /// Supervised fine-tuning on the data's worked solutions.
+    Sft(Sft),
+    /// Group-relative policy optimisation.
+    Grpo(Grpo),
+    /// Accuracy on held-out problems.
+    Evaluate(Evaluate),
+    /// Writes the weights as a Hugging Face folder.
+    Export(Export),
+}
+
+/// Supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sft {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Problems a step.
+    pub batch: usize,
+    /// Problems a micro-batch; divides `batch`.
+    pub micro_batch: usize,
+    /// Optimiser.
+    pub optimizer: Optimizer,
+}
+
+/// GRPO (Shao et al. 2024, "DeepSeekMath", section 4), one optimiser step a rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Grpo {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Prompts a step.
+    pub prompts: usize,
+    /// Answers a prompt.
+    pub group: usize,
+    /// Rollouts a micro-batch; divides `prompts * group`.
+    pub micro_batch: usize,
+    /// PPO clip range below and above 1.
+    pub clip: (f32, f32),
+    /// Weight of the k3 estimate of KL(policy, reference) in the loss; 0 needs no reference.
+    pub kl: f32,
+    /// Divide advantages by the group's standard deviation.
+    pub normalize: bool,
+    /// Optimiser.
+    pub optimizer: Optimizer,
+}
+
+/// Accuracy on held-out problems, greedy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluate {
+    /// Held-out problems asked; at most `data.heldout`.
+    pub problems: usize,
+}
+
+/// Writes the policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Export {
+    /// Folder, relative to the run's folder unless absolute.
+    pub to: PathBuf,
+}
+
+/// AdamW (Loshchilov and Hutter 2019) with warm-up and decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// First and second moment decay.
+    #[serde(default = "Optimizer::default_betas")]
+    pub betas: (f64, f64),
+    /// Decoupled weight decay (matrices only).
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    #[serde(default = "Optimizer::default_clip_norm")]
+    pub clip_norm: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup: usize,
+    /// What follows the warm-up.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+impl Optimizer {
+    fn default_betas() -> (f64, f64) {
+        (0.9, 0.95)
+    }
+    fn default_clip_norm() -> f64 {
+        1.0
+    }
+}
+
+/// Learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Schedule {
+    /// Stays at the peak.
+    #[default]
+    Constant,
+    /// Half a cosine down to a tenth of the peak.
+    Cosine,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// Temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Longest answer, in tokens.
+    pub tokens_max: usize,
+}
+
+/// A reward and its weight in the sum.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WeightedReward {
+    /// The reward.
+    pub reward: Reward,
+    /// Its weight.
+    pub weight: f32,
+}
+
+/// A rule that scores an answer from its text and the reference answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reward {
+    /// 1 if what follows the last `marker` equals the reference answer, else 0.
+    Exact {
+        /// Text before the final answer, for instance `#` or `####`.
+        marker: String,
+    },
+    /// 1 if the last number after the last `marker` (or of the whole text if `marker` is empty) equals the reference.
+    Numeric {
+        /// Text before the final answer.
+        marker: String,
+    },
+    /// 1 if the answer contains `marker` exactly once and was not cut.
+    Format {
+        /// Text that must be there.
+        marker: String,
+    },
+    /// Minus the share of `tokens_max` that was used.
+    Length,
+}
+
+/// Processors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Devices {
+    /// CPU devices, each with an engine thread of its own. 0: one a core.
+    pub cpu: usize,
+    /// Requests decoded together on one device, at most.
+    pub slots_max: usize,
+}
+
+/// Speculative decoding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Speculation {
+    /// Who drafts.
+    pub drafters: Vec<Drafter>,
+    /// Who chooses the shape of the draft.
+    pub controller: Controller,
+    /// Training of learned drafters in idle time.
+    pub training: Option<DrafterTraining>,
+}
+
+/// Whatever proposes tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Drafter {
+    /// Longest match of the last tokens in the request itself, its siblings' and earlier answers to the prompt.
+    Suffix {
+        /// Shortest match that drafts.
+        match_min: usize,
+        /// Longest match looked for.
+        match_max: usize,
+    },
+    /// One decoder layer over token embedding and target hidden state (Li et al. 2024, "EAGLE").
+    Eagle {
+        /// Width of its feed-forward network; 0: the target's.
+        ffn: usize,
+    },
+}
+
+/// Chooses a draft shape, or none, for every cycle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Controller {
+    /// Plain decoding.
+    Off,
+    /// Always the same strategy.
+    Fixed(Strategy),
+    /// Bucketed epsilon-greedy bandit with an off arm (TLT's BEG-MAB).
+    Bandit {
+        /// Arms beside `off`.
+        strategies: Vec<Strategy>,
+        /// Chance of exploring, 0 to 1.
+        epsilon: f64,
+        /// Measurements kept an arm.
+        window: usize,
+    },
+}
+
+/// One way to draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Strategy {
+    /// Index into `Speculation::drafters`.
+    pub drafter: usize,
+    /// Levels of the tree.
+    pub depth: usize,
+    /// Children looked at per node; 1 is a chain.
+    pub width: usize,
+    /// Drafted tokens a request and cycle, at most.
+    pub budget: usize,
+}
+
+/// Training of the learned drafter while the device would be idle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrafterTraining {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Tokens a micro-batch, at most (the unit of pre-emption).
+    pub tokens_max: usize,
+    /// Micro-batches between two published versions.
+    pub publish_every: usize,
+    /// Tokens with hidden states kept for training.
+    pub buffer_tokens_max: usize,
+}
+
+/// OTP-style supervision of the devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Supervision {
+    /// Restarts of a device tolerated within `period_s` before the run stops.
+    pub restarts_max: usize,
+    /// Length of the period, in seconds.
+    pub period_s: f64,
+    /// Wait before the first restart, doubled for each further one.
+    pub backoff_ms: u64,
+}
+
+/// Durable progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between two checkpoints.
+    pub every: usize,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+impl Plan {
+    /// The same run without speculation and drafter training: what it must equal, byte for byte.
+    #[must_use]
+    pub fn without_speculation(&self) -> Self {
+        let mut plan = self.clone();
+        plan.speculation.controller = Controller::Off;
+        plan.speculation.training = None;
+        plan
+    }
+}
