@@ -1,1 +1,23 @@
-//! placeholder
+//! The imperative shell: a supervisor, one actor per device with its engine thread, a rewarder, a recorder.
+//!
+//! Decisions are made in `state`; tensors live in `models` and are touched only on engine threads. Actors carry control:
+//! a message per group, micro-batch or step, never per token.
+
+mod device;
+mod engine;
+mod error;
+mod folder;
+mod job;
+mod progress;
+mod recorder;
+mod rewarder;
+mod rollout;
+mod run;
+mod speculator;
+mod supervisor;
+mod update;
+
+pub use engine::Fault;
+pub use error::{Error, Result};
+pub use progress::{Ended, Progress};
+pub use run::{Options, inspect, run};

@@ -169,6 +169,18 @@ pub struct Evaluate {
 pub struct Export {
     /// Folder, relative to the run's folder unless absolute.
     pub to: PathBuf,
+    /// How numbers are stored.
+    pub precision: Precision,
+}
+
+/// How an export stores numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Precision {
+    /// As they are trained.
+    #[default]
+    F32,
+    /// Rounded to half: half the size.
+    F16,
 }
 
 /// AdamW (Loshchilov and Hutter 2019) with warm-up and decay.

@@ -1,0 +1,94 @@
+//! What can end a run early.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a run ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model, the tokenizer or the data cannot be used.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] state::Error),
+    /// A file of the run's folder cannot be read or written.
+    #[error("cannot {action} {}; check permissions and free space", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The folder holds a run of another workflow.
+    #[error("{} holds a run of another workflow; resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
+    OtherRun {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// There is no run in the folder.
+    #[error("{} holds no run; name the folder that `taper run` printed", dir.display())]
+    NoRun {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The run draws its tokens with another noise function.
+    #[error("the run in {} draws with noise version {found}, this taper has version {supported}; use the taper that began it", dir.display())]
+    Noise {
+        /// The folder.
+        dir: PathBuf,
+        /// Version of the run.
+        found: u32,
+        /// Version of this program.
+        supported: u32,
+    },
+    /// A device failed too often.
+    #[error("{reason}; the run can be resumed after its cause is removed")]
+    Device {
+        /// What the supervisor says.
+        reason: String,
+    },
+    /// A step would learn from nothing.
+    #[error(
+        "step {step} of stage {stage}: none of {rollouts} answers could be scored ({reason}); check the rewards and the data"
+    )]
+    NothingScored {
+        /// Stage of the plan, from 0.
+        stage: usize,
+        /// Step within the stage, from 0.
+        step: usize,
+        /// Answers of the step.
+        rollouts: usize,
+        /// Why the first one could not be scored.
+        reason: String,
+    },
+    /// The weights are no longer numbers.
+    #[error(
+        "step {step} of stage {stage}: the gradient is {norm}; lower the learning rate and resume from an earlier run"
+    )]
+    NotFinite {
+        /// Stage of the plan, from 0.
+        stage: usize,
+        /// Step within the stage, from 0.
+        step: usize,
+        /// Its norm.
+        norm: f64,
+    },
+    /// An actor ended without saying why.
+    #[error("the runtime failed: {reason}")]
+    Runtime {
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a plan needs, loaded: shape, tokenizer, data, first weights.
+
+use kernels::RopeTable;
+use models::chat::ChatTemplate;
+use models::data::{Dataset, Problem};
+use models::load::{gguf, hf, load_tiny};
+use models::tokenizer::Tokenizer;
+use models::train::Sequence;
+use models::{Config, Target, Weights};
+use state::plan::{Model, Plan};
+
+use crate::error::Result;
+
+/// Everything of a run that does not change while it runs.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) plan: Plan,
+    pub(crate) config: Config,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat_source: Option<String>,
+    chat: Option<ChatTemplate>,
+    pub(crate) dataset: Dataset,
+    pub(crate) rope: RopeTable,
+    /// The weights the run started from.
+    pub(crate) initial: Weights,
+}
+
+impl Job {
+    pub(crate) fn load(plan: &Plan) -> Result<Self> {
+        let dataset = Dataset::open(&plan.data, plan.seed)?;
+        let (config, tokenizer, chat, chat_source, initial) = match &plan.model {
+            Model::Tiny { shape, weights, sha256 } => {
+                let config = Config::tiny(shape)?;
+                let initial = match weights {
+                    Some(path) => Weights::from_raw(&config, &load_tiny(path, &config, sha256.as_deref())?)?,
+                    None => Weights::random(&config, plan.seed)?,
+                };
+                (config, Tokenizer::chars(), None, None, initial)
+            }
+            Model::HuggingFace(path) | Model::Gguf(path) => {
+                let is_gguf = matches!(plan.model, Model::Gguf(_));
+                let loaded = if is_gguf { gguf::load(path)? } else { hf::load(path)? };
+                let initial = Weights::from_raw(&loaded.config, &loaded.weights)?;
+                let chat = ChatTemplate::of(&loaded);
+                (loaded.config, loaded.tokenizer, chat, loaded.chat_template, initial)
+            }
+        };
+        let rope = Target::rope_table(&config);
+        Ok(Self { plan: plan.clone(), config, tokenizer, chat_source, chat, dataset, rope, initial })
+    }
+
+    pub(crate) fn prompt(&self, problem: &Problem) -> Result<Vec<u32>> {
+        let text = self.dataset.prompt(problem, self.chat.as_ref())?;
+        Ok(self.tokenizer.encode(&text)?)
+    }
+
+    /// A worked solution to learn from, with the token that ends it.
+    pub(crate) fn solution(&self, problem: &Problem) -> Result<Sequence> {
+        let mut tokens = self.prompt(problem)?;
+        let prompt = tokens.len();
+        let text = problem.solution.as_deref().unwrap_or(&problem.answer);
+        tokens.extend(self.tokenizer.encode(text)?);
+        tokens.extend(self.config.eos.first());
+        tokens.truncate(self.config.positions_max);
+        Ok(Sequence { tokens, prompt })
+    }
+}

@@ -1,0 +1,77 @@
+//! Makes progress durable: checkpoints first, then the event that names them.
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use state::journal::{Event, Journal, SledJournal};
+
+use crate::error::Result;
+use crate::folder::{Checkpoint, RunFolder};
+use crate::supervisor::Message;
+
+/// What to record.
+pub(crate) enum Record {
+    /// An event, with the checkpoint that it names. The supervisor is told when both are durable.
+    Commit { event: Event, checkpoint: Option<(String, Checkpoint)> },
+    /// An event that need not be waited for.
+    Note(Event),
+}
+
+pub(crate) struct Recorder;
+
+pub(crate) struct Books {
+    folder: RunFolder,
+    journal: SledJournal,
+    keep: usize,
+    supervisor: ActorRef<Message>,
+}
+
+impl Actor for Recorder {
+    type Msg = Record;
+    type State = Books;
+    type Arguments = (RunFolder, SledJournal, usize, ActorRef<Message>);
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Record>,
+        args: Self::Arguments,
+    ) -> std::result::Result<Books, ActorProcessingErr> {
+        let (folder, journal, keep, supervisor) = args;
+        Ok(Books { folder, journal, keep, supervisor })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Record>,
+        message: Record,
+        books: &mut Books,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        // Files may block; the runtime moves other actors to another thread.
+        let result = tokio::task::block_in_place(|| books.record(message));
+        match result {
+            Ok(true) => books.supervisor.cast(Message::Committed)?,
+            Ok(false) => {}
+            Err(error) => books.supervisor.cast(Message::Failed(Box::new(error)))?,
+        }
+        Ok(())
+    }
+}
+
+impl Books {
+    /// Whether the supervisor waits for it.
+    fn record(&mut self, record: Record) -> Result<bool> {
+        let (event, checkpoint, is_awaited) = match record {
+            Record::Commit { event, checkpoint } => (event, checkpoint, true),
+            Record::Note(event) => (event, None, false),
+        };
+        let has_checkpoint = checkpoint.is_some();
+        if let Some((name, checkpoint)) = checkpoint {
+            self.folder.write(&name, &checkpoint)?;
+        }
+        self.journal.append(&event)?;
+        self.journal.commit()?;
+        if has_checkpoint {
+            // Only now is the older one not needed any more.
+            self.folder.prune(self.keep)?;
+        }
+        Ok(is_awaited)
+    }
+}

@@ -1,0 +1,70 @@
+//! Scores groups while others still decode.
+
+use std::sync::Arc;
+
+use models::Answer;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use state::algorithm::Outcome;
+use state::reward::{self, correct, score};
+
+use crate::job::Job;
+use crate::rollout::Rollout;
+use crate::supervisor::Message;
+
+/// A group to score.
+pub(crate) struct Score {
+    pub(crate) rollout: Arc<Rollout>,
+    pub(crate) group: usize,
+}
+
+/// What the rewards say of one answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Verdict {
+    pub(crate) outcome: Outcome,
+    pub(crate) is_correct: bool,
+}
+
+pub(crate) struct Rewarder;
+
+pub(crate) struct Scoring {
+    job: Arc<Job>,
+    supervisor: ActorRef<Message>,
+}
+
+impl Actor for Rewarder {
+    type Msg = Score;
+    type State = Scoring;
+    type Arguments = (Arc<Job>, ActorRef<Message>);
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Score>,
+        (job, supervisor): Self::Arguments,
+    ) -> Result<Scoring, ActorProcessingErr> {
+        Ok(Scoring { job, supervisor })
+    }
+
+    async fn handle(&self, _: ActorRef<Score>, message: Score, state: &mut Scoring) -> Result<(), ActorProcessingErr> {
+        let Score { rollout, group } = message;
+        let reference = &rollout.groups[group].problem.answer;
+        let verdicts = rollout.answers(group).iter().map(|a| state.judge(a, reference, &rollout)).collect();
+        state.supervisor.cast(Message::Scored { rollout: rollout.number, group, verdicts })?;
+        Ok(())
+    }
+}
+
+impl Scoring {
+    fn judge(&self, answer: &Answer, reference: &str, rollout: &Rollout) -> Verdict {
+        let tokens = &answer.tokens[answer.prompt..];
+        let text = self.job.tokenizer.decode(tokens);
+        let answer = reward::Answer {
+            text: &text,
+            reference,
+            tokens: tokens.len(),
+            tokens_max: rollout.decoding.tokens_max,
+            truncated: answer.truncated,
+        };
+        let rewards = &self.job.plan.rewards;
+        Verdict { outcome: score(rewards, &answer), is_correct: correct(rewards, &answer) }
+    }
+}

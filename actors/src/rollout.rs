@@ -1,0 +1,90 @@
+//! One rollout: groups to decode, and what came of them. Shared by the devices that work on it.
+
+use std::sync::{Arc, Mutex};
+
+use kernels::NoiseKey;
+use models::data::Problem;
+use models::{Answer, Decoding, Target};
+
+use crate::speculator::{Speculator, lock};
+
+/// One prompt and its samples.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    pub(crate) problem: Problem,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) noise: Vec<NoiseKey>,
+}
+
+/// What a device counted in a rollout.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counts {
+    pub(crate) tokens: u64,
+    pub(crate) cycles: u64,
+    pub(crate) drafted: (u64, u64),
+    /// The learned drafter's part of `drafted`.
+    pub(crate) learned: (u64, u64),
+    /// Seconds in cycles, and what plain cycles would have taken.
+    pub(crate) busy_s: f64,
+    pub(crate) plain_s: f64,
+    pub(crate) drafter_batches: u64,
+    pub(crate) drafter_loss: f64,
+}
+
+pub(crate) struct Rollout {
+    /// Distinguishes this rollout from earlier ones.
+    pub(crate) number: u64,
+    pub(crate) target: Arc<Target>,
+    pub(crate) decoding: Decoding,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) speculator: Arc<Speculator>,
+    /// Answers by group, in the order of their samples once a group is complete.
+    answers: Vec<Mutex<Vec<Answer>>>,
+    counts: Mutex<Counts>,
+}
+
+impl Rollout {
+    pub(crate) fn new(
+        number: u64,
+        target: Arc<Target>,
+        decoding: Decoding,
+        groups: Vec<Group>,
+        speculator: Arc<Speculator>,
+    ) -> Self {
+        let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
+        Self { number, target, decoding, groups, speculator, answers, counts: Mutex::default() }
+    }
+
+    /// Forgets what a lost device had made of a group.
+    pub(crate) fn restart(&self, group: usize) {
+        lock(&self.answers[group]).clear();
+    }
+
+    /// Takes in an answer; whether its group is complete.
+    pub(crate) fn add(&self, answer: Answer) -> bool {
+        let group = answer.group;
+        let mut answers = lock(&self.answers[group]);
+        answers.push(answer);
+        answers.sort_by_key(|a| a.sample);
+        answers.len() == self.groups[group].noise.len()
+    }
+
+    pub(crate) fn answers(&self, group: usize) -> Vec<Answer> {
+        lock(&self.answers[group]).clone()
+    }
+
+    /// Feeds a complete group to the drafter's buffer and drops its hidden states.
+    pub(crate) fn harvest(&self, group: usize) {
+        let mut answers = lock(&self.answers[group]);
+        self.speculator.collect(&answers);
+        answers.iter_mut().for_each(|a| a.hidden = Vec::new());
+    }
+
+    pub(crate) fn count(&self, f: impl FnOnce(&mut Counts)) {
+        f(&mut lock(&self.counts));
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        lock(&self.counts).clone()
+    }
+}

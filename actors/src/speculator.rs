@@ -1,0 +1,157 @@
+//! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
+//! learns from. All of it is on the side of *when*: losing it changes no token.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use models::drafter::eagle::Eagle;
+use models::drafter::learn::{Example, Learner};
+use models::drafter::{Drafter, suffix::Suffix};
+use models::{Answer, Config, Target, Weights};
+use state::plan::{self, Speculation};
+use state::speculation::Controller;
+
+use crate::error::Result;
+
+/// A published version of the drafter.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) version: u64,
+    pub(crate) weights: Arc<Weights>,
+}
+
+pub(crate) struct Speculator {
+    pub(crate) plan: Speculation,
+    config: Config,
+    pub(crate) controller: Mutex<Controller>,
+    published: Mutex<Option<Published>>,
+    learner: Mutex<Option<Learner>>,
+    buffer: Mutex<VecDeque<Example>>,
+    seed: u64,
+}
+
+/// A lock that outlives the panic of its holder: every value behind these locks is whole between operations.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Speculator {
+    pub(crate) fn new(plan: &Speculation, config: &Config, seed: u64, published: Option<Published>) -> Self {
+        Self {
+            plan: plan.clone(),
+            config: config.clone(),
+            controller: Mutex::new(Controller::new(&plan.controller)),
+            published: Mutex::new(published),
+            learner: Mutex::new(None),
+            buffer: Mutex::new(VecDeque::new()),
+            seed,
+        }
+    }
+
+    fn eagle_ffn(&self) -> Option<usize> {
+        self.plan.drafters.iter().find_map(|d| match d {
+            plan::Drafter::Eagle { ffn } => Some(*ffn),
+            plan::Drafter::Suffix { .. } => None,
+        })
+    }
+
+    /// Whether rollouts keep hidden states.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        let is_off = matches!(self.plan.controller, plan::Controller::Off) && self.plan.training.is_none();
+        self.eagle_ffn().is_some() && !is_off
+    }
+
+    pub(crate) fn published(&self) -> Option<Published> {
+        lock(&self.published).clone()
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        lock(&self.published).as_ref().map_or(0, |p| p.version)
+    }
+
+    /// The drafters of one device; the learned one only once a version was published.
+    pub(crate) fn drafters(&self, target: &Arc<Target>) -> Result<Vec<Option<Box<dyn Drafter>>>> {
+        let published = self.published();
+        let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
+            Ok(match (d, &published) {
+                (plan::Drafter::Suffix { match_min, match_max }, _) => {
+                    Some(Box::new(Suffix::new(*match_min, *match_max)))
+                }
+                (plan::Drafter::Eagle { ffn }, Some(p)) => {
+                    Some(Box::new(Eagle::new(target.clone(), &p.weights, *ffn)?))
+                }
+                (plan::Drafter::Eagle { .. }, None) => None,
+            })
+        };
+        self.plan.drafters.iter().map(drafter).collect()
+    }
+
+    /// Takes in finished answers; the oldest leave when there are too many tokens.
+    pub(crate) fn collect(&self, answers: &[Answer]) {
+        let Some(training) = &self.plan.training else { return };
+        let mut buffer = lock(&self.buffer);
+        buffer.extend(answers.iter().filter_map(|a| Example::of(a, self.config.hidden, training.tokens_max)));
+        let mut tokens: usize = buffer.iter().map(Example::tokens).sum();
+        while tokens > training.buffer_tokens_max {
+            tokens -= buffer.pop_front().map_or(tokens, |e| e.tokens());
+        }
+    }
+
+    /// Trains the drafter, longest answers first, until `stop` says so. Returns micro-batches and the last loss.
+    pub(crate) fn train(&self, target: &Target, mut stop: impl FnMut() -> bool) -> Result<(u64, f64)> {
+        let (Some(training), Some(ffn)) = (&self.plan.training, self.eagle_ffn()) else { return Ok((0, 0.0)) };
+        let mut held = lock(&self.learner);
+        let learner = match held.as_mut() {
+            Some(learner) => learner,
+            None => held.insert(self.learner(training, ffn)?),
+        };
+        let (mut batches, mut loss) = (0, 0.0);
+        let mut queue: Vec<Example> = Vec::new();
+        while !stop() {
+            if queue.is_empty() {
+                queue = lock(&self.buffer).iter().cloned().collect();
+                // Popped from the end: the longest come first, the newest of equal ones.
+                queue.sort_by_key(Example::tokens);
+            }
+            let batch = take(&mut queue, training.tokens_max);
+            if batch.is_empty() {
+                break;
+            }
+            loss = learner.learn(target, &batch)?;
+            batches += 1;
+            if batches % training.publish_every as u64 == 0 {
+                self.publish(learner.weights());
+            }
+        }
+        if batches % training.publish_every as u64 != 0 {
+            self.publish(learner.weights());
+        }
+        Ok((batches, loss))
+    }
+
+    fn learner(&self, training: &plan::DrafterTraining, ffn: usize) -> Result<Learner> {
+        let weights = match self.published() {
+            Some(published) => (*published.weights).clone(),
+            None => Learner::fresh(&self.config, ffn, self.seed)?,
+        };
+        Ok(Learner::new(&self.config, ffn, weights, training.lr))
+    }
+
+    fn publish(&self, weights: &Weights) {
+        let version = self.version() + 1;
+        *lock(&self.published) = Some(Published { version, weights: Arc::new(weights.clone()) });
+    }
+}
+
+/// Examples from the end of the queue, together at most `tokens_max` tokens, but at least one.
+fn take(queue: &mut Vec<Example>, tokens_max: usize) -> Vec<Example> {
+    let (mut batch, mut tokens) = (Vec::new(), 0);
+    while let Some(example) = queue.last() {
+        if !batch.is_empty() && tokens + example.tokens() > tokens_max {
+            break;
+        }
+        tokens += example.tokens();
+        batch.extend(queue.pop());
+    }
+    batch
+}

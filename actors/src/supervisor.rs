@@ -1,0 +1,310 @@
+//! The root of a run: walks the plan step by step, tells devices what to do, restarts lost ones, has progress recorded.
+//!
+//! Decisions are the machines' of `state` ([`StepMachine`], [`Device`], [`Supervisor`](supervise::Supervisor)); this
+//! file turns messages into their events and performs their effects.
+
+mod measure;
+mod rolling;
+mod stage;
+mod updating;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use models::Weights;
+use models::optim::AdamW;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use state::device::{self, Device};
+use state::journal::{Event, SledJournal};
+use state::metrics::StepMetrics;
+use state::run::Position;
+use state::supervise::{self, Decision};
+use tokio::sync::oneshot;
+
+use crate::device::{DeviceActor, DeviceMessage, Identity};
+use crate::engine::{Command, Fault, Report};
+use crate::error::{Error, Result};
+use crate::folder::RunFolder;
+use crate::job::Job;
+use crate::progress::{Ended, Observer, Progress};
+use crate::recorder::{Record, Recorder};
+use crate::rewarder::{Rewarder, Score, Verdict};
+use crate::speculator::Speculator;
+use measure::Timeline;
+use rolling::Rolling;
+use updating::Updating;
+
+/// What the supervisor hears.
+pub(crate) enum Message {
+    /// A device reports.
+    Report { device: usize, epoch: u64, report: Report },
+    /// A group was scored.
+    Scored { rollout: u64, group: usize, verdicts: Vec<Verdict> },
+    /// The record that was waited for is durable.
+    Committed,
+    /// Something that cannot be mended failed.
+    Failed(Box<Error>),
+    /// Time to start a lost device again.
+    Restart { device: usize },
+    /// The user wants to stop.
+    Interrupt,
+}
+
+/// All that the supervisor starts with.
+pub(crate) struct Setup {
+    pub(crate) job: Arc<Job>,
+    pub(crate) speculator: Arc<Speculator>,
+    pub(crate) folder: RunFolder,
+    pub(crate) journal: SledJournal,
+    pub(crate) position: Position,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) adam: Option<Arc<AdamW>>,
+    pub(crate) devices: Vec<String>,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) observer: Observer,
+    pub(crate) ended: oneshot::Sender<Result<Ended>>,
+}
+
+/// A device and what the supervisor knows of it.
+struct Seat {
+    name: String,
+    actor: Option<ActorRef<DeviceMessage>>,
+    machine: Device,
+    timeline: Timeline,
+}
+
+/// What the run is doing.
+enum Activity {
+    Rolling(Rolling),
+    Updating(Updating),
+    /// Waiting for records to be durable; then the next step, or the end.
+    Recording {
+        pending: usize,
+        then: Option<Ended>,
+    },
+}
+
+pub(crate) struct State {
+    myself: ActorRef<Message>,
+    job: Arc<Job>,
+    speculator: Arc<Speculator>,
+    seats: Vec<Seat>,
+    restarts: supervise::Supervisor,
+    rewarder: ActorRef<Score>,
+    recorder: ActorRef<Record>,
+    folder: PathBuf,
+    clock: Instant,
+    position: Position,
+    weights: Arc<Weights>,
+    weights_sha256: String,
+    adam: Arc<AdamW>,
+    activity: Activity,
+    metrics: StepMetrics,
+    began: Instant,
+    rollouts: u64,
+    fault: Option<Fault>,
+    observer: Observer,
+    ended: Option<oneshot::Sender<Result<Ended>>>,
+}
+
+pub(crate) struct Supervisor;
+
+impl Actor for Supervisor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Setup;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Message>,
+        setup: Setup,
+    ) -> std::result::Result<State, ActorProcessingErr> {
+        let Setup { job, speculator, folder, journal, position, weights, adam, devices, fault, observer, ended } =
+            setup;
+        let (rewarder, _) =
+            Actor::spawn_linked(None, Rewarder, (job.clone(), myself.clone()), myself.get_cell()).await?;
+        let place = folder.dir().to_path_buf();
+        let books = (folder, journal, job.plan.checkpoint.keep, myself.clone());
+        let (recorder, _) = Actor::spawn_linked(None, Recorder, books, myself.get_cell()).await?;
+        let seat = |name| Seat { name, actor: None, machine: Device::default(), timeline: Timeline::default() };
+        let mut state = State {
+            restarts: supervise::Supervisor::new(&job.plan.supervision),
+            adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
+            weights_sha256: weights.sha256()?,
+            seats: devices.into_iter().map(seat).collect(),
+            activity: Activity::Recording { pending: 0, then: None },
+            metrics: StepMetrics::default(),
+            began: Instant::now(),
+            clock: Instant::now(),
+            rollouts: 0,
+            ended: Some(ended),
+            folder: place,
+            myself,
+            job,
+            speculator,
+            rewarder,
+            recorder,
+            position,
+            weights,
+            fault,
+            observer,
+        };
+        for device in 0..state.seats.len() {
+            state.start_device(device).await?;
+        }
+        Ok(state)
+    }
+
+    async fn post_start(&self, _: ActorRef<Message>, state: &mut State) -> std::result::Result<(), ActorProcessingErr> {
+        state.begin_step();
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        match message {
+            Message::Report { device, epoch, report } => state.hear(device, epoch, report),
+            Message::Scored { rollout, group, verdicts } => state.scored(rollout, group, verdicts),
+            Message::Committed => state.committed(),
+            Message::Failed(error) => state.end(Err(*error)),
+            Message::Restart { device } => {
+                state.start_device(device).await?;
+                state.rejoin(device);
+            }
+            Message::Interrupt => state.interrupt(),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Message>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, reason) => state.actor_failed(&cell, &reason.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) if state.ended.is_some() => {
+                state.actor_failed(&cell, &reason.unwrap_or_else(|| "it ended by itself".into()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn start_device(&mut self, device: usize) -> std::result::Result<(), ActorProcessingErr> {
+        let seat = &mut self.seats[device];
+        let epoch = seat.machine.epoch();
+        let _ = seat.machine.apply(device::Event::Restarted { epoch });
+        let fault_at = self.fault.filter(|f| f.device == device && epoch == 0).map(|f| f.cycle);
+        let identity = Identity { device, epoch, name: seat.name.clone(), fault_at };
+        let arguments = (identity, self.myself.clone());
+        let (actor, _) = Actor::spawn_linked(None, DeviceActor, arguments, self.myself.get_cell()).await?;
+        seat.actor = Some(actor);
+        Ok(())
+    }
+
+    /// A request to a device: passed on if its machine allows it.
+    fn request(&mut self, device: usize, event: device::Event, command: Command) {
+        let seat = &mut self.seats[device];
+        let effects = seat.machine.apply(event);
+        if let [device::Effect::Refused(refused)] = effects[..] {
+            tracing::error!(device, ?refused, "a device was asked for what it cannot do");
+            return;
+        }
+        seat.timeline.enter(seat.machine.phase(), self.began.elapsed().as_secs_f64());
+        if let Some(actor) = &seat.actor {
+            // A dead device's loss is reported by its supervision event.
+            let _ = actor.cast(DeviceMessage::Command(command));
+        }
+    }
+
+    /// A report of a device for its machine.
+    fn note(&mut self, device: usize, event: device::Event) {
+        let seat = &mut self.seats[device];
+        let _ = seat.machine.apply(event);
+        seat.timeline.enter(seat.machine.phase(), self.began.elapsed().as_secs_f64());
+    }
+
+    fn hear(&mut self, device: usize, epoch: u64, report: Report) {
+        if epoch != self.seats[device].machine.epoch() || !self.seats[device].machine.is_up() {
+            return;
+        }
+        match report {
+            Report::GroupDone { rollout, group } => self.group_done(device, epoch, rollout, group),
+            Report::DrafterStopped { training } => self.drafter_stopped(device, epoch, training),
+            Report::Computed { part } => self.computed(device, epoch, part),
+            Report::Finished => self.updated(device, epoch),
+            Report::Died { .. } => {}
+        }
+    }
+
+    fn actor_failed(&mut self, cell: &ActorCell, reason: &str) {
+        let is_it = |seat: &Seat| seat.actor.as_ref().is_some_and(|a| a.get_id() == cell.get_id());
+        match self.seats.iter().position(is_it) {
+            Some(device) => self.lose(device, reason),
+            None => self.end(Err(Error::Runtime { reason: reason.into() })),
+        }
+    }
+
+    fn lose(&mut self, device: usize, reason: &str) {
+        let epoch = self.seats[device].machine.epoch();
+        self.seats[device].actor = None;
+        self.note(device, device::Event::Lost { epoch });
+        tracing::warn!(device, reason, "a device was lost");
+        let decision = self.restarts.lost(self.clock.elapsed().as_secs_f64(), device);
+        match decision {
+            Decision::Restart { after_ms } => {
+                let Position { stage, step } = self.position;
+                let event = Event::DeviceRestarted { device, stage, step, reason: reason.into() };
+                let _ = self.recorder.cast(Record::Note(event));
+                self.metrics.restarts += 1;
+                self.observer.tell(Progress::DeviceLost { device, reason: reason.into(), after_ms });
+                self.myself.send_after(Duration::from_millis(after_ms), move || Message::Restart { device });
+                self.without(device);
+            }
+            Decision::Escalate { reason: why } => {
+                self.end(Err(Error::Device { reason: format!("{why}; the last time: {reason}") }));
+            }
+        }
+    }
+
+    /// A lost device's work goes to others.
+    fn without(&mut self, device: usize) {
+        match &self.activity {
+            Activity::Rolling(_) => self.rolling_without(device),
+            Activity::Updating(_) => self.updating_without(device),
+            Activity::Recording { .. } => {}
+        }
+    }
+
+    /// A restarted device joins in.
+    fn rejoin(&mut self, device: usize) {
+        match &self.activity {
+            Activity::Rolling(_) => self.offer_room(device),
+            Activity::Updating(_) => self.feed(device),
+            Activity::Recording { .. } => {}
+        }
+    }
+
+    fn interrupt(&mut self) {
+        let pending = if let Activity::Recording { pending, .. } = self.activity { pending } else { 0 };
+        let _ = self.recorder.cast(Record::Commit { event: Event::Interrupted, checkpoint: None });
+        self.activity = Activity::Recording { pending: pending + 1, then: Some(Ended::Interrupted) };
+        self.observer.tell(Progress::Stopping);
+    }
+
+    fn end(&mut self, result: Result<Ended>) {
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.send(result);
+        }
+        self.myself.stop(None);
+    }
+}

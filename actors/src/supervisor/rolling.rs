@@ -1,0 +1,225 @@
+//! A rollout in progress: groups to devices, verdicts back, drafter training in between.
+
+use std::sync::Arc;
+
+use kernels::NoiseKey;
+use models::data::Problem;
+use models::{Decoding, Target};
+use state::algorithm::advantages;
+use state::device;
+use state::plan::{Evaluate, Grpo, Step};
+use state::step::{Effect, Event, StepMachine};
+
+use super::{Activity, State, measure};
+use crate::engine::Command;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::rewarder::{Score, Verdict};
+use crate::rollout::{Group, Rollout};
+use crate::update::Item;
+
+/// Separates the noise of rollouts from other uses.
+const STREAM: u32 = 1;
+
+pub(crate) struct Rolling {
+    rollout: Arc<Rollout>,
+    machine: StepMachine,
+    verdicts: Vec<Option<Vec<Verdict>>>,
+    /// Groups a device may have at once.
+    room: usize,
+    /// Seconds since the step began when the last group was done.
+    drained_s: f64,
+}
+
+impl State {
+    pub(super) fn begin_grpo(&mut self, grpo: &Grpo) -> Result<()> {
+        let (first, number) = self.cursor();
+        let job = self.job.clone();
+        let group = |i: u64| {
+            let noise = |sample| NoiseKey::new(job.plan.seed, STREAM, number, i as u32, sample);
+            let noise = (0..u32::try_from(grpo.group).unwrap_or(u32::MAX)).map(noise).collect();
+            self.group(job.dataset.problem(i), noise)
+        };
+        let groups = (first..first + grpo.prompts as u64).map(group).collect::<Result<_>>()?;
+        self.begin_rollout(groups, job.plan.sampling.temperature, job.plan.speculation.training.is_some());
+        Ok(())
+    }
+
+    pub(super) fn begin_evaluate(&mut self, evaluate: &Evaluate) -> Result<()> {
+        let job = self.job.clone();
+        // Greedy: the noise is not used.
+        let noise = NoiseKey::new(job.plan.seed, STREAM, 0, 0, 0);
+        let problems = 0..evaluate.problems as u64;
+        let groups = problems.map(|i| self.group(job.dataset.heldout(i), vec![noise])).collect::<Result<_>>()?;
+        self.begin_rollout(groups, 0.0, false);
+        Ok(())
+    }
+
+    fn group(&self, problem: Problem, noise: Vec<NoiseKey>) -> Result<Group> {
+        Ok(Group { prompt: self.job.prompt(&problem)?, problem, noise })
+    }
+
+    fn begin_rollout(&mut self, groups: Vec<Group>, temperature: f32, trains_drafter: bool) {
+        let job = &self.job;
+        let decoding = Decoding {
+            temperature,
+            tokens_max: job.plan.sampling.tokens_max,
+            eos: job.config.eos.clone(),
+            keep_hidden: self.speculator.wants_hidden(),
+        };
+        let target = match Target::new(&job.config, &self.weights, &job.rope) {
+            Ok(target) => Arc::new(target),
+            Err(error) => return self.end(Err(Error::Model(error.into()))),
+        };
+        let samples = groups.first().map_or(1, |g| g.noise.len());
+        let machine = StepMachine::new(groups.len(), self.seats.len(), trains_drafter);
+        let verdicts = vec![None; groups.len()];
+        self.rollouts += 1;
+        let rollout = Arc::new(Rollout::new(self.rollouts, target, decoding, groups, self.speculator.clone()));
+        let room = (job.plan.devices.slots_max / samples).max(1);
+        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, room, drained_s: 0.0 });
+        for device in 0..self.seats.len() {
+            if self.seats[device].machine.is_up() {
+                self.offer_room(device);
+            } else {
+                self.rolling_without(device);
+            }
+        }
+    }
+
+    /// Tells the machine what a device can take.
+    pub(super) fn offer_room(&mut self, device: usize) {
+        let Activity::Rolling(rolling) = &self.activity else { return };
+        let room = rolling.room.saturating_sub(rolling.machine.in_flight(device));
+        let epoch = self.seats[device].machine.epoch();
+        self.advance(Event::DeviceReady { device, epoch, room });
+    }
+
+    pub(super) fn rolling_without(&mut self, device: usize) {
+        self.advance(Event::DeviceLost { device });
+    }
+
+    fn advance(&mut self, event: Event) {
+        let Activity::Rolling(rolling) = &mut self.activity else { return };
+        for effect in rolling.machine.apply(event) {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let Activity::Rolling(rolling) = &self.activity else { return };
+        let rollout = rolling.rollout.clone();
+        match effect {
+            Effect::Assign { device, group } => {
+                self.request(device, device::Event::Assigned, Command::Decode { rollout, group });
+            }
+            Effect::TrainDrafter { device, training } => {
+                let command = Command::TrainDrafter { rollout, training };
+                self.request(device, device::Event::TrainingRequested, command);
+            }
+            Effect::PreemptDrafter { device } => {
+                self.request(device, device::Event::PreemptionRequested, Command::Preempt);
+            }
+            Effect::StartUpdate => self.rolled_out(),
+        }
+    }
+
+    pub(super) fn group_done(&mut self, device: usize, epoch: u64, rollout: u64, group: usize) {
+        let now_s = self.began.elapsed().as_secs_f64();
+        let Activity::Rolling(rolling) = &mut self.activity else { return };
+        if rolling.rollout.number != rollout {
+            return;
+        }
+        rolling.drained_s = now_s;
+        let score = Score { rollout: rolling.rollout.clone(), group };
+        let is_drained = rolling.machine.in_flight(device) == 1;
+        let _ = self.rewarder.cast(score);
+        if is_drained {
+            self.note(device, device::Event::Drained { epoch });
+        }
+        self.advance(Event::GroupDone { device, epoch, group });
+        self.offer_room(device);
+    }
+
+    pub(super) fn drafter_stopped(&mut self, device: usize, epoch: u64, training: u64) {
+        self.note(device, device::Event::TrainingStopped { epoch });
+        self.advance(Event::DrafterStopped { device, epoch, training });
+    }
+
+    pub(super) fn scored(&mut self, rollout: u64, group: usize, verdicts: Vec<Verdict>) {
+        let Activity::Rolling(rolling) = &mut self.activity else { return };
+        if rolling.rollout.number != rollout {
+            return;
+        }
+        rolling.verdicts[group] = Some(verdicts);
+        let done = rolling.verdicts.iter().flatten().count();
+        self.observer.tell(Progress::Groups { done, total: rolling.verdicts.len() });
+        self.advance(Event::Scored { group });
+    }
+
+    /// All groups are scored: measure, then learn from them or record the evaluation.
+    fn rolled_out(&mut self) {
+        let next = Activity::Recording { pending: 0, then: None };
+        let Activity::Rolling(rolling) = std::mem::replace(&mut self.activity, next) else { return };
+        self.measure(&rolling);
+        let job = self.job.clone();
+        match job.plan.steps.get(self.position.stage) {
+            Some(Step::Grpo(grpo)) => match items(&rolling, grpo) {
+                Ok(items) => self.begin_policy_update(grpo, items),
+                Err((rollouts, reason)) => {
+                    let state::run::Position { stage, step } = self.position;
+                    self.end(Err(Error::NothingScored { stage, step, rollouts, reason }));
+                }
+            },
+            _ => self.commit(),
+        }
+    }
+
+    fn measure(&mut self, rolling: &Rolling) {
+        let now_s = self.began.elapsed().as_secs_f64();
+        let verdicts: Vec<&Verdict> = rolling.verdicts.iter().flatten().flatten().collect();
+        let answers: Vec<_> = (0..rolling.verdicts.len()).flat_map(|g| rolling.rollout.answers(g)).collect();
+        let scores: Vec<f32> = verdicts.iter().filter_map(|v| v.outcome.score()).collect();
+        let counts = rolling.rollout.counts();
+        let m = &mut self.metrics;
+        measure::lengths(m, answers.iter().map(|a| a.log_probs.len()).collect());
+        m.truncated = answers.iter().filter(|a| a.truncated).count();
+        m.failed = verdicts.len() - scores.len();
+        m.reward = scores.iter().map(|s| f64::from(*s)).sum::<f64>() / scores.len().max(1) as f64;
+        m.accuracy = verdicts.iter().filter(|v| v.is_correct).count() as f64 / verdicts.len().max(1) as f64;
+        m.rollout_s = rolling.drained_s;
+        // What counts is the finished answers; a lost device's tokens were decoded twice.
+        m.tokens = answers.iter().map(|a| a.log_probs.len() as u64).sum();
+        m.cycles = counts.cycles;
+        (m.drafted_cycles, m.drafted_tokens) = counts.drafted;
+        let ratio =
+            |(cycles, tokens): (u64, u64), none: f64| if cycles > 0 { tokens as f64 / cycles as f64 } else { none };
+        m.accept_length = ratio(counts.drafted, 1.0);
+        m.learned_accept_length = ratio(counts.learned, 0.0);
+        m.tokens_per_s = m.tokens as f64 / m.rollout_s.max(1e-9);
+        m.plain_tokens_per_s = if counts.plain_s > 0.0 { m.tokens_per_s * counts.busy_s / counts.plain_s } else { 0.0 };
+        m.drafter_batches = counts.drafter_batches;
+        m.drafter_loss = counts.drafter_loss;
+        m.drafter_version = self.speculator.version();
+        m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();
+        measure::idle(m);
+    }
+}
+
+/// Answers with their advantages, in the order of groups and samples; a failed one teaches nothing but keeps its place.
+fn items(rolling: &Rolling, grpo: &Grpo) -> std::result::Result<Vec<Option<Item>>, (usize, String)> {
+    let mut items = Vec::new();
+    let mut reason = None;
+    for (group, verdicts) in rolling.verdicts.iter().enumerate() {
+        let outcomes: Vec<_> = verdicts.iter().flatten().map(|v| v.outcome.clone()).collect();
+        reason = reason.or(outcomes.iter().find_map(|o| match o {
+            state::algorithm::Outcome::Failed(reason) => Some(reason.clone()),
+            state::algorithm::Outcome::Scored(_) => None,
+        }));
+        for (answer, advantage) in rolling.rollout.answers(group).into_iter().zip(advantages(&outcomes, grpo.normalize))
+        {
+            items.push(advantage.map(|advantage| Item::of(answer, advantage)));
+        }
+    }
+    if items.iter().any(Option::is_some) { Ok(items) } else { Err((items.len(), reason.unwrap_or_default())) }
+}

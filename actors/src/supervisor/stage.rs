@@ -1,0 +1,133 @@
+//! From step to step: begin it, commit it, go on.
+
+use std::time::Instant;
+
+use models::load::export::{Precision, export};
+use models::optim::AdamW;
+use state::journal::Event;
+use state::metrics::StepMetrics;
+use state::plan::{self, Export, Plan, Step};
+use state::run::{Position, steps_of};
+use std::sync::Arc;
+
+use super::{Activity, State};
+use crate::error::Result;
+use crate::folder::Checkpoint;
+use crate::progress::{Ended, Progress};
+use crate::recorder::Record;
+
+fn kind(step: &Step) -> &'static str {
+    match step {
+        Step::Sft(_) => "sft",
+        Step::Grpo(_) => "grpo",
+        Step::Evaluate(_) => "evaluate",
+        Step::Export(_) => "export",
+    }
+}
+
+/// Training problems and optimiser steps that a plan uses before a position.
+fn used_before(plan: &Plan, at: Position) -> (u64, u32) {
+    let mut used = (0, 0);
+    for (stage, step) in plan.steps.iter().enumerate().take(at.stage + 1) {
+        let steps = if stage == at.stage { at.step } else { steps_of(step) };
+        let problems = match step {
+            Step::Sft(sft) => sft.batch,
+            Step::Grpo(grpo) => grpo.prompts,
+            Step::Evaluate(_) | Step::Export(_) => continue,
+        };
+        used.0 += (steps * problems) as u64;
+        used.1 += u32::try_from(steps).unwrap_or(u32::MAX);
+    }
+    used
+}
+
+impl State {
+    /// The next training problem, and the number of the optimiser step in the run.
+    pub(super) fn cursor(&self) -> (u64, u32) {
+        used_before(&self.job.plan, self.position)
+    }
+
+    pub(super) fn begin_step(&mut self) {
+        let job = self.job.clone();
+        let Some(step) = job.plan.steps.get(self.position.stage) else { return self.complete() };
+        let steps = steps_of(step);
+        self.began = Instant::now();
+        let Position { stage, step: number } = self.position;
+        self.metrics = StepMetrics { stage, step: number, steps, kind: kind(step).into(), ..StepMetrics::default() };
+        self.observer.tell(Progress::StepBegan {
+            stage: (stage, job.plan.steps.len()),
+            step: (number, steps),
+            kind: kind(step),
+        });
+        if number == 0 && matches!(step, Step::Sft(_) | Step::Grpo(_)) {
+            // Each stage has an optimiser of its own.
+            self.adam = Arc::new(AdamW::new(&self.weights));
+        }
+        let begun = match step {
+            Step::Sft(sft) => self.begin_sft(sft),
+            Step::Grpo(grpo) => self.begin_grpo(grpo),
+            Step::Evaluate(evaluate) => self.begin_evaluate(evaluate),
+            Step::Export(to) => tokio::task::block_in_place(|| self.export(to)),
+        };
+        if let Err(error) = begun {
+            self.end(Err(error));
+        }
+    }
+
+    fn export(&mut self, to: &Export) -> Result<()> {
+        let job = &self.job;
+        let raw = self.weights.to_raw()?;
+        let folder = self.folder.join(&to.to);
+        let precision = match to.precision {
+            plan::Precision::F32 => Precision::F32,
+            plan::Precision::F16 => Precision::F16,
+        };
+        export(&folder, &job.config, &raw, precision, &job.tokenizer, job.chat_source.as_deref())?;
+        self.commit();
+        Ok(())
+    }
+
+    /// Makes the step durable; a checkpoint with it where the plan says so, and at the end of a stage.
+    pub(super) fn commit(&mut self) {
+        let plan = &self.job.plan;
+        let Position { stage, step } = self.position;
+        let changes_weights = matches!(self.metrics.kind.as_str(), "sft" | "grpo");
+        let is_due = (step + 1) % plan.checkpoint.every == 0 || step + 1 == self.metrics.steps;
+        let checkpoint = (changes_weights && is_due).then(|| {
+            let (weights, adam) = (self.weights.clone(), self.adam.clone());
+            (format!("{stage:03}-{:06}", step + 1), Checkpoint { weights, adam, drafter: self.speculator.published() })
+        });
+        self.metrics.wall_s = self.began.elapsed().as_secs_f64();
+        let event = Event::StepCommitted {
+            metrics: Box::new(self.metrics.clone()),
+            weights_sha256: self.weights_sha256.clone(),
+            checkpoint: checkpoint.as_ref().map(|c| c.0.clone()),
+        };
+        self.record(Record::Commit { event, checkpoint }, None);
+    }
+
+    fn complete(&mut self) {
+        let event = Event::RunCompleted { weights_sha256: self.weights_sha256.clone() };
+        self.record(Record::Commit { event, checkpoint: None }, Some(Ended::Complete));
+    }
+
+    fn record(&mut self, record: Record, then: Option<Ended>) {
+        let _ = self.recorder.cast(record);
+        self.activity = Activity::Recording { pending: 1, then };
+    }
+
+    pub(super) fn committed(&mut self) {
+        let Activity::Recording { pending, then } = &mut self.activity else { return };
+        *pending -= 1;
+        if *pending > 0 {
+            return;
+        }
+        if let Some(ended) = *then {
+            return self.end(Ok(ended));
+        }
+        self.metrics.checkpoint_s = self.began.elapsed().as_secs_f64() - self.metrics.wall_s;
+        self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
+        self.position = self.position.after(&self.job.plan);
+        self.begin_step();
+    }
+}

@@ -1,0 +1,167 @@
+//! An update in progress: micro-batches to devices in any order, then one of them takes the step.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use models::Target;
+use state::device;
+use state::plan::{Grpo, Optimizer, Sft};
+use state::run::Position;
+
+use super::{Activity, State};
+use crate::engine::Command;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::speculator::lock;
+use crate::update::{Item, Objective, Update};
+
+pub(crate) struct Updating {
+    update: Arc<Update>,
+    pending: VecDeque<usize>,
+    /// Micro-batch of each busy device.
+    doing: BTreeMap<usize, usize>,
+    done: usize,
+    finisher: Option<usize>,
+    /// Seconds since the step began.
+    began_s: f64,
+}
+
+impl State {
+    pub(super) fn begin_sft(&mut self, sft: &Sft) -> Result<()> {
+        let (first, _) = self.cursor();
+        let item = |i: u64| -> Result<Item> {
+            let sequence = self.job.solution(&self.job.dataset.problem(i))?;
+            Ok(Item { sequence, recorded: Vec::new(), advantage: 0.0 })
+        };
+        let items: Vec<Option<Item>> =
+            (first..first + sft.batch as u64).map(|i| Ok(Some(item(i)?))).collect::<Result<_>>()?;
+        self.metrics.tokens = items.iter().flatten().map(|i| i.sequence.answer().len() as u64).sum();
+        self.begin_update(Objective::Likelihood, items, sft.micro_batch, 1.0, &sft.optimizer, sft.steps);
+        Ok(())
+    }
+
+    pub(super) fn begin_policy_update(&mut self, grpo: &Grpo, items: Vec<Option<Item>>) {
+        let job = self.job.clone();
+        let reference = match grpo.kl == 0.0 {
+            true => None,
+            // The weights that the run started from.
+            false => match Target::new(&job.config, &job.initial, &job.rope) {
+                Ok(target) => Some(Arc::new(target)),
+                Err(error) => return self.end(Err(Error::Model(error.into()))),
+            },
+        };
+        let objective = Objective::Reward { grpo: grpo.clone(), reference };
+        let temperature = job.plan.sampling.temperature;
+        let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
+        self.begin_update(objective, items, grpo.micro_batch, inverse, &grpo.optimizer, grpo.steps);
+    }
+
+    fn begin_update(
+        &mut self,
+        objective: Objective,
+        items: Vec<Option<Item>>,
+        micro_batch: usize,
+        inverse_temperature: f32,
+        optimizer: &Optimizer,
+        steps: usize,
+    ) {
+        let tokens = items.iter().flatten().map(|i| i.sequence.answer().len()).sum::<usize>().max(1);
+        let parts: Vec<Vec<Item>> = items.chunks(micro_batch).map(|c| c.iter().flatten().cloned().collect()).collect();
+        let update = Update {
+            config: self.job.config.clone(),
+            rope: self.job.rope.clone(),
+            weights: self.weights.clone(),
+            objective,
+            tokens,
+            inverse_temperature,
+            optimizer: optimizer.clone(),
+            step: (self.position.step, steps),
+            adam: self.adam.clone(),
+            gradients: parts.iter().map(|_| Mutex::new(None)).collect(),
+            parts,
+            outcome: Mutex::new(None),
+        };
+        let pending = (0..update.parts.len()).collect();
+        let began_s = self.began.elapsed().as_secs_f64();
+        let update = Arc::new(update);
+        self.activity =
+            Activity::Updating(Updating { update, pending, doing: BTreeMap::new(), done: 0, finisher: None, began_s });
+        (0..self.seats.len()).for_each(|device| self.feed(device));
+    }
+
+    /// Gives an idle device the next micro-batch, or the last duty.
+    pub(super) fn feed(&mut self, device: usize) {
+        let is_up = self.seats[device].machine.is_up();
+        let Activity::Updating(updating) = &mut self.activity else { return };
+        if !is_up || updating.doing.contains_key(&device) {
+            return;
+        }
+        let update = updating.update.clone();
+        let command = if let Some(part) = updating.pending.pop_front() {
+            updating.doing.insert(device, part);
+            Command::Compute { update, part }
+        } else if updating.done == updating.update.parts.len() && updating.finisher.is_none() {
+            updating.finisher = Some(device);
+            Command::Finish { update }
+        } else {
+            return;
+        };
+        self.request(device, device::Event::UpdateRequested, command);
+    }
+
+    pub(super) fn computed(&mut self, device: usize, epoch: u64, part: usize) {
+        self.note(device, device::Event::UpdateFinished { epoch });
+        let Activity::Updating(updating) = &mut self.activity else { return };
+        if updating.doing.remove(&device) == Some(part) {
+            updating.done += 1;
+            self.observer.tell(Progress::MicroBatches { done: updating.done, total: updating.update.parts.len() });
+        }
+        self.feed(device);
+    }
+
+    /// What a lost device was doing is done again; if it was summing, everything is.
+    pub(super) fn updating_without(&mut self, device: usize) {
+        let Activity::Updating(updating) = &mut self.activity else { return };
+        if let Some(part) = updating.doing.remove(&device) {
+            updating.pending.push_front(part);
+        }
+        if updating.finisher == Some(device) {
+            updating.finisher = None;
+            updating.done = 0;
+            updating.pending = (0..updating.update.parts.len()).collect();
+        }
+        (0..self.seats.len()).for_each(|device| self.feed(device));
+    }
+
+    pub(super) fn updated(&mut self, device: usize, epoch: u64) {
+        self.note(device, device::Event::UpdateFinished { epoch });
+        let Activity::Updating(updating) = &self.activity else { return };
+        let Some(outcome) = lock(&updating.update.outcome).take() else { return };
+        let now_s = self.began.elapsed().as_secs_f64();
+        self.metrics.update_s = now_s - updating.began_s;
+        self.metrics.loss = outcome.loss;
+        if !outcome.norm.is_finite() {
+            let Position { stage, step } = self.position;
+            return self.end(Err(Error::NotFinite { stage, step, norm: outcome.norm }));
+        }
+        (self.weights, self.adam) = (outcome.weights, outcome.adam);
+        match self.weights.sha256() {
+            Ok(hash) => self.weights_sha256 = hash,
+            Err(error) => return self.end(Err(error.into())),
+        }
+        self.append_timeline(now_s);
+        self.commit();
+    }
+
+    /// Adds the update to the picture of the step.
+    fn append_timeline(&mut self, now_s: f64) {
+        let offset = self.metrics.timeline.iter().flatten().fold(0.0, |end: f64, s| end.max(s.end_s));
+        self.metrics.timeline.resize(self.seats.len(), Vec::new());
+        for (seat, spans) in self.seats.iter_mut().zip(&mut self.metrics.timeline) {
+            spans.extend(seat.timeline.take(now_s).into_iter().filter(|s| s.end_s > offset).map(|mut s| {
+                s.start_s = s.start_s.max(offset);
+                s
+            }));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One step of the optimiser: micro-batches that devices compute in any order, summed in a fixed tree.
+
+use std::sync::{Arc, Mutex};
+
+use kernels::RopeTable;
+use models::optim::{AdamW, Gradients, learning_rate, tree_sum};
+use models::train::{Sequence, gradient, log_probs};
+use models::{Answer, Config, Target, Weights};
+use state::algorithm::token_signal;
+use state::plan::{Grpo, Optimizer};
+
+use crate::error::Result;
+use crate::speculator::lock;
+
+/// A sequence, and for reinforcement its recorded log-probabilities and its advantage.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) sequence: Sequence,
+    pub(crate) recorded: Vec<f32>,
+    pub(crate) advantage: f32,
+}
+
+/// What is minimised, as a mean over `tokens` tokens of the whole step.
+#[derive(Debug, Clone)]
+pub(crate) enum Objective {
+    /// Negative log-likelihood.
+    Likelihood,
+    /// The algorithm's signal; with the reference model if it has a KL term.
+    Reward { grpo: Grpo, reference: Option<Arc<Target>> },
+}
+
+pub(crate) struct Update {
+    pub(crate) config: Config,
+    pub(crate) rope: RopeTable,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) objective: Objective,
+    pub(crate) tokens: usize,
+    pub(crate) inverse_temperature: f32,
+    pub(crate) optimizer: Optimizer,
+    /// Step and steps of the stage, for the schedule.
+    pub(crate) step: (usize, usize),
+    /// Moments before the step.
+    pub(crate) adam: Arc<AdamW>,
+    pub(crate) parts: Vec<Vec<Item>>,
+    pub(crate) gradients: Vec<Mutex<Option<(Gradients, f64)>>>,
+    pub(crate) outcome: Mutex<Option<Outcome>>,
+}
+
+/// What a step made.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) adam: Arc<AdamW>,
+    pub(crate) loss: f64,
+    pub(crate) norm: f64,
+}
+
+impl Update {
+    /// Gradient of one micro-batch; the same bits on any device.
+    pub(crate) fn compute(&self, part: usize) -> Result<()> {
+        let items = self.learned(part);
+        let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence.clone()).collect();
+        let mut loss = 0.0;
+        let gradients = if sequences.is_empty() {
+            self.weights.zeros()
+        } else {
+            let reference = self.reference(&sequences)?;
+            gradient(&self.config, &self.weights, &self.rope, &sequences, self.inverse_temperature, |now| {
+                let (total, slopes) = self.signal(&items, now, reference.as_deref());
+                loss = total;
+                slopes
+            })?
+        };
+        *lock(&self.gradients[part]) = Some((gradients, loss));
+        Ok(())
+    }
+
+    /// Items that pull the weights: an advantage of zero without a KL term adds exactly nothing.
+    fn learned(&self, part: usize) -> Vec<&Item> {
+        let pulls = |item: &&Item| match &self.objective {
+            Objective::Likelihood => true,
+            Objective::Reward { grpo, .. } => item.advantage != 0.0 || grpo.kl != 0.0,
+        };
+        self.parts[part].iter().filter(pulls).collect()
+    }
+
+    fn reference(&self, sequences: &[Sequence]) -> Result<Option<Vec<Vec<f32>>>> {
+        let Objective::Reward { reference: Some(reference), .. } = &self.objective else { return Ok(None) };
+        Ok(Some(log_probs(reference, sequences, self.inverse_temperature)?))
+    }
+
+    /// Loss of the items and its derivative by each log-probability, both divided by the tokens of the step.
+    fn signal(&self, items: &[&Item], now: &[Vec<f32>], reference: Option<&[Vec<f32>]>) -> (f64, Vec<Vec<f32>>) {
+        let mut total = 0.0;
+        let mut slopes = Vec::with_capacity(now.len());
+        for (i, (item, now)) in items.iter().zip(now).enumerate() {
+            let mut of_item = Vec::with_capacity(now.len());
+            for (t, now) in now.iter().enumerate() {
+                let (loss, slope) = match &self.objective {
+                    Objective::Likelihood => (-now, -1.0),
+                    Objective::Reward { grpo, .. } => {
+                        token_signal(grpo, *now, item.recorded[t], reference.map(|r| r[i][t]), item.advantage)
+                    }
+                };
+                total += f64::from(loss) / self.tokens as f64;
+                of_item.push(slope / self.tokens as f32);
+            }
+            slopes.push(of_item);
+        }
+        (total, slopes)
+    }
+
+    /// Sums all micro-batches and takes the step.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let parts: Vec<(Gradients, f64)> = self.gradients.iter().filter_map(|g| lock(g).take()).collect();
+        let loss = parts.iter().map(|p| p.1).sum();
+        let sum = tree_sum(parts.into_iter().map(|p| p.0).collect());
+        let mut adam = (*self.adam).clone();
+        let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
+        let (weights, norm) = adam.step(&self.weights, &sum, &self.optimizer, lr)?;
+        *lock(&self.outcome) = Some(Outcome { weights: Arc::new(weights), adam: Arc::new(adam), loss, norm });
+        Ok(())
+    }
+}
+
+impl Item {
+    /// An answer and how much better it was than its group.
+    pub(crate) fn of(answer: Answer, advantage: f32) -> Self {
+        let sequence = Sequence { tokens: answer.tokens, prompt: answer.prompt };
+        Self { sequence, recorded: answer.log_probs, advantage }
+    }
+}

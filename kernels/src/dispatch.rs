@@ -1,0 +1,82 @@
+//! Chooses the instruction set at run time. All variants compute the same bits: each lane is an independent chain of
+//! fused multiply-adds, and `f32::mul_add` rounds once everywhere.
+
+use std::sync::OnceLock;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+/// Name of the variant in use: `avx512`, `avx2` or `portable`. The variable `TAPER_KERNELS` asks for a narrower one.
+#[must_use]
+pub fn variant() -> &'static str {
+    match chosen() {
+        Variant::Portable => "portable",
+        Variant::Avx2 => "avx2",
+        Variant::Avx512 => "avx512",
+    }
+}
+
+pub(crate) fn chosen() -> Variant {
+    static CHOSEN: OnceLock<Variant> = OnceLock::new();
+    *CHOSEN.get_or_init(|| match (widest(), std::env::var("TAPER_KERNELS").as_deref()) {
+        (_, Ok("portable")) => Variant::Portable,
+        (Variant::Avx512, Ok("avx2")) => Variant::Avx2,
+        (widest, _) => widest,
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn widest() -> Variant {
+    let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+    let avx512 = std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512) {
+        (true, true) => Variant::Avx512,
+        (true, false) => Variant::Avx2,
+        _ => Variant::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn widest() -> Variant {
+    Variant::Portable
+}
+
+/// Compiles a function body once per instruction set and picks at run time. With `<V>` after the name, the body has a
+/// type `V` of [`Lanes`](crate::lanes::Lanes) for the set.
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $crate::dispatch::simd! { $(#[$meta])* $vis fn $name<V>($($arg: $ty),*) $(-> $ret)? $body }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<V> ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters, reason = "not every body names its lanes")]
+            fn body<V: $crate::lanes::Lanes> ($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::lanes::Avx2>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+                fn avx512 ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::lanes::Avx512>($($arg),*)
+                }
+                match $crate::dispatch::chosen() {
+                    // SAFETY: the processor was asked for these instruction sets when the variant was chosen.
+                    $crate::dispatch::Variant::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::dispatch::Variant::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::dispatch::Variant::Portable => {}
+                }
+            }
+            body::<$crate::lanes::Portable>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd;

@@ -1,0 +1,42 @@
+//! A picture of one step: what each device did over time.
+
+use state::device::Phase;
+use state::metrics::StepMetrics;
+
+const WIDTH: usize = 72;
+
+fn letter(phase: Phase) -> char {
+    match phase {
+        Phase::Idle => '·',
+        Phase::Rollout => '█',
+        Phase::DraftTrain => '▒',
+        Phase::Update => '░',
+    }
+}
+
+/// One line a device, and a legend.
+pub(crate) fn timeline(step: &StepMetrics, devices: &[String]) -> String {
+    let end_s = step.timeline.iter().flatten().fold(0.0, |end: f64, s| end.max(s.end_s));
+    if end_s <= 0.0 {
+        return String::new();
+    }
+    let mut text = String::new();
+    for (device, spans) in step.timeline.iter().enumerate() {
+        let at = |column: usize| {
+            let time_s = (column as f64 + 0.5) / WIDTH as f64 * end_s;
+            let span = spans.iter().find(|s| s.start_s <= time_s && time_s < s.end_s);
+            letter(span.map_or(Phase::Idle, |s| s.phase))
+        };
+        let name = devices.get(device).map_or("device", String::as_str);
+        text.push_str(&format!("  {name:>6} {}\n", (0..WIDTH).map(at).collect::<String>()));
+    }
+    let mark = (step.rollout_s / end_s * WIDTH as f64) as usize;
+    text.push_str(&format!(
+        "  {:>6} {}^ last answer, {:.1} s of {end_s:.1} s\n",
+        "",
+        " ".repeat(mark.min(WIDTH)),
+        step.rollout_s
+    ));
+    text.push_str("         █ rollout   ▒ drafter training   ░ update   · idle\n");
+    text
+}

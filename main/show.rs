@@ -1,0 +1,154 @@
+//! Progress on stderr while a run works, and its report on stdout.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use actors::Progress;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use state::metrics::{Report, StepMetrics};
+
+use crate::picture;
+
+/// Bars for the stage and for the step in it; lines where there is no terminal.
+pub(crate) struct Show {
+    bars: MultiProgress,
+    stage: ProgressBar,
+    step: ProgressBar,
+    shown: Mutex<usize>,
+}
+
+impl Show {
+    pub(crate) fn new() -> Self {
+        let bars = MultiProgress::new();
+        let style =
+            |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = |template: &str| bars.add(ProgressBar::no_length().with_style(style(template)));
+        let stage = bar("{prefix:>10} {bar:30} {pos}/{len} steps  {elapsed_precise}  {eta_precise} left");
+        let step = bar("{prefix:>10} {bar:30} {pos}/{len} {msg}");
+        stage.enable_steady_tick(Duration::from_millis(500));
+        Self { bars, stage, step, shown: Mutex::new(usize::MAX) }
+    }
+
+    pub(crate) fn line(&self, text: &str) {
+        if self.bars.is_hidden() {
+            eprintln!("{text}");
+        } else {
+            let _ = self.bars.println(text);
+        }
+    }
+
+    pub(crate) fn tell(&self, progress: &Progress) {
+        match progress {
+            Progress::StepBegan { stage, step, kind } => self.begin(*stage, *step, kind),
+            Progress::Groups { done, total } => self.advance("rollout", "groups", *done, *total),
+            Progress::MicroBatches { done, total } => self.advance("update", "micro-batches", *done, *total),
+            Progress::StepDone(metrics) => {
+                self.stage.set_position(metrics.step as u64 + 1);
+                if let Some(line) = step_line(metrics) {
+                    self.line(&line);
+                }
+            }
+            Progress::DeviceLost { device, reason, after_ms } => {
+                self.line(&format!("  device {device} was lost ({reason}); it starts again in {after_ms} ms"));
+            }
+            Progress::Stopping => self.line("  stopping; the same command goes on from here"),
+        }
+    }
+
+    fn begin(&self, stage: (usize, usize), step: (usize, usize), kind: &'static str) {
+        let mut shown = self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *shown != stage.0 {
+            *shown = stage.0;
+            self.stage.reset();
+            self.stage.set_prefix(kind);
+            self.stage.set_length(step.1 as u64);
+        }
+        self.stage.set_position(step.0 as u64);
+    }
+
+    fn advance(&self, what: &'static str, unit: &'static str, done: usize, total: usize) {
+        self.step.set_prefix(what);
+        self.step.set_message(unit);
+        self.step.set_length(total as u64);
+        self.step.set_position(done as u64);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.stage.finish_and_clear();
+        self.step.finish_and_clear();
+    }
+}
+
+/// One line for a step; every tenth of an SFT stage.
+fn step_line(m: &StepMetrics) -> Option<String> {
+    let at = format!("{:>9} {}/{}", m.kind, m.step + 1, m.steps);
+    match m.kind.as_str() {
+        "sft" if (m.step + 1).is_multiple_of(10) || m.step + 1 == m.steps => {
+            Some(format!("{at}  loss {:.4}  {:.0} tokens/s", m.loss, m.tokens as f64 / m.wall_s.max(1e-9)))
+        }
+        "grpo" => Some(format!(
+            "{at}  reward {:.3}  accuracy {:.0} %  length {:.0} mean {} p75 {} max  accept {:.2}  {:.0} tokens/s, {}  \
+             idle {:.1} s, {} used  {:.1} s",
+            m.reward,
+            m.accuracy * 100.0,
+            m.length_mean,
+            m.length_p75,
+            m.length_max,
+            m.accept_length,
+            m.tokens_per_s,
+            times_plain(m.tokens_per_s, m.plain_tokens_per_s),
+            m.idle_s,
+            percent(m.idle_used_s, m.idle_s),
+            m.wall_s + m.checkpoint_s,
+        )),
+        "evaluate" => Some(format!(
+            "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s",
+            m.accuracy * 100.0,
+            m.rollouts,
+            m.wall_s
+        )),
+        _ => None,
+    }
+}
+
+fn times_plain(rate: f64, plain: f64) -> String {
+    if plain > 0.0 { format!("{:.2}x plain", rate / plain) } else { "plain rate not measured".into() }
+}
+
+fn percent(part: f64, whole: f64) -> String {
+    if whole > 0.0 { format!("{:.0} %", part / whole * 100.0) } else { "0 %".into() }
+}
+
+/// The report for people.
+pub(crate) fn report(r: &Report) -> String {
+    let mut text = format!(
+        "\n{} is {}: {} optimiser steps in {:.1} s (rollout {:.1} s, update {:.1} s)\n",
+        r.name, r.status, r.steps, r.wall_s, r.rollout_s, r.update_s
+    );
+    if let (Some(before), Some(after)) = (r.accuracy_before, r.accuracy_after) {
+        text +=
+            &format!("  accuracy on held-out problems: {:.1} % before, {:.1} % after\n", before * 100.0, after * 100.0);
+    }
+    if r.tokens > 0 {
+        let rate = times_plain(r.tokens_per_s, r.plain_tokens_per_s);
+        text += &format!("  {} tokens sampled, {:.0} tokens/s, {rate}\n", r.tokens, r.tokens_per_s);
+    }
+    let drafting: Vec<f64> = r.learned_accept_length.iter().copied().filter(|a| *a > 0.0).collect();
+    if let (Some(first), Some(last)) = (drafting.first(), drafting.last()) {
+        text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
+    }
+    if r.idle_s > 0.0 {
+        let used = percent(r.idle_used_s, r.idle_s);
+        text += &format!("  devices waited {:.1} s for the last answers; {used} of it trained the drafter\n", r.idle_s);
+    }
+    text += &format!("  weights {}  kernels {}  devices {}\n", r.weights_sha256, r.kernels, r.devices.join(", "));
+    if let Some(step) = r.history.iter().rev().find(|m| m.kind == "grpo") {
+        text += &format!(
+            "\n  step {} of {}, by device:\n{}",
+            step.step + 1,
+            step.steps,
+            picture::timeline(step, &r.devices)
+        );
+    }
+    text
+}

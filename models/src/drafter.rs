@@ -1,0 +1,50 @@
+//! Who proposes tokens. The decode loop knows only this trait; whatever is proposed, the emitted tokens are the target's.
+
+pub mod eagle;
+pub mod learn;
+pub mod suffix;
+
+use kernels::NoiseKey;
+use state::plan::Strategy;
+
+use crate::error::Result;
+use state::speculation::DraftTree;
+
+/// What a drafter may see of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Identity of the request on this device, never used again for another.
+    pub id: u64,
+    /// Prompt and answer so far; the last token has not been through the target.
+    pub tokens: &'a [u32],
+    /// Length of the prompt.
+    pub prompt: usize,
+    /// Target hidden states `(rows, hidden)` of the first tokens, shared by the group, and of the following ones.
+    /// Together one row for each token but the last; empty if no drafter asked for them.
+    pub hidden: [&'a [f32]; 2],
+    /// Noise of the answer.
+    pub noise: NoiseKey,
+    /// Sampling temperature.
+    pub temperature: f32,
+    /// Deepest level that can still be accepted.
+    pub depth_max: usize,
+    /// Other answers to the same prompt in this batch: prompt and answer so far.
+    pub siblings: &'a [&'a [u32]],
+}
+
+/// Proposes tokens.
+pub trait Drafter: Send {
+    /// Whether it reads hidden states.
+    fn wants_hidden(&self) -> bool {
+        false
+    }
+
+    /// One draft for each request.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>>;
+
+    /// The request has ended with these tokens (prompt and answer).
+    fn ended(&mut self, _id: u64, _tokens: &[u32], _prompt: usize) {}
+}

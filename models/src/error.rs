@@ -1,0 +1,225 @@
+//! What can go wrong with models and data. A message names the thing, the value, the place and what to do.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model or a dataset could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A prompt has no tokens or fills the model's positions.
+    #[error(
+        "a prompt of {tokens} tokens leaves no room for an answer in a model of {positions_max} positions; shorten the prompt"
+    )]
+    PromptLength {
+        /// Its length.
+        tokens: usize,
+        /// The model's longest sequence.
+        positions_max: usize,
+    },
+    /// A file that must be there is not.
+    #[error("{what} `{}` does not exist; check the path", path.display())]
+    FileMissing {
+        /// What the file is for.
+        what: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The system refused to read or write.
+    #[error("cannot read or write `{}`; check permissions and free space", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A `.safetensors` file is cut or damaged.
+    #[error("`{}` is not a whole safetensors file; it is cut or damaged, copy it again", path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: safetensors::SafeTensorError,
+    },
+    /// A GGUF file is cut or damaged.
+    #[error("`{}` is not a whole GGUF file: {reason}; it is cut or damaged, copy it again", path.display())]
+    NotGguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that the shape of the model asks for is not there.
+    #[error("tensor `{name}` is missing in {place}; the configuration does not belong to these weights")]
+    MissingTensor {
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// A tensor that the model has no use for: ignoring it would compute something else.
+    #[error("tensor `{name}` in {place} has no place in a Llama model; this architecture is not supported")]
+    UnexpectedTensor {
+        /// Its name.
+        name: String,
+        /// Where it was found.
+        place: String,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error(
+        "tensor `{name}` has shape {found:?} instead of {expected:?}; the configuration does not belong to these weights"
+    )]
+    TensorShape {
+        /// Its name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor's numbers are stored in a form that cannot be read.
+    #[error("tensor `{name}` in {place} is stored as {found}; convert it to f32, f16 or bf16")]
+    TensorDtype {
+        /// Its name.
+        name: String,
+        /// Its form.
+        found: String,
+        /// Where it was found.
+        place: String,
+    },
+    /// A weight is infinite or not a number.
+    #[error("weight {index} of tensor `{name}` in {place} is {value}; the weights are damaged, use an earlier copy")]
+    NonFinite {
+        /// The tensor's name.
+        name: String,
+        /// Position in it, row-major.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// Where it was found.
+        place: String,
+    },
+    /// A weight is too large for f16.
+    #[error("weight {index} of tensor `{name}` is {value}, beyond the range of f16; export as f32")]
+    Overflow {
+        /// The tensor's name.
+        name: String,
+        /// Position in it, row-major.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A field of a model's configuration has a value that is not supported.
+    #[error("`{field}` is {value} in `{}`; supported: {supported}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What would do.
+        supported: String,
+    },
+    /// A JSON file cannot be parsed.
+    #[error("`{}` is not valid JSON at line {line}, column {column}; correct it or copy it again", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A tokenizer cannot be built from what was found.
+    #[error("the tokenizer of `{}` cannot be used: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A character for which the vocabulary has no token.
+    #[error(
+        "character {found:?} at position {position} is not in the vocabulary; reword the text or take another model"
+    )]
+    UnknownChar {
+        /// The character.
+        found: char,
+        /// Its position, in characters from 0.
+        position: usize,
+    },
+    /// A text could not be split into tokens.
+    #[error("text cannot be encoded: {reason}")]
+    Encode {
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// A chat was asked for and the model has no template for it.
+    #[error("the model has no chat template; set `chat: false` or add `chat_template` to its tokenizer_config.json")]
+    NoChatTemplate,
+    /// A chat template failed.
+    #[error("the model's chat template fails; correct `chat_template` in its tokenizer_config.json")]
+    ChatTemplate {
+        /// What is wrong, with its line.
+        source: minijinja::Error,
+    },
+    /// A line of a dataset cannot be used.
+    #[error("`{}`:{line}: {reason}", path.display())]
+    DatasetLine {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What was found and what is wanted.
+        reason: String,
+    },
+    /// A dataset without problems.
+    #[error("dataset `{}` holds no problems; put one JSON object on each line", path.display())]
+    DatasetEmpty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing would be left to train on.
+    #[error("held-out problems ({heldout}) leave none of the {problems} in `{}` for training; lower `heldout`", path.display())]
+    HeldoutTooMany {
+        /// The file.
+        path: PathBuf,
+        /// Problems asked for.
+        heldout: usize,
+        /// Problems there are.
+        problems: usize,
+    },
+    /// A value of the plan's data makes no sense.
+    #[error("`{field}` of the data is {value}; it must be {expected}")]
+    Data {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A file is not the one that was meant.
+    #[error("`{}` has sha256 {found} instead of {expected}; use the file the workflow was written for", path.display())]
+    Sha256 {
+        /// The file.
+        path: PathBuf,
+        /// Its hash, lower-case hex.
+        found: String,
+        /// The hash asked for.
+        expected: String,
+    },
+    /// A folder that an export would overwrite is something else.
+    #[error("`{}` exists and is not an exported model; choose another folder or remove it", path.display())]
+    ExportTarget {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A tensor operation failed.
+    #[error("a tensor operation failed")]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,265 @@
+//! Writes a model as a Hugging Face folder: whole or not at all, the same bytes for the same model.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+
+use super::{Config, RawWeights, place};
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Exact.
+    F32,
+    /// Half the size; rounds to 11 bits.
+    F16,
+}
+
+/// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` to `folder`, by way of
+/// `<folder>.partial`. An exported model that is there already is replaced.
+///
+/// # Errors
+/// If weights do not fit the shape or the precision, the folder is something else, or it cannot be written.
+pub fn export(
+    folder: &Path,
+    config: &Config,
+    weights: &RawWeights,
+    precision: Precision,
+    tokenizer: &Tokenizer,
+    chat_template: Option<&str>,
+) -> Result<()> {
+    weights.check(config, &place(folder))?;
+    replaceable(folder)?;
+    let partial = beside(folder, "partial");
+    remove(&partial)?;
+    io(&partial, fs::create_dir_all(&partial))?;
+    write_json(&partial.join("config.json"), &config_json(config, precision))?;
+    tokenizer.save(&partial.join("tokenizer.json"))?;
+    write_json(&partial.join("tokenizer_config.json"), &tokenizer_json(config, tokenizer, chat_template))?;
+    write_tensors(&partial.join("model.safetensors"), weights, precision)?;
+    publish(&partial, folder)
+}
+
+/// Writes tensors to one safetensors file.
+///
+/// # Errors
+/// If a value does not fit the precision or the file cannot be written.
+pub fn write_tensors(path: &Path, weights: &RawWeights, precision: Precision) -> Result<()> {
+    let tensors = weights
+        .tensors
+        .iter()
+        .map(|(name, (shape, values))| Ok((name.clone(), stored(name, shape, values, precision)?)));
+    let tensors: Vec<(String, Tensor)> = tensors.collect::<Result<_>>()?;
+    let format = Some([("format".to_owned(), "pt".to_owned())].into());
+    safetensors::serialize_to_file(tensors, format, path).map_err(|source| match source {
+        safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
+        source => Error::NotSafetensors { path: path.into(), source },
+    })
+}
+
+fn stored(name: &str, shape: &[usize], values: &[f32], precision: Precision) -> Result<Tensor> {
+    let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?;
+    if precision == Precision::F32 {
+        return Ok(tensor);
+    }
+    // 65,520 is the first number that rounds to infinity.
+    match values.iter().position(|v| v.abs() >= 65_520.0) {
+        Some(index) => Err(Error::Overflow { name: name.into(), index, value: values[index] }),
+        None => Ok(tensor.to_dtype(DType::F16)?),
+    }
+}
+
+fn config_json(config: &Config, precision: Precision) -> Value {
+    let dtype = match precision {
+        Precision::F32 => "float32",
+        Precision::F16 => "float16",
+    };
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": false,
+        "bos_token_id": config.bos,
+        "eos_token_id": if let [one] = config.eos[..] { json!(one) } else { json!(config.eos) },
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.positions_max,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": shortest(config.eps),
+        "rope_scaling": null,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": dtype,
+        "vocab_size": config.vocab,
+    })
+}
+
+/// The f64 with the same shortest decimal: 1e-5, not 9.999999747378752e-6.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+fn tokenizer_json(config: &Config, tokenizer: &Tokenizer, chat_template: Option<&str>) -> Value {
+    let mut value = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": config.positions_max,
+        "bos_token": config.bos.and_then(|id| tokenizer.token(id)),
+        "eos_token": config.eos.first().and_then(|id| tokenizer.token(*id)),
+    });
+    if let Some(template) = chat_template {
+        value["chat_template"] = template.into();
+    }
+    value
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    io(path, fs::write(path, format!("{value:#}\n")))
+}
+
+/// Nothing, an empty folder, or an earlier export may be replaced; anything else may be somebody's work.
+fn replaceable(folder: &Path) -> Result<()> {
+    let ours = || folder.join("config.json").exists() && folder.join("model.safetensors").exists();
+    let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    match !folder.exists() || ours() || empty() {
+        true => Ok(()),
+        false => Err(Error::ExportTarget { path: folder.into() }),
+    }
+}
+
+/// Makes the files durable, then visible under their name.
+fn publish(partial: &Path, folder: &Path) -> Result<()> {
+    for entry in io(partial, fs::read_dir(partial))? {
+        sync(&io(partial, entry)?.path())?;
+    }
+    sync(partial)?;
+    let old = beside(folder, "old");
+    remove(&old)?;
+    if folder.exists() {
+        io(folder, fs::rename(folder, &old))?;
+    }
+    io(folder, fs::rename(partial, folder))?;
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(parent)?;
+    remove(&old)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    io(path, File::open(path).and_then(|file| file.sync_all()))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match folder.exists() {
+        true => io(folder, fs::remove_dir_all(folder)),
+        false => Ok(()),
+    }
+}
+
+fn beside(folder: &Path, ending: &str) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(ending);
+    folder.with_file_name(name)
+}
+
+fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|source| Error::Io { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use state::plan::TinyShape;
+
+    use super::super::{hf, load_tiny};
+    use super::*;
+    use crate::layout::parameters;
+    use crate::load::dims;
+
+    fn tiny() -> (Config, RawWeights) {
+        let shape = TinyShape { hidden: 16, layers: 2, heads: 2, kv_heads: 1, ffn: 24, positions_max: 64 };
+        let config = Config::tiny(&shape).unwrap();
+        let mut weights = RawWeights::default();
+        for parameter in parameters(&config) {
+            // Multiples of 1/64 below 8 are exact in f16.
+            let values = (0..parameter.shape.len()).map(|i| ((i * 37 % 997) as f32 - 498.0) / 64.0).collect();
+            weights.tensors.insert(parameter.name, (dims(parameter.shape), values));
+        }
+        (config, weights)
+    }
+
+    #[test]
+    fn what_is_written_is_what_loads() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        for precision in [Precision::F32, Precision::F16] {
+            let to = folder.path().join("model");
+            export(&to, &config, &weights, precision, &Tokenizer::chars(), Some("{{ bos_token }}")).unwrap();
+            let again = hf::load(&to).unwrap();
+            assert_eq!((&again.config, &again.weights), (&config, &weights));
+            assert_eq!(again.chat_template.as_deref(), Some("{{ bos_token }}"));
+            assert_eq!(again.tokenizer.encode("3+5?").unwrap(), Tokenizer::chars().encode("3+5?").unwrap());
+            assert_eq!(load_tiny(&to.join("model.safetensors"), &config, None).unwrap(), weights);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+    }
+
+    #[test]
+    fn the_same_model_is_the_same_bytes() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| {
+            let to = folder.path().join(name);
+            export(&to, &config, &weights, Precision::F16, &Tokenizer::chars(), None).unwrap();
+            let names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+            names.map(|name| fs::read(to.join(name)).unwrap())
+        });
+        assert!(a == b);
+    }
+
+    #[test]
+    fn nobodys_folder_is_overwritten() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.txt"), "dear").unwrap();
+        let result = export(folder.path(), &config, &weights, Precision::F32, &Tokenizer::chars(), None);
+        assert!(matches!(result, Err(Error::ExportTarget { .. })));
+        assert!(folder.path().join("thesis.txt").exists());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("model");
+        let spoiled = |value: f32| {
+            let mut weights = weights.clone();
+            weights.tensors.get_mut("model.norm.weight").unwrap().1[3] = value;
+            export(&to, &config, &weights, Precision::F16, &Tokenizer::chars(), None)
+        };
+        assert!(matches!(spoiled(65_520.0), Err(Error::Overflow { index: 3, .. })));
+        assert!(matches!(spoiled(f32::NAN), Err(Error::NonFinite { index: 3, .. })));
+        assert!(!to.exists());
+        assert!(spoiled(65_519.0).is_ok());
+    }
+
+    #[test]
+    fn another_weights_file_is_noticed() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        write_tensors(&path, &weights, Precision::F32).unwrap();
+        let hash = crate::sha::of_file(&path).unwrap();
+        assert_eq!(load_tiny(&path, &config, Some(&hash)).unwrap(), weights);
+        assert!(matches!(load_tiny(&path, &config, Some("0")), Err(Error::Sha256 { .. })));
+        let missing = load_tiny(&folder.path().join("none"), &config, None);
+        assert!(matches!(missing, Err(Error::FileMissing { .. })));
+    }
+}

@@ -1,0 +1,189 @@
+//! L1: whatever drafts, in whatever batch, the answers are those of plain decoding, and so are the bits of their
+//! log-probabilities. L2: the training forward gives the same bits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kernels::NoiseKey;
+use models::drafter::{Context, Drafter, eagle, suffix::Suffix};
+use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
+use state::plan::{Strategy, TinyShape};
+use state::speculation::tree::{DraftTree, ROOT};
+
+const VOCAB: u32 = 24;
+
+fn config() -> Config {
+    let shape = TinyShape { hidden: 32, layers: 3, heads: 4, kv_heads: 2, ffn: 48, positions_max: 96 };
+    Config { vocab: VOCAB as usize, ..Config::tiny(&shape).unwrap() }
+}
+
+/// Larger weights than a fresh model's, so that its answers are not uniform noise.
+fn weights(seed: u64) -> Weights {
+    let mut raw = Weights::random(&config(), seed).unwrap().to_raw().unwrap();
+    for (shape, values) in raw.tensors.values_mut() {
+        if shape.len() == 2 {
+            values.iter_mut().for_each(|v| *v *= 12.0);
+        }
+    }
+    Weights::from_raw(&config(), &raw).unwrap()
+}
+
+fn target(seed: u64) -> Arc<Target> {
+    Arc::new(Target::new(&config(), &weights(seed), &Target::rope_table(&config())).unwrap())
+}
+
+/// Knows the answers, or draws from a list of evil habits.
+struct Scripted {
+    known: BTreeMap<(Vec<u32>, NoiseBits), Vec<u32>>,
+    habit: Habit,
+    calls: u32,
+}
+
+type NoiseBits = u32;
+
+#[derive(Clone, Copy, Debug)]
+enum Habit {
+    Good,
+    Random,
+    Adversarial,
+}
+
+fn identity(noise: &NoiseKey) -> NoiseBits {
+    noise.words(0, 0)[0]
+}
+
+impl Drafter for Scripted {
+    fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
+        self.calls += 1;
+        let key = NoiseKey::new(77, 0, self.calls, 0, 0);
+        Ok(requests.iter().enumerate().map(|(i, r)| self.tree(r, strategy, &key, i as u32)).collect())
+    }
+}
+
+impl Scripted {
+    fn tree(&self, request: &Context<'_>, strategy: &Strategy, key: &NoiseKey, i: u32) -> DraftTree {
+        let answer = &self.known[&(request.tokens[..request.prompt].to_vec(), identity(&request.noise))];
+        let mut tree = DraftTree::default();
+        let mut parent = ROOT;
+        for level in 0..strategy.depth.min(request.depth_max) {
+            let truth = answer.get(request.tokens.len() + level).copied().unwrap_or(1);
+            let drawn = (key.uniform(i, level as u32) * f64::from(VOCAB)) as u32;
+            let tokens = match self.habit {
+                Habit::Good => [truth, drawn],
+                Habit::Random => [drawn, (drawn + level as u32) % VOCAB],
+                // Right until a late level, then wrong; or the right one hidden behind wrong and repeated siblings.
+                Habit::Adversarial if level % 3 == 2 => [(truth + 1) % VOCAB, (truth + 1) % VOCAB],
+                Habit::Adversarial => [(truth + 1) % VOCAB, truth],
+            };
+            let nodes: Vec<usize> = tokens.iter().take(strategy.width).map(|t| tree.push(parent, *t)).collect();
+            parent = nodes[nodes.len() - 1];
+        }
+        tree
+    }
+}
+
+fn decode(
+    target: &Arc<Target>,
+    seed: u64,
+    temperature: f32,
+    batch: usize,
+    mut drafter: Option<(&mut dyn Drafter, Strategy)>,
+) -> Vec<Answer> {
+    let decoding = Decoding { temperature, tokens_max: 40, eos: vec![0], keep_hidden: true };
+    let mut decoder = Decoder::new(target.clone(), decoding);
+    let (mut ended, mut next) = (Vec::new(), 0);
+    // Six groups of three samples, admitted as there is room: the batch's make-up depends on who ends when.
+    while ended.len() < 18 {
+        while next < 18 && decoder.running() < batch {
+            let (group, sample) = (next / 3, next % 3);
+            let prompt: Vec<u32> = (0..2 + group as u32).map(|i| 1 + (i * 5 + group as u32) % (VOCAB - 1)).collect();
+            let noise = NoiseKey::new(seed, 1, 0, group as u32, sample as u32);
+            decoder.admit(group, &prompt, &[(sample, noise)]).unwrap();
+            next += 1;
+        }
+        let draft = drafter.as_mut().map(|(d, s)| (&mut **d as &mut dyn Drafter, &*s));
+        ended.extend(decoder.cycle(draft).unwrap().ended);
+    }
+    ended.sort_by_key(|a| (a.group, a.sample));
+    ended
+}
+
+fn assert_same(plain: &[Answer], other: &[Answer], what: &str) {
+    for (a, b) in plain.iter().zip(other) {
+        assert_eq!(a.tokens, b.tokens, "{what}: tokens of group {} sample {}", a.group, a.sample);
+        let bits =
+            |answer: &Answer| answer.log_probs.iter().chain(&answer.hidden).map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(a), bits(b), "{what}: bits of group {} sample {}", a.group, a.sample);
+    }
+}
+
+#[test]
+fn answers_are_those_of_plain_decoding() {
+    let chain = Strategy { drafter: 0, depth: 5, width: 1, budget: 5 };
+    let tree = Strategy { drafter: 0, depth: 6, width: 2, budget: 12 };
+    for seed in [1, 2, 3] {
+        for temperature in [0.0, 1.0] {
+            let target = target(seed);
+            let plain = decode(&target, seed, temperature, 1, None);
+            assert_same(&plain, &decode(&target, seed, temperature, 16, None), "plain, batch of 16");
+            let known = (0..18).map(|i| {
+                let answer: &Answer = &plain[i];
+                let noise = NoiseKey::new(seed, 1, 0, answer.group as u32, answer.sample as u32);
+                ((answer.tokens[..answer.prompt].to_vec(), identity(&noise)), answer.tokens.clone())
+            });
+            let known: BTreeMap<_, _> = known.collect();
+            for batch in [1, 2, 5, 16] {
+                for strategy in [chain, tree] {
+                    for habit in [Habit::Good, Habit::Random, Habit::Adversarial] {
+                        let mut drafter = Scripted { known: known.clone(), habit, calls: 0 };
+                        let drafted = decode(&target, seed, temperature, batch, Some((&mut drafter, strategy)));
+                        assert_same(&plain, &drafted, &format!("{habit:?} {strategy:?} T={temperature} batch={batch}"));
+                    }
+                    let shape = eagle::config(&config(), 0);
+                    let weights = Weights::random_layout(eagle::parameters(&shape), 5, 1).unwrap();
+                    let mut learned = eagle::Eagle::new(target.clone(), &weights, 0).unwrap();
+                    assert_same(
+                        &plain,
+                        &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),
+                        "eagle",
+                    );
+                    let mut suffix = Suffix::new(1, 4);
+                    assert_same(
+                        &plain,
+                        &decode(&target, seed, temperature, batch, Some((&mut suffix, strategy))),
+                        "suffix",
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_good_drafter_saves_forwards() {
+    let target = target(4);
+    let plain = decode(&target, 4, 1.0, 1, None);
+    let known = plain.iter().map(|a| {
+        let noise = NoiseKey::new(4, 1, 0, a.group as u32, a.sample as u32);
+        ((a.tokens[..a.prompt].to_vec(), identity(&noise)), a.tokens.clone())
+    });
+    let mut drafter = Scripted { known: known.collect(), habit: Habit::Good, calls: 0 };
+    decode(&target, 4, 1.0, 1, Some((&mut drafter, Strategy { drafter: 0, depth: 5, width: 1, budget: 5 })));
+    let tokens: usize = plain.iter().map(|a| a.log_probs.len()).sum();
+    assert!((drafter.calls as usize) < tokens / 4, "{} forwards for {tokens} tokens", drafter.calls);
+}
+
+#[test]
+fn training_sees_the_bits_of_the_rollout() {
+    let weights = weights(6);
+    let rope = Target::rope_table(&config());
+    let trained = Target::trained(&config(), &weights, &rope).unwrap();
+    for answer in decode(&target(6), 6, 1.0, 7, None) {
+        let hidden = trained.hidden_of_sequences(&[&[3, 4, 5], &answer.tokens]).unwrap();
+        let from = 3 + answer.prompt - 1;
+        let rows = hidden.narrow(0, from, answer.log_probs.len()).unwrap().contiguous().unwrap();
+        let again: Vec<f32> =
+            trained.log_probs(&rows, answer.tokens[answer.prompt..].to_vec(), 1.0).unwrap().to_vec1().unwrap();
+        assert_eq!(again, answer.log_probs);
+    }
+}

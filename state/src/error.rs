@@ -1,0 +1,86 @@
+//! What can go wrong outside: the files of the journal.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A failure of the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder is locked.
+    #[error("another taper process is using {}: wait for it or stop it", dir.display())]
+    InUse {
+        /// Folder of the journal.
+        dir: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A record is damaged, and later ones are not.
+    #[error("record {record} of {} is damaged ({reason}): restore the folder from a backup", file.display())]
+    Damaged {
+        /// File of the store.
+        file: PathBuf,
+        /// Number of the record, from 0.
+        record: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record was written by another version of taper.
+    #[error(
+        "record {record} of {} has format {found}, this taper reads format {supported}: use the taper that wrote it",
+        file.display()
+    )]
+    Version {
+        /// File of the store.
+        file: PathBuf,
+        /// Number of the record, from 0.
+        record: u64,
+        /// Format of the record.
+        found: u16,
+        /// Format of this program.
+        supported: u16,
+    },
+    /// The store cannot be read, not even without what it can rebuild.
+    #[error("cannot read the journal in {} ({reason}): restore the folder from a backup", dir.display())]
+    Unreadable {
+        /// Folder of the journal.
+        dir: PathBuf,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store failed while in use; the journal takes no more events until it is opened again.
+    #[error("the journal in {} failed ({reason}): check the disk, then resume the run", dir.display())]
+    Store {
+        /// Folder of the journal.
+        dir: PathBuf,
+        /// What the store said.
+        reason: String,
+    },
+    /// An event cannot be written, for instance because of a path that is not UTF-8.
+    #[error("cannot write an event ({reason})")]
+    Encode {
+        /// What the encoder said.
+        reason: String,
+    },
+    /// The journal was opened for reading.
+    #[error("the journal in {} was opened for reading only: open it for writing", dir.display())]
+    ReadOnly {
+        /// Folder of the journal.
+        dir: PathBuf,
+    },
+}
+
+impl Error {
+    /// Adds what was tried on `path` to an error of the operating system.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

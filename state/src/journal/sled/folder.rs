@@ -1,0 +1,146 @@
+//! The folder of a journal: lock, copy, fsync, and the files beside sled's.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Error;
+
+/// Makes the folder and the ones above it.
+pub(super) fn create(dir: &Path) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(Error::io("create the folder", dir))
+}
+
+/// Locks the folder for this process and this journal until the file is dropped.
+pub(super) fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(Error::io("open the lock", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.into() }),
+        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+    }
+}
+
+/// Brings the folder's list of files, and its own entry, to the disk.
+pub(super) fn sync(dir: &Path) -> Result<(), Error> {
+    sync_path(dir)?;
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_path(parent),
+        _ => Ok(()),
+    }
+}
+
+/// Brings sled's files to the disk: the log, and the records too large for it.
+pub(super) fn sync_store(dir: &Path) -> Result<(), Error> {
+    sync_path(&dir.join("db"))?;
+    let blobs = dir.join("blobs");
+    for blob in list(&blobs)? {
+        sync_path(&blob)?;
+    }
+    sync_path(&blobs)
+}
+
+fn sync_path(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("bring to disk", path))
+}
+
+/// Remembers how many events are durable.
+pub(super) fn write_count(dir: &Path, count: u64) -> Result<(), Error> {
+    let (path, fresh) = (dir.join("count"), dir.join("count.tmp"));
+    let mut bytes = count.to_le_bytes().to_vec();
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    let write = || {
+        let mut file = File::create(&fresh)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)
+    };
+    write().map_err(Error::io("write", &path))
+}
+
+/// The number remembered, if it can be read.
+pub(super) fn read_count(dir: &Path) -> Option<u64> {
+    let bytes = fs::read(dir.join("count")).ok()?;
+    let (count, checksum) = bytes.split_at_checked(8)?;
+    (crc32fast::hash(count).to_le_bytes() == checksum).then(|| count.try_into().map(u64::from_le_bytes).ok())?
+}
+
+/// Moves what sled can rebuild to a new `aside-N/`, with a copy of the log, and puts the log into a fresh file: a store
+/// that failed to open may still hold the old one open, and locked. Returns the new folder.
+pub(super) fn set_aside(dir: &Path) -> Result<PathBuf, Error> {
+    let aside = (0u32..).map(|n| dir.join(format!("aside-{n}"))).find(|path| !path.exists());
+    let aside = aside.expect("a free number is found");
+    create(&aside)?;
+    for file in list(dir)? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("snap.") || name == "conf" {
+            fs::rename(&file, aside.join(&name)).map_err(Error::io("move aside", &file))?;
+        }
+    }
+    let (db, fresh) = (dir.join("db"), dir.join("db.tmp"));
+    if db.exists() {
+        fs::copy(&db, aside.join("db")).map_err(Error::io("copy", &db))?;
+        fs::copy(&db, &fresh).and_then(|_| fs::rename(&fresh, &db)).map_err(Error::io("replace", &db))?;
+    }
+    Ok(aside)
+}
+
+/// Paths in a folder; none if there is no such folder.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("list", dir))?,
+    };
+    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    paths.map_err(Error::io("list", dir))
+}
+
+/// A copy of a journal's files in the folder for temporary files; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Copy {
+    path: PathBuf,
+}
+
+impl Copy {
+    /// Copies sled's files. The original may be in use: what vanishes meanwhile is left out, and what is torn is found
+    /// when the copy is opened.
+    pub(super) fn of(dir: &Path) -> Result<Self, Error> {
+        fs::metadata(dir).map_err(Error::io("read the folder", dir))?;
+        let copy = Self { path: fresh_path() };
+        create(&copy.path.join("blobs"))?;
+        for file in list(dir)?.into_iter().chain(list(&dir.join("blobs"))?) {
+            let to = copy.path.join(file.strip_prefix(dir).unwrap_or(&file));
+            if file.is_file() && file.file_name().is_some_and(|name| name != "lock") {
+                copy_if_there(&file, &to)?;
+            }
+        }
+        Ok(copy)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn copy_if_there(from: &Path, to: &Path) -> Result<(), Error> {
+    match fs::copy(from, to) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("copy", from)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A path no other journal of this machine uses.
+fn fresh_path() -> PathBuf {
+    static COPIES: AtomicU64 = AtomicU64::new(0);
+    let number = COPIES.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("taper-journal-{}-{number}", std::process::id()))
+}

@@ -1,0 +1,355 @@
+//! The journal against damage: of records, of files, of the process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan;
+
+fn plan() -> Plan {
+    Plan {
+        name: "tiny".into(),
+        seed: 7,
+        model: plan::Model::HuggingFace(PathBuf::from("models/ä model")),
+        data: plan::Data {
+            source: plan::Source::Jsonl(PathBuf::from("data/train.jsonl")),
+            template: "{question}".into(),
+            chat: false,
+            heldout: 10,
+        },
+        steps: vec![
+            plan::Step::Evaluate(plan::Evaluate { problems: 10 }),
+            plan::Step::Export(plan::Export { to: PathBuf::from("out"), precision: plan::Precision::F32 }),
+        ],
+        sampling: plan::Sampling { temperature: 1.0, tokens_max: 64 },
+        rewards: vec![plan::WeightedReward { reward: plan::Reward::Numeric { marker: "#".into() }, weight: 1.0 }],
+        devices: plan::Devices { cpu: 2, slots_max: 8 },
+        speculation: plan::Speculation {
+            drafters: vec![plan::Drafter::Suffix { match_min: 2, match_max: 8 }],
+            controller: plan::Controller::Off,
+            training: None,
+        },
+        supervision: plan::Supervision { restarts_max: 3, period_s: 60.0, backoff_ms: 100 },
+        checkpoint: plan::Checkpoint { every: 1, keep: 2 },
+    }
+}
+
+fn step(step: usize) -> Event {
+    let metrics = StepMetrics {
+        step,
+        kind: "grpo".into(),
+        loss: f64::from(step as u32) / 3.0,
+        timeline: vec![vec![crate::metrics::PhaseSpan {
+            phase: crate::device::Phase::Rollout,
+            start_s: 0.0,
+            end_s: 1.5,
+        }]],
+        ..StepMetrics::default()
+    };
+    Event::StepCommitted {
+        metrics: Box::new(metrics),
+        weights_sha256: format!("{step:064x}"),
+        checkpoint: (step % 2 == 1).then(|| format!("step-{step}")),
+    }
+}
+
+/// One of every kind.
+fn every_event() -> Vec<Event> {
+    vec![
+        Event::RunStarted { plan: Box::new(plan()), plan_sha256: "ab".into(), noise_version: 1 },
+        Event::SessionStarted { n: 0, devices: vec!["cpu 0".into()], kernels: "avx2".into() },
+        step(0),
+        Event::DeviceRestarted { device: 1, stage: 0, step: 1, reason: "panic".into() },
+        step(1),
+        Event::Interrupted,
+        Event::RunCompleted { weights_sha256: "cd".into() },
+    ]
+}
+
+/// A closed journal of `count` events, every one committed, in `dir`.
+fn write(dir: &Path, count: usize) -> Vec<Event> {
+    let events: Vec<Event> = every_event().into_iter().cycle().take(count).collect();
+    let mut journal = SledJournal::open(dir).unwrap();
+    for event in &events {
+        journal.append(event).unwrap();
+        journal.commit().unwrap();
+    }
+    events
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// Changes the store behind the journal's back.
+fn tamper(dir: &Path, change: impl FnOnce(&::sled::Db)) {
+    let db = ::sled::open(dir).unwrap();
+    change(&db);
+    db.flush().unwrap();
+}
+
+#[test]
+fn every_event_survives() {
+    for event in every_event() {
+        assert_eq!(record::decode(&record::encode(&event).unwrap()), Ok(event));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let events = write(dir.path(), 7);
+    let journal = SledJournal::open(dir.path()).unwrap();
+    assert_eq!(journal.events().unwrap(), events);
+    assert_eq!(journal.recovery(), &Recovery { records: 7, ..Recovery::default() });
+}
+
+#[test]
+fn the_shape_of_records_is_that_of_this_version() {
+    let bytes: Vec<u8> = every_event().iter().flat_map(|event| record::encode(event).unwrap()).collect();
+    let hint = "a persisted type changed its fields: raise journal::VERSION and update this number";
+    assert_eq!((VERSION, crc32fast::hash(&bytes)), (1, 1_543_074_665), "{hint}");
+}
+
+#[test]
+fn the_twin_in_memory_forgets_what_was_not_committed() {
+    let mut journal = MemoryJournal::new();
+    journal.append(&step(0)).unwrap();
+    journal.commit().unwrap();
+    journal.append(&step(1)).unwrap();
+    assert_eq!(journal.events().unwrap(), vec![step(0), step(1)]);
+    assert_eq!(journal.after_crash().events().unwrap(), vec![step(0)]);
+}
+
+#[test]
+fn appending_goes_on_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = write(dir.path(), 3);
+    let mut journal = SledJournal::open(dir.path()).unwrap();
+    journal.append(&step(9)).unwrap();
+    journal.commit().unwrap();
+    drop(journal);
+    events.push(step(9));
+    assert_eq!(SledJournal::open(dir.path()).unwrap().events().unwrap(), events);
+}
+
+#[test]
+fn a_second_writer_is_refused_and_a_reader_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = SledJournal::open(dir.path()).unwrap();
+    writer.append(&step(0)).unwrap();
+    writer.commit().unwrap();
+    let error = SledJournal::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    assert!(error.to_string().starts_with("another taper process is using "), "{error}");
+    let mut reader = SledJournal::open_read_only(dir.path()).unwrap();
+    assert_eq!(reader.events().unwrap(), vec![step(0)]);
+    assert!(matches!(reader.append(&step(1)), Err(Error::ReadOnly { .. })));
+    assert!(matches!(reader.commit(), Err(Error::ReadOnly { .. })));
+    writer.append(&step(1)).unwrap();
+}
+
+#[test]
+fn reading_a_folder_that_is_not_there_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = SledJournal::open_read_only(&dir.path().join("none")).unwrap_err();
+    assert!(error.to_string().starts_with("cannot read the folder "), "{error}");
+}
+
+#[test]
+fn a_torn_tail_is_dropped_and_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = write(dir.path(), 6);
+    tamper(dir.path(), |db| {
+        for number in 4u64..6 {
+            let record = db.get(number.to_be_bytes()).unwrap().unwrap();
+            db.insert(number.to_be_bytes(), &record[..record.len() - 3]).unwrap();
+        }
+    });
+    let mut journal = SledJournal::open(dir.path()).unwrap();
+    assert_eq!(journal.recovery(), &Recovery { records: 4, dropped: 2, lost: 2, aside: None });
+    events.truncate(4);
+    assert_eq!(journal.events().unwrap(), events);
+    journal.append(&step(7)).unwrap();
+    journal.commit().unwrap();
+    drop(journal);
+    events.push(step(7));
+    let journal = SledJournal::open(dir.path()).unwrap();
+    assert_eq!(journal.events().unwrap(), events);
+    assert_eq!(journal.recovery(), &Recovery { records: 5, ..Recovery::default() });
+}
+
+#[test]
+fn damage_in_the_middle_names_the_record_and_the_file() {
+    let check = |change: fn(&::sled::Db), part: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 6);
+        tamper(dir.path(), change);
+        let error = SledJournal::open(dir.path()).unwrap_err();
+        let Error::Damaged { file, record: 3, reason } = &error else { panic!("{error}") };
+        assert_eq!(file, &dir.path().join("db"));
+        assert!(reason.contains(part), "{error}");
+    };
+    check(|db| drop(db.insert(3u64.to_be_bytes(), &b"TPR1"[..]).unwrap()), "only 4 bytes");
+    check(|db| drop(db.insert(3u64.to_be_bytes(), &[0u8; 40][..]).unwrap()), "TPR1");
+    check(|db| drop(db.remove(3u64.to_be_bytes()).unwrap()), "missing");
+    let flip = |db: &::sled::Db| {
+        let mut record = db.get(3u64.to_be_bytes()).unwrap().unwrap().to_vec();
+        record[20] ^= 1;
+        db.insert(3u64.to_be_bytes(), record).unwrap();
+    };
+    check(flip, "checksum");
+}
+
+#[test]
+fn another_format_is_told_from_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 3);
+    tamper(dir.path(), |db| {
+        let mut record = db.get(1u64.to_be_bytes()).unwrap().unwrap().to_vec();
+        record[4..6].copy_from_slice(&9u16.to_le_bytes());
+        let end = record.len() - 4;
+        let checksum = crc32fast::hash(&record[..end]).to_le_bytes();
+        record[end..].copy_from_slice(&checksum);
+        db.insert(1u64.to_be_bytes(), record).unwrap();
+    });
+    let error = SledJournal::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Version { record: 1, found: 9, supported: VERSION, .. }), "{error}");
+}
+
+#[test]
+fn a_kill_between_commits_loses_nothing_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let events: Vec<Event> = (0..40).map(step).collect();
+    let mut journal = SledJournal::open(dir.path()).unwrap();
+    for (number, event) in events.iter().enumerate() {
+        journal.append(event).unwrap();
+        if number % 3 == 0 {
+            journal.commit().unwrap();
+        }
+        // What the disk holds now is what a killed process leaves.
+        let killed = tempfile::tempdir().unwrap();
+        copy(dir.path(), killed.path());
+        let found = SledJournal::open(killed.path()).unwrap().events().unwrap();
+        assert!(found.len() > number - number % 3, "{} of {}", found.len(), number + 1);
+        assert_eq!(found[..], events[..found.len()]);
+    }
+}
+
+#[test]
+fn large_events_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = Event::DeviceRestarted { device: 0, stage: 0, step: 0, reason: "x".repeat(400_000) };
+    let mut journal = SledJournal::open(dir.path()).unwrap();
+    for _ in 0..3 {
+        journal.append(&large).unwrap();
+        journal.commit().unwrap();
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy(dir.path(), killed.path());
+    assert_eq!(SledJournal::open(killed.path()).unwrap().events().unwrap(), vec![large; 3]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_that_is_not_text_is_an_error() {
+    use std::os::unix::ffi::OsStrExt;
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(b"\xff"));
+    let plan = Plan { model: plan::Model::Gguf(path), ..plan() };
+    let event = Event::RunStarted { plan: Box::new(plan), plan_sha256: String::new(), noise_version: 1 };
+    assert!(matches!(MemoryJournal::new().append(&event), Err(Error::Encode { .. })));
+}
+
+/// Damage to one of the files.
+#[derive(Debug, Clone)]
+enum Damage {
+    Truncate(f64),
+    Zero(f64, usize),
+    Flip(f64, u8),
+    Remove,
+}
+
+fn any_damage() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
+    let damage = prop_oneof![
+        (0.0f64..1.0).prop_map(Damage::Truncate),
+        (0.0f64..1.0, 1usize..70_000).prop_map(|(at, length)| Damage::Zero(at, length)),
+        (0.0f64..1.0, 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        Just(Damage::Remove),
+    ];
+    (any::<prop::sample::Index>(), damage)
+}
+
+fn inflict(dir: &Path, file: prop::sample::Index, damage: &Damage) {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.is_file());
+    files.sort();
+    let path = &files[file.index(files.len())];
+    let mut bytes = fs::read(path).unwrap();
+    // Mostly zeroes follow the content, and damage there proves little.
+    let content = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let place = |at: f64| (at * content as f64) as usize;
+    match *damage {
+        Damage::Truncate(at) => bytes.truncate(place(at)),
+        Damage::Zero(at, length) => {
+            let from = place(at);
+            let to = bytes.len().min(from + length);
+            bytes[from..to].fill(0);
+        }
+        Damage::Flip(at, bit) => {
+            if let Some(byte) = bytes.get_mut(place(at)) {
+                *byte ^= 1 << bit;
+            }
+        }
+        Damage::Remove => return fs::remove_file(path).unwrap(),
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 50, ..ProptestConfig::default() })]
+
+    #[test]
+    fn journal_2_and_3(count in 0usize..60, damages in prop::collection::vec(any_damage(), 1..4)) {
+        let dir = tempfile::tempdir().unwrap();
+        let events = write(dir.path(), count);
+        for (file, damage) in &damages {
+            inflict(dir.path(), *file, damage);
+        }
+        let read_only = SledJournal::open_read_only(dir.path()).map(|journal| journal.events().unwrap());
+        match SledJournal::open(dir.path()) {
+            Ok(mut journal) => {
+                let mut found = journal.events().unwrap();
+                prop_assert!(found.len() <= events.len());
+                prop_assert_eq!(&found[..], &events[..found.len()]);
+                prop_assert_eq!(&read_only.unwrap(), &found);
+                let lost = journal.recovery().lost;
+                prop_assert!(lost == 0 || lost as usize == events.len() - found.len());
+                // What was recovered can be built upon.
+                journal.append(&step(77)).unwrap();
+                journal.commit().unwrap();
+                drop(journal);
+                found.push(step(77));
+                prop_assert_eq!(SledJournal::open(dir.path()).unwrap().events().unwrap(), found);
+            }
+            Err(error) => prop_assert!(!matches!(error, Error::InUse { .. } | Error::Io { .. }), "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn damaged_records_are_never_events(flips in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 1..4)) {
+        let intact = record::encode(&step(3)).unwrap();
+        let mut record = intact.clone();
+        for (at, bit) in flips {
+            let at = at.index(record.len());
+            record[at] ^= 1 << (bit % 8);
+        }
+        prop_assume!(record != intact);
+        prop_assert!(record::decode(&record).is_err());
+    }
+}

@@ -1,0 +1,46 @@
+//! The report of a run, from its replayed journal.
+
+use crate::metrics::{Report, StepMetrics};
+use crate::run::RunState;
+
+/// What there is to tell of a run. `is_running`: a process works on it now.
+#[must_use]
+pub fn report(run: &RunState, is_running: bool) -> Report {
+    let history = &run.history;
+    let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).sum::<f64>();
+    let of_kind = |kind: &'static str| history.iter().filter(move |m| m.kind == kind);
+    let grpo = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).collect();
+    let (rollout_s, tokens) = (sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
+    let grpo_s: f64 = of_kind("grpo").map(|m| m.rollout_s).sum();
+    // The same tokens at each step's estimated plain rate.
+    let rated = || of_kind("grpo").filter(|m| m.plain_tokens_per_s > 0.0);
+    let plain_s: f64 = rated().map(|m| m.tokens as f64 / m.plain_tokens_per_s).sum();
+    let rated_tokens: u64 = rated().map(|m| m.tokens).sum();
+    let accuracies: Vec<f64> = of_kind("evaluate").map(|m| m.accuracy).collect();
+    let status = match (run.is_complete, is_running) {
+        (true, _) => "complete",
+        (false, true) => "running",
+        (false, false) => "interrupted",
+    };
+    Report {
+        name: run.plan.as_ref().map(|p| p.name.clone()).unwrap_or_default(),
+        status: status.into(),
+        steps: history.iter().filter(|m| m.kind == "grpo" || m.kind == "sft").count(),
+        wall_s: sum(|m| m.wall_s),
+        rollout_s,
+        update_s: sum(|m| m.update_s),
+        tokens,
+        tokens_per_s: if grpo_s > 0.0 { tokens as f64 / grpo_s } else { 0.0 },
+        plain_tokens_per_s: if plain_s > 0.0 { rated_tokens as f64 / plain_s } else { 0.0 },
+        accept_length: grpo(|m| m.accept_length),
+        learned_accept_length: grpo(|m| m.learned_accept_length),
+        idle_s: sum(|m| m.idle_s),
+        idle_used_s: sum(|m| m.idle_used_s),
+        accuracy_before: accuracies.first().copied(),
+        accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),
+        weights_sha256: run.weights_sha256.clone(),
+        kernels: run.kernels.clone(),
+        devices: run.devices.clone(),
+        history: history.clone(),
+    }
+}

@@ -1,0 +1,71 @@
+use super::*;
+use crate::plan::{
+    Chains, Checkpoint, Controller, Data, Devices, Evaluate, Grpo, Model, Optimizer, Sampling, Source, Speculation,
+    Supervision,
+};
+
+fn plan() -> Plan {
+    let optimizer = Optimizer {
+        lr: 1.0,
+        betas: (0.9, 0.95),
+        weight_decay: 0.0,
+        clip_norm: 1.0,
+        warmup: 0,
+        schedule: crate::plan::Schedule::Constant,
+    };
+    let grpo =
+        Grpo { steps: 4, prompts: 1, group: 2, micro_batch: 1, clip: (0.2, 0.2), kl: 0.0, normalize: true, optimizer };
+    let chains = Chains { terms_min: 2, terms_mean: 3.0, terms_max: 4, tail: 0.0, tail_min: 4 };
+    Plan {
+        name: "x".into(),
+        seed: 0,
+        model: Model::Gguf("m".into()),
+        data: Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 1 },
+        steps: vec![
+            Step::Evaluate(Evaluate { problems: 1 }),
+            Step::Grpo(grpo),
+            Step::Evaluate(Evaluate { problems: 1 }),
+        ],
+        sampling: Sampling { temperature: 1.0, tokens_max: 8 },
+        rewards: Vec::new(),
+        devices: Devices { cpu: 1, slots_max: 1 },
+        speculation: Speculation { drafters: Vec::new(), controller: Controller::Off, training: None },
+        supervision: Supervision { restarts_max: 1, period_s: 1.0, backoff_ms: 1 },
+        checkpoint: Checkpoint { every: 2, keep: 2 },
+    }
+}
+
+fn committed(stage: usize, step: usize, checkpoint: Option<&str>) -> Event {
+    let kind = if stage == 1 { "grpo" } else { "evaluate" };
+    let metrics = StepMetrics { stage, step, kind: kind.into(), wall_s: 1.0, ..StepMetrics::default() };
+    Event::StepCommitted {
+        metrics: Box::new(metrics),
+        weights_sha256: format!("{stage}.{step}"),
+        checkpoint: checkpoint.map(Into::into),
+    }
+}
+
+fn session(n: u32) -> Event {
+    Event::SessionStarted { n, devices: vec!["cpu0".into()], kernels: "portable".into() }
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_checkpoint() {
+    let mut events =
+        vec![Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 }, session(0)];
+    let next = |events: &[Event]| RunState::replay(events).next;
+    assert_eq!(next(&events), Position { stage: 0, step: 0 });
+    events.extend([committed(0, 0, None), committed(1, 0, None)]);
+    assert_eq!(next(&events), Position { stage: 1, step: 0 }, "RUN-1");
+    events.push(committed(1, 1, Some("b")));
+    assert_eq!(next(&events), Position { stage: 1, step: 2 });
+    events.extend([committed(1, 2, None), session(1), committed(1, 2, None), committed(1, 3, Some("d"))]);
+    assert_eq!(next(&events), Position { stage: 2, step: 0 });
+    events.extend([committed(2, 0, None), Event::RunCompleted { weights_sha256: "end".into() }]);
+    let state = RunState::replay(&events);
+    assert_eq!((state.next.stage, state.checkpoint.as_deref(), state.is_complete), (3, Some("d"), true));
+    assert_eq!(state.history.len(), 6, "RUN-2");
+    let report = crate::report::report(&state, false);
+    assert_eq!((report.steps, report.wall_s, report.status.as_str()), (4, 6.0, "complete"));
+    assert_eq!((report.accuracy_before, report.accuracy_after), (Some(0.0), Some(0.0)));
+}

@@ -1,0 +1,10 @@
+//! Speculation: the draft as a tree of guesses, the rule that accepts them, and the choice of how to draft.
+//!
+//! Nothing here changes what is sampled: the target's own tokens are emitted, whatever was guessed. Only the time it
+//! takes depends on the drafts.
+
+pub mod controller;
+pub mod tree;
+
+pub use controller::Controller;
+pub use tree::{Accepted, DraftTree, accept};

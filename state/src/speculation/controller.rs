@@ -1,0 +1,113 @@
+//! Chooses how to draft from what was measured: numbers only, so that it can be replayed on a laptop.
+//!
+//! * **CTRL-1** A strategy whose drafter is not ready is never chosen.
+//! * **CTRL-2** Choices depend only on the observations, the draws and the readiness passed in.
+//! * **CTRL-3** A controller restored from its serialised form makes the choices it would have made.
+//! * **CTRL-4** Once all arms of a bucket were tried, one is explored only while exploring it has lost less than
+//!   its equal part of [`LOSS_MAX`] of the time measured there.
+//!
+//! Choices change when tokens appear, never which.
+
+mod arm;
+mod bandit;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{self, Strategy};
+use arm::Arm;
+use bandit::{Bandit, Cycle};
+
+pub use bandit::LOSS_MAX;
+
+/// Batch sizes are told apart by these buckets: 1, 2, 3–4, 5–8, 9–16, 17–32, 33 and more.
+pub const BUCKETS: usize = 7;
+/// Measurements kept of plain decoding where the plan names no window.
+const PLAIN_WINDOW: usize = 64;
+
+/// Chooses a strategy, or none, for every cycle, and learns from the cycle's time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Controller {
+    rule: Rule,
+    /// Plain decoding in each bucket.
+    plain: Vec<Arm>,
+    window: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Rule {
+    Off,
+    Fixed(Strategy),
+    Bandit(Bandit),
+}
+
+impl Controller {
+    /// A controller that has measured nothing.
+    #[must_use]
+    pub fn new(config: &plan::Controller) -> Self {
+        let plain = vec![Arm::default(); BUCKETS];
+        let (rule, window) = match config {
+            plan::Controller::Off => (Rule::Off, PLAIN_WINDOW),
+            plan::Controller::Fixed(strategy) => (Rule::Fixed(*strategy), PLAIN_WINDOW),
+            plan::Controller::Bandit { strategies, epsilon, window } => {
+                (Rule::Bandit(Bandit::new(strategies, *epsilon)), (*window).max(1))
+            }
+        };
+        Self { rule, plain, window }
+    }
+
+    /// The strategy of the next cycle of `batch` running requests; `None` is plain decoding.
+    ///
+    /// `draw` are two uniform numbers from 0 up to 1; `ready` tells whether a drafter (an index into the plan's list)
+    /// can draft now.
+    pub fn choose(&mut self, batch: usize, draw: [f64; 2], ready: &dyn Fn(usize) -> bool) -> Option<Strategy> {
+        let bucket = bucket(batch);
+        match &mut self.rule {
+            Rule::Off => None,
+            Rule::Fixed(strategy) => Some(*strategy).filter(|strategy| ready(strategy.drafter)),
+            Rule::Bandit(bandit) => bandit.choose(bucket, &self.plain[bucket], draw, ready),
+        }
+    }
+
+    /// Learns from one cycle, or several alike: `tokens` emitted for `requests` request-cycles in `seconds`.
+    ///
+    /// Without tokens, requests or a positive time it tells nothing and is left out.
+    pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, tokens: u64, seconds: f64, requests: usize) {
+        if tokens == 0 || requests == 0 || !seconds.is_finite() || seconds <= 0.0 {
+            return;
+        }
+        let bucket = bucket(batch);
+        let (rate, accept_length) = (tokens as f64 / seconds, tokens as f64 / requests as f64);
+        if let Rule::Bandit(bandit) = &mut self.rule {
+            let cycle = Cycle { rate, seconds, accept_length };
+            bandit.observe(bucket, &self.plain[bucket], strategy, cycle, self.window);
+        }
+        if strategy.is_none() {
+            // Kept in full also while drafting is better: what plain decoding would have done is reported from it.
+            self.plain[bucket].observe(rate, accept_length, self.window);
+        }
+    }
+
+    /// Tokens a second of plain cycles at about this batch size, if any were measured.
+    #[must_use]
+    pub fn plain_rate(&self, batch: usize) -> Option<f64> {
+        self.plain[bucket(batch)].rate()
+    }
+
+    /// Tokens per request-cycle of a strategy of the bandit at about this batch size, bonus included, if measured.
+    #[must_use]
+    pub fn accept_length(&self, batch: usize, strategy: Strategy) -> Option<f64> {
+        match &self.rule {
+            Rule::Bandit(bandit) => bandit.accept_length(bucket(batch), strategy),
+            Rule::Off | Rule::Fixed(_) => None,
+        }
+    }
+}
+
+/// Index of the bucket of a batch size; an empty batch counts as 1.
+fn bucket(batch: usize) -> usize {
+    let bits = batch.max(1).next_power_of_two().trailing_zeros() as usize;
+    bits.min(BUCKETS - 1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Bucketed ε-greedy bandit with an off arm, after BEG-MAB (Hu et al. 2025, "Taming the Long Tail", section on the
+//! adaptive rollout engine).
+//!
+//! Differences from it: plain decoding is an arm; a change of the best arm needs a margin; exploring has a budget of
+//! time; and arms that are not in use keep few measurements, since a drafter in training gets better.
+
+use serde::{Deserialize, Serialize};
+
+use super::BUCKETS;
+use super::arm::Arm;
+use crate::plan::Strategy;
+
+/// Share of the measured time that exploring may lose.
+pub const LOSS_MAX: f64 = 0.01;
+/// Measurements of each arm before arms are compared.
+const TRIALS: usize = 2;
+/// A challenger must be this much faster.
+const HYSTERESIS: f64 = 0.03;
+/// Measurements kept of a strategy that is not in use.
+const CHALLENGER_WINDOW: usize = 9;
+/// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
+const PLAIN_WEIGHT: f64 = 0.1;
+/// Smallest weight of a strategy when exploring.
+const WEIGHT_MIN: f64 = 0.05;
+/// Share of the account forgotten at each observation.
+const FORGET: f64 = 1.0 / 4096.0;
+
+/// Measurements of all buckets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Bandit {
+    strategies: Vec<Strategy>,
+    epsilon: f64,
+    buckets: Vec<Bucket>,
+}
+
+/// What one cycle measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cycle {
+    /// Tokens a second.
+    pub(super) rate: f64,
+    /// Seconds it took.
+    pub(super) seconds: f64,
+    /// Tokens per request-cycle.
+    pub(super) accept_length: f64,
+}
+
+/// One bucket. Arms are indices into the strategies; `None` is plain decoding, measured by the controller.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Bucket {
+    arms: Vec<Arm>,
+    /// The arm in use.
+    incumbent: Option<usize>,
+    /// Seconds measured.
+    total_s: f64,
+    /// Seconds that the incumbent would have saved while an arm was explored: plain decoding, then each strategy. An
+    /// account each, so that a slow arm does not use up what a nearly best one needs.
+    lost_s: Vec<f64>,
+}
+
+impl Bandit {
+    pub(super) fn new(strategies: &[Strategy], epsilon: f64) -> Self {
+        let count = strategies.len();
+        let bucket = Bucket { arms: vec![Arm::default(); count], lost_s: vec![0.0; 1 + count], ..Bucket::default() };
+        Self { strategies: strategies.to_vec(), epsilon, buckets: vec![bucket; BUCKETS] }
+    }
+
+    pub(super) fn choose(
+        &mut self,
+        bucket: usize,
+        plain: &Arm,
+        draw: [f64; 2],
+        ready: &dyn Fn(usize) -> bool,
+    ) -> Option<Strategy> {
+        let strategies = &self.strategies;
+        let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
+        self.buckets[bucket].choose(plain, &usable, self.epsilon, draw).map(|arm| strategies[arm])
+    }
+
+    pub(super) fn observe(
+        &mut self,
+        bucket: usize,
+        plain: &Arm,
+        strategy: Option<Strategy>,
+        cycle: Cycle,
+        window: usize,
+    ) {
+        let arm = match strategy {
+            None => None,
+            Some(strategy) => match self.strategies.iter().position(|known| *known == strategy) {
+                // Not an arm of this plan, so nothing to learn for it.
+                None => return,
+                found => found,
+            },
+        };
+        self.buckets[bucket].observe(plain, arm, cycle, window);
+    }
+
+    pub(super) fn accept_length(&self, bucket: usize, strategy: Strategy) -> Option<f64> {
+        let arm = self.strategies.iter().position(|known| *known == strategy)?;
+        self.buckets[bucket].arms[arm].accept_length()
+    }
+}
+
+impl Bucket {
+    fn choose(&mut self, plain: &Arm, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
+        if plain.count() < TRIALS {
+            return None;
+        }
+        if let Some(&untried) = usable.iter().find(|&&arm| self.arms[arm].count() < TRIALS) {
+            return Some(untried);
+        }
+        self.elect(plain, usable);
+        if draw[0] < epsilon {
+            return self.explore(plain, usable, draw[1]);
+        }
+        self.incumbent
+    }
+
+    /// Replaces the incumbent if it cannot draft, or if another is faster by the margin.
+    fn elect(&mut self, plain: &Arm, usable: &[usize]) {
+        if self.incumbent.is_some_and(|arm| !usable.contains(&arm)) {
+            self.incumbent = None;
+        }
+        let rate = |arm: Option<usize>| self.rate(plain, arm);
+        let best = candidates(usable).max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
+        if rate(best) > (1.0 + HYSTERESIS) * rate(self.incumbent) {
+            self.incumbent = best;
+        }
+    }
+
+    /// An arm other than the incumbent that can still lose time, the nearly as fast ones more often.
+    fn explore(&self, plain: &Arm, usable: &[usize], draw: f64) -> Option<usize> {
+        let best = self.rate(plain, self.incumbent);
+        let weight = |arm: Option<usize>| match arm {
+            // A baseline from few measurements would let luck decide.
+            None if plain.count() < CHALLENGER_WINDOW => 1.0,
+            None => PLAIN_WEIGHT,
+            some => (self.rate(plain, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
+        };
+        let others: Vec<Option<usize>> =
+            candidates(usable).filter(|&arm| arm != self.incumbent && self.is_affordable(arm)).collect();
+        let mut left = draw * others.iter().map(|&arm| weight(arm)).sum::<f64>();
+        for &arm in &others {
+            left -= weight(arm);
+            if left < 0.0 {
+                return arm;
+            }
+        }
+        others.last().copied().unwrap_or(self.incumbent)
+    }
+
+    fn rate(&self, plain: &Arm, arm: Option<usize>) -> f64 {
+        arm.map_or(plain, |arm| &self.arms[arm]).rate().unwrap_or(0.0)
+    }
+
+    fn observe(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle, window: usize) {
+        self.account(plain, arm, cycle);
+        let Some(arm) = arm else { return };
+        let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
+        self.arms[arm].observe(cycle.rate, cycle.accept_length, window);
+    }
+
+    /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
+    /// are not saved up.
+    fn account(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle) {
+        let best = self.rate(plain, self.incumbent);
+        let is_explored = arm != self.incumbent && best > 0.0;
+        let lost_s = if is_explored { cycle.seconds * (1.0 - cycle.rate / best) } else { 0.0 };
+        self.total_s = self.total_s * (1.0 - FORGET) + cycle.seconds;
+        for account in &mut self.lost_s {
+            *account *= 1.0 - FORGET;
+        }
+        let account = &mut self.lost_s[account(arm)];
+        *account = (*account + lost_s).max(0.0);
+    }
+
+    fn is_affordable(&self, arm: Option<usize>) -> bool {
+        self.lost_s[account(arm)] <= LOSS_MAX / self.lost_s.len() as f64 * self.total_s
+    }
+}
+
+/// Index of an arm's account of lost seconds.
+fn account(arm: Option<usize>) -> usize {
+    arm.map_or(0, |arm| arm + 1)
+}
+
+/// Plain decoding and the usable strategies.
+fn candidates(usable: &[usize]) -> impl Iterator<Item = Option<usize>> + '_ {
+    std::iter::once(None).chain(usable.iter().copied().map(Some))
+}

@@ -1,0 +1,185 @@
+//! Simulated arms: known speeds, noise from a counter.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::Strategy;
+
+const STRATEGIES: [Strategy; 3] = [
+    Strategy { drafter: 0, depth: 4, width: 1, budget: 4 },
+    Strategy { drafter: 1, depth: 4, width: 2, budget: 8 },
+    Strategy { drafter: 1, depth: 8, width: 4, budget: 32 },
+];
+
+/// Uniform numbers (SplitMix64, Steele et al. 2014).
+struct Uniform(u64);
+
+impl Uniform {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn bandit(epsilon: f64, window: usize) -> Controller {
+    Controller::new(&plan::Controller::Bandit { strategies: STRATEGIES.to_vec(), epsilon, window })
+}
+
+/// Speeds in tokens a second: plain decoding first, then each strategy.
+fn speed(speeds: &[f64; 4], strategy: Option<Strategy>) -> f64 {
+    strategy.map_or(speeds[0], |strategy| speeds[1 + STRATEGIES.iter().position(|s| *s == strategy).unwrap()])
+}
+
+/// Runs cycles at one batch size; returns the seconds spent, the tokens made, and the last choices.
+fn run(
+    controller: &mut Controller,
+    uniform: &mut Uniform,
+    speeds: [f64; 4],
+    cycles: usize,
+    noise: f64,
+) -> (f64, f64, Vec<Option<Strategy>>) {
+    let (mut seconds, mut tokens, mut choices) = (0.0, 0.0, Vec::new());
+    for _ in 0..cycles {
+        let strategy = controller.choose(4, [uniform.next(), uniform.next()], &|_| true);
+        let emitted = if strategy.is_some() { 12 } else { 4 };
+        let cycle_s = emitted as f64 / speed(&speeds, strategy) * (1.0 + noise * (2.0 * uniform.next() - 1.0));
+        controller.observe(4, strategy, emitted, cycle_s, 4);
+        seconds += cycle_s;
+        tokens += emitted as f64;
+        choices.push(strategy);
+    }
+    (seconds, tokens, choices)
+}
+
+fn share(choices: &[Option<Strategy>], strategy: Option<Strategy>) -> f64 {
+    choices.iter().filter(|&&choice| choice == strategy).count() as f64 / choices.len() as f64
+}
+
+#[test]
+fn buckets_have_the_documented_bounds() {
+    let check = |batches: &[usize], expected: usize| {
+        assert!(batches.iter().all(|&batch| bucket(batch) == expected), "{batches:?}");
+    };
+    check(&[0, 1], 0);
+    check(&[2], 1);
+    check(&[3, 4], 2);
+    check(&[5, 8], 3);
+    check(&[9, 16], 4);
+    check(&[17, 32], 5);
+    check(&[33, 64, 4096], 6);
+}
+
+#[test]
+fn off_and_fixed_do_not_learn_but_measure_plain_cycles() {
+    let mut off = Controller::new(&plan::Controller::Off);
+    assert_eq!(off.choose(1, [0.0, 0.0], &|_| true), None);
+    assert_eq!(off.plain_rate(1), None);
+    off.observe(1, None, 10, 2.0, 10);
+    assert_eq!((off.plain_rate(1), off.plain_rate(2)), (Some(5.0), None));
+    let mut fixed = Controller::new(&plan::Controller::Fixed(STRATEGIES[0]));
+    assert_eq!(fixed.choose(9, [0.0, 0.0], &|_| true), Some(STRATEGIES[0]));
+    assert_eq!(fixed.choose(9, [0.0, 0.0], &|_| false), None);
+}
+
+#[test]
+fn every_arm_is_tried_twice_first() {
+    let (_, _, choices) = run(&mut bandit(0.0, 10), &mut Uniform(1), [4.0, 3.0, 2.0, 1.0], 8, 0.0);
+    let [a, b, c] = STRATEGIES.map(Some);
+    assert_eq!(choices, vec![None, None, a, a, b, b, c, c]);
+}
+
+#[test]
+fn meaningless_measurements_are_left_out() {
+    let mut controller = bandit(0.1, 10);
+    for (tokens, seconds, requests) in [(0, 1.0, 1), (1, 0.0, 1), (1, -1.0, 1), (1, f64::NAN, 1), (1, 1.0, 0)] {
+        controller.observe(1, None, tokens, seconds, requests);
+    }
+    assert_eq!(controller, bandit(0.1, 10));
+}
+
+#[test]
+fn a_small_advantage_does_not_change_the_arm() {
+    let mut controller = bandit(0.0, 5);
+    let mut uniform = Uniform(2);
+    run(&mut controller, &mut uniform, [100.0, 102.0, 50.0, 50.0], 20, 0.0);
+    let (_, _, choices) = run(&mut controller, &mut uniform, [100.0, 102.0, 50.0, 50.0], 20, 0.0);
+    assert_eq!(share(&choices, None), 1.0);
+}
+
+#[test]
+fn a_drafter_that_got_better_is_found() {
+    let mut controller = bandit(0.1, 100);
+    let mut uniform = Uniform(3);
+    let (_, _, before) = run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 80.0], 2000, 0.1);
+    assert!(share(&before, None) > 0.9, "{}", share(&before, None));
+    run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 1500, 0.1);
+    let (_, _, after) = run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 500, 0.1);
+    assert!(share(&after, Some(STRATEGIES[2])) > 0.8, "{}", share(&after, Some(STRATEGIES[2])));
+}
+
+#[test]
+fn never_much_slower_than_plain_decoding() {
+    let check = |noise: f64, rate_min: f64| {
+        for seed in 0..50 {
+            let speeds = [100.0, 20.0, 60.0, 95.0];
+            let (seconds, tokens, _) = run(&mut bandit(0.1, 50), &mut Uniform(seed), speeds, 5000, noise);
+            assert!(tokens / seconds > rate_min, "noise {noise}, seed {seed}: {}", tokens / seconds);
+        }
+    };
+    check(0.05, 98.0);
+    check(0.2, 97.0);
+}
+
+#[test]
+fn accept_lengths_are_kept() {
+    let mut controller = bandit(0.1, 10);
+    controller.observe(4, Some(STRATEGIES[0]), 12, 1.0, 4);
+    assert_eq!(controller.accept_length(3, STRATEGIES[0]), Some(3.0));
+    assert_eq!(controller.accept_length(1, STRATEGIES[0]), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn ctrl_1_never_a_drafter_that_is_not_ready(
+        seed: u64, epsilon in 0.0f64..=1.0, cycles in prop::collection::vec((0usize..70, 0u8..4, 1u64..100), 1..300),
+    ) {
+        let (mut controller, mut uniform) = (bandit(epsilon, 8), Uniform(seed));
+        for (batch, mask, tokens) in cycles {
+            let ready = |drafter: usize| mask >> drafter & 1 == 1;
+            let strategy = controller.choose(batch, [uniform.next(), uniform.next()], &ready);
+            prop_assert!(strategy.is_none_or(|strategy| ready(strategy.drafter)));
+            controller.observe(batch, strategy, tokens, uniform.next(), batch.max(1));
+        }
+    }
+
+    #[test]
+    fn ctrl_3_a_restored_controller_goes_on_alike(seed: u64, cycles in 0usize..200) {
+        let (mut controller, mut uniform) = (bandit(0.2, 8), Uniform(seed));
+        run(&mut controller, &mut uniform, [100.0, 90.0, 120.0, 110.0], cycles, 0.3);
+        let bytes = bincode::serde::encode_to_vec(&controller, bincode::config::standard()).unwrap();
+        let (mut restored, _): (Controller, _) =
+            bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
+        let mut same = Uniform(uniform.0);
+        let expected = run(&mut controller, &mut uniform, [100.0, 90.0, 120.0, 110.0], 100, 0.3);
+        prop_assert_eq!(run(&mut restored, &mut same, [100.0, 90.0, 120.0, 110.0], 100, 0.3), expected);
+    }
+
+    #[test]
+    fn the_best_arm_is_found_and_little_is_lost(
+        seed: u64, best in 0usize..4, others in prop::collection::vec(20.0f64..85.0, 4),
+    ) {
+        let mut speeds: [f64; 4] = others.try_into().unwrap();
+        speeds[best] = 100.0;
+        let (mut controller, mut uniform) = (bandit(0.1, 50), Uniform(seed));
+        let (seconds, tokens, _) = run(&mut controller, &mut uniform, speeds, 4000, 0.2);
+        prop_assert!(tokens / seconds > 96.0, "{}", tokens / seconds);
+        let (_, _, choices) = run(&mut controller, &mut uniform, speeds, 300, 0.2);
+        let strategy = best.checked_sub(1).map(|arm| STRATEGIES[arm]);
+        prop_assert!(share(&choices, strategy) > 0.85, "{} {:?}", share(&choices, strategy), speeds);
+    }
+}

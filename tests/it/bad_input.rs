@@ -1,0 +1,104 @@
+//! Bad input: one clear message, exit code 2, nothing half-written.
+
+use std::fs;
+use std::path::Path;
+
+use super::{completed, taper, text, workflow};
+
+/// Runs a workflow that must fail; returns what it says.
+fn refused(file: &Path, out: &Path) -> String {
+    let output = taper(&["run", text(file), "--out", text(out)]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert_eq!(message.matches("error:").count(), 1, "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+#[test]
+fn broken_workflows_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let broken = Path::new(env!("CARGO_MANIFEST_DIR")).join("workflows/tests/broken");
+    let mut count = 0;
+    for entry in fs::read_dir(broken).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "ron") {
+            refused(&path, &out);
+            assert!(!out.exists(), "{} left a folder", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 30);
+}
+
+#[test]
+fn unusable_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good");
+    completed(&["run", text(&workflow(folder.path(), |w| w)), "--out", text(&good)]);
+    let weights = fs::read(good.join("model/model.safetensors")).unwrap();
+    let out = folder.path().join("out");
+    let with = |change: &dyn Fn(String) -> String| refused(&workflow(folder.path(), change), &out);
+    let from = |file: &str| {
+        let file = file.to_owned();
+        move |w: String| w.replace("ffn: 64,", &format!("ffn: 64, weights: \"{file}\","))
+    };
+    let save = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    save("cut", &weights[..weights.len() / 2]);
+    save("header", &weights[..20]);
+    save("empty", b"");
+    save("text", b"these are no weights");
+    let mut nan = weights.clone();
+    let last = nan.len() - 4;
+    nan[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    save("nan", &nan);
+    for name in ["cut", "header", "empty", "text", "nan", "missing"] {
+        let message = with(&from(name));
+        assert!(message.contains(name), "{name}: {message}");
+    }
+    let other = with(&|w| from("good/model/model.safetensors")(w).replace("hidden: 32", "hidden: 48"));
+    assert!(other.contains("shape"), "{other}");
+    save("empty.jsonl", b"\n\n");
+    save("bad.jsonl", b"{\"question\": \"1+1\", \"answer\": \"#### 2\"}\n{oops}\n");
+    let jsonl = |name: &str| {
+        let name = name.to_owned();
+        move |w: String| {
+            let (start, end) = (w.find("data:").unwrap(), w.find("steps:").unwrap());
+            format!("{}data: Jsonl(path: \"{name}\", heldout: 20), {}", &w[..start], &w[end..])
+        }
+    };
+    assert!(with(&jsonl("empty.jsonl")).contains("empty.jsonl"));
+    assert!(with(&jsonl("bad.jsonl")).contains("bad.jsonl"));
+    assert!(with(&jsonl("none.jsonl")).contains("none.jsonl"));
+    fs::rename(good.join("model/tokenizer.json"), good.join("model/elsewhere")).unwrap();
+    let hf = |w: String| {
+        let (start, end) = (w.find("model:").unwrap(), w.find("data:").unwrap());
+        format!("{}model: HuggingFace(\"good/model\"), {}", &w[..start], &w[end..])
+    };
+    assert!(with(&hf).contains("tokenizer"));
+    assert!(!out.exists());
+}
+
+#[test]
+fn folders_that_cannot_be_written_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w);
+    // A file where the folder should be: refused for root too.
+    fs::write(folder.path().join("taken"), "").unwrap();
+    let message = refused(&file, &folder.path().join("taken/run"));
+    assert!(message.contains("taken"), "{message}");
+    // /proc takes no folders, /dev/full no bytes.
+    assert!(refused(&file, Path::new("/proc/taper")).contains("/proc/taper"));
+}
+
+#[test]
+fn another_workflow_does_not_take_over_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    completed(&["run", text(&workflow(folder.path(), |w| w)), "--out", text(&out)]);
+    let before = super::report(&out);
+    let message = refused(&workflow(folder.path(), |w| w.replace("seed: 5", "seed: 6")), &out);
+    assert!(message.contains("--fresh"), "{message}");
+    assert_eq!(super::report(&out), before);
+}

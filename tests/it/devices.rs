@@ -1,0 +1,33 @@
+//! A device that panics is started again, and the step goes on.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use taper::{Ended, Fault, Options, Progress, parse};
+
+#[test]
+fn a_lost_device_costs_time_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = super::WORKFLOW.replace("\\#", "#");
+    let plan = parse(&text, Path::new("/")).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let mut hashes = Vec::new();
+    for fault in [None, Some(Fault { device: 1, cycle: 40 }), Some(Fault { device: 0, cycle: 120 })] {
+        let dir = folder.path().join(format!("{}", hashes.len()));
+        let lost = Arc::new(Mutex::new(0));
+        let seen = lost.clone();
+        let observer = move |progress| {
+            if matches!(progress, Progress::DeviceLost { .. }) {
+                *seen.lock().unwrap() += 1;
+            }
+        };
+        let options = Options { dir: dir.clone(), fault };
+        let ended = runtime.block_on(taper::run(&plan, options, observer, std::future::pending())).unwrap();
+        assert_eq!(ended, Ended::Complete);
+        assert_eq!(*lost.lock().unwrap(), usize::from(fault.is_some()));
+        let state = taper::inspect(&dir).unwrap();
+        assert_eq!(state.restarts, usize::from(fault.is_some()));
+        hashes.push(state.weights_sha256);
+    }
+    assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
+}

@@ -1,0 +1,58 @@
+//! Whether prompts, answers and solutions fit into the positions of a tiny model.
+
+use state::plan::{Chains, Data, Model, Plan, Source, Step};
+
+use super::check::Check;
+use super::data::QUESTION;
+
+/// Checks the longest sequences of a plan. Other models say only when they are loaded how long these may be.
+pub(super) fn check(check: &mut Check<'_>, plan: &Plan) {
+    let Model::Tiny { shape, .. } = &plan.model else { return };
+    let (positions, answer) = (shape.positions_max, plan.sampling.tokens_max);
+    let prompt = prompt_max(&plan.data);
+    let needed = prompt.saturating_add(answer);
+    if needed > positions {
+        let message = format!(
+            "prompts of {prompt} tokens and answers of {answer} need {needed} positions, `positions_max` is {positions}"
+        );
+        let room = positions.saturating_sub(prompt);
+        let help = if room > 0 {
+            format!("write `tokens_max: {room}`, or `positions_max: {needed}`")
+        } else {
+            format!("write `positions_max: {needed}`")
+        };
+        let path = if check.is_given("sampling.tokens_max") { "sampling.tokens_max" } else { "model.positions_max" };
+        check.wrong("workflow::too_long", path, message, help);
+    }
+    if plan.steps.iter().any(|step| matches!(step, Step::Sft(_))) {
+        solutions(check, plan, prompt, positions);
+    }
+}
+
+fn solutions(check: &mut Check<'_>, plan: &Plan, prompt: usize, positions: usize) {
+    let Source::Chains(chains) = &plan.data.source else { return };
+    let needed = prompt.saturating_add(solution_max(chains));
+    if needed > positions {
+        let terms = chains.terms_max;
+        let message = format!(
+            "a solution of {terms} terms needs {needed} positions with its prompt, `positions_max` is {positions}"
+        );
+        let help = format!("write `positions_max: {needed}`, or a smaller `terms_max` in `data`");
+        check.wrong("workflow::too_long", "model.positions_max", message, help);
+    }
+}
+
+/// Longest prompt in characters, each a token, as far as the plan tells.
+fn prompt_max(data: &Data) -> usize {
+    let around = data.template.replace(QUESTION, "").chars().count();
+    let question = match &data.source {
+        Source::Chains(chains) => chains.terms_max.saturating_mul(2),
+        Source::Jsonl(_) => 1,
+    };
+    around.saturating_add(question)
+}
+
+/// `3+5=8;` for every term but the first, the last one without `;`, then `#6` and the end.
+fn solution_max(chains: &Chains) -> usize {
+    chains.terms_max.saturating_sub(1).saturating_mul(6).saturating_add(2)
+}

@@ -1,0 +1,166 @@
+//! Speculation: strategies name their drafter; the plan counts them.
+
+use state::plan::{Controller, Drafter, DrafterTraining, Speculation, Strategy};
+
+use super::check::Check;
+use crate::spec::{self, Word};
+
+/// Deepest draft.
+const DEPTH_MAX: usize = 16;
+/// Largest draft, in tokens.
+const BUDGET_MAX: usize = 64;
+
+pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation) -> Speculation {
+    let drafters = speculation.drafters.clone().unwrap_or_else(standard_drafters);
+    let words: Vec<Word> = drafters.iter().map(|drafter| drafter.word()).collect();
+    duplicates(check, &words);
+    let controller = match &speculation.controller {
+        Some(controller) => lower_controller(check, controller, &words),
+        None => standard_controller(&words),
+    };
+    let training = training(check, speculation.training, &words, &controller);
+    let drafters = drafters.iter().enumerate().map(|(index, drafter)| lower_drafter(check, index, *drafter)).collect();
+    Speculation { drafters, controller, training }
+}
+
+fn standard_drafters() -> Vec<spec::Drafter> {
+    vec![spec::Drafter::Eagle(spec::Eagle::default()), spec::Drafter::Suffix(spec::Suffix::default())]
+}
+
+/// A bandit over a chain and a tree of the learned drafter, and a long chain of the cheap one.
+fn standard_controller(words: &[Word]) -> Controller {
+    let arms = |(drafter, word): (usize, &Word)| {
+        let shapes: &[(usize, usize, usize)] = match word {
+            Word::Eagle => &[(4, 1, 4), (6, 2, 12)],
+            Word::Suffix => &[(8, 1, 8)],
+        };
+        shapes.iter().map(move |(depth, width, budget)| Strategy {
+            drafter,
+            depth: *depth,
+            width: *width,
+            budget: *budget,
+        })
+    };
+    let strategies: Vec<Strategy> = words.iter().enumerate().flat_map(arms).collect();
+    if strategies.is_empty() {
+        return Controller::Off;
+    }
+    Controller::Bandit { strategies, epsilon: spec::Bandit::epsilon(), window: spec::Bandit::window() }
+}
+
+fn duplicates(check: &mut Check<'_>, words: &[Word]) {
+    for (index, word) in words.iter().enumerate().filter(|(index, word)| words[..*index].contains(word)) {
+        let path = format!("speculation.drafters[{index}]");
+        let help = "remove one of the two: a strategy could not tell them apart";
+        check.wrong("workflow::duplicate", &path, format!("`{word:?}` is listed a second time"), help);
+    }
+}
+
+fn lower_drafter(check: &mut Check<'_>, index: usize, drafter: spec::Drafter) -> Drafter {
+    let at = |field: &str| format!("speculation.drafters[{index}].{field}");
+    match drafter {
+        spec::Drafter::Eagle(spec::Eagle { ffn }) => {
+            check.count(&at("ffn"), ffn, 0, 1 << 20);
+            Drafter::Eagle { ffn }
+        }
+        spec::Drafter::Suffix(spec::Suffix { match_min, match_max }) => {
+            let is_counted = check.count(&at("match_min"), match_min, 1, 1024);
+            if check.count(&at("match_max"), match_max, 1, 1024) && is_counted && match_max < match_min {
+                let message = format!("`match_max` {match_max} is below `match_min` {match_min}");
+                let help = format!("write `match_max: {match_min}` or more");
+                check.wrong("workflow::order", &at("match_max"), message, help);
+            }
+            Drafter::Suffix { match_min, match_max }
+        }
+    }
+}
+
+fn lower_controller(check: &mut Check<'_>, controller: &spec::Controller, words: &[Word]) -> Controller {
+    let path = "speculation.controller";
+    match controller {
+        spec::Controller::Off => Controller::Off,
+        spec::Controller::Fixed(strategy) => Controller::Fixed(lower_strategy(check, path, *strategy, words)),
+        spec::Controller::Bandit(bandit) => {
+            let arms = strategies(check, &format!("{path}.strategies"), &bandit.strategies, words);
+            check.probability(&format!("{path}.epsilon"), bandit.epsilon);
+            check.count(&format!("{path}.window"), bandit.window, 1, 65_536);
+            Controller::Bandit { strategies: arms, epsilon: bandit.epsilon, window: bandit.window }
+        }
+    }
+}
+
+fn strategies(check: &mut Check<'_>, path: &str, given: &[spec::Strategy], words: &[Word]) -> Vec<Strategy> {
+    if given.is_empty() {
+        let help = "add `(drafter: Eagle, depth: 4)`, or write `controller: Off`";
+        check.wrong("workflow::no_strategies", path, "a bandit without strategies", help);
+    }
+    check.range(path, given.len(), given.len() <= 64, "at most 64 strategies", "keep the ones that differ most");
+    let mut lowered = Vec::new();
+    for (index, strategy) in given.iter().take(64).enumerate() {
+        let at = format!("{path}[{index}]");
+        let strategy = lower_strategy(check, &at, *strategy, words);
+        if lowered.contains(&strategy) {
+            check.wrong("workflow::duplicate", &at, "this strategy is listed a second time", "remove one of the two");
+        }
+        lowered.push(strategy);
+    }
+    lowered
+}
+
+fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, words: &[Word]) -> Strategy {
+    let spec::Strategy { drafter: word, depth, width, .. } = strategy;
+    let drafter = words.iter().position(|listed| *listed == word);
+    if drafter.is_none() {
+        let message = format!("`{word:?}` is not among the drafters");
+        check.wrong("workflow::drafter_not_listed", &format!("{path}.drafter"), message, listing(word, words));
+    }
+    check.count(&format!("{path}.depth"), depth, 1, DEPTH_MAX);
+    check.count(&format!("{path}.width"), width, 1, BUDGET_MAX);
+    let budget = strategy.budget.unwrap_or(depth.saturating_mul(width).min(BUDGET_MAX));
+    if strategy.budget.is_some() {
+        check.count(&format!("{path}.budget"), budget, 1, BUDGET_MAX);
+    }
+    Strategy { drafter: drafter.unwrap_or_default(), depth, width, budget }
+}
+
+fn listing(word: Word, words: &[Word]) -> String {
+    let add = format!("add `{word:?}()` to `speculation.drafters`");
+    match words.first() {
+        Some(listed) => format!("write `drafter: {listed:?}`, or {add}"),
+        None => add,
+    }
+}
+
+/// The training of the learned drafter; on by default if it drafts.
+fn training(
+    check: &mut Check<'_>,
+    given: Option<Option<spec::Training>>,
+    words: &[Word],
+    controller: &Controller,
+) -> Option<DrafterTraining> {
+    let has_eagle = words.contains(&Word::Eagle);
+    let is_on = has_eagle && !matches!(controller, Controller::Off);
+    let training = given.unwrap_or(is_on.then(spec::Training::default))?;
+    if !has_eagle {
+        let help = "add `Eagle()` to `drafters`, or write `training: None`";
+        let message = "`training` is for the drafter `Eagle`, which is not listed";
+        check.wrong("workflow::drafter_not_listed", "speculation.training", message, help);
+    }
+    Some(lower_training(check, training))
+}
+
+fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTraining {
+    let spec::Training { lr, tokens_max, publish_every, buffer_tokens_max } = training;
+    let at = |field: &str| format!("speculation.training.{field}");
+    check.positive(&at("lr"), lr);
+    check.count(&at("publish_every"), publish_every, 1, 1_000_000);
+    let is_counted = check.count(&at("tokens_max"), tokens_max, 2, 1 << 20);
+    let is_kept = check.count(&at("buffer_tokens_max"), buffer_tokens_max, 2, 1 << 30);
+    if is_counted && is_kept && buffer_tokens_max < tokens_max {
+        let message =
+            format!("a buffer of {buffer_tokens_max} tokens holds no micro-batch of `tokens_max` {tokens_max}");
+        let help = format!("write `buffer_tokens_max: {tokens_max}` or more");
+        check.wrong("workflow::order", &at("buffer_tokens_max"), message, help);
+    }
+    DrafterTraining { lr, tokens_max, publish_every, buffer_tokens_max }
+}

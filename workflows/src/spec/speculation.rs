@@ -1,0 +1,122 @@
+//! Speculation in the file format.
+
+use serde::Deserialize;
+
+use super::given;
+
+/// Speculative decoding.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Speculation {
+    pub(crate) drafters: Option<Vec<Drafter>>,
+    pub(crate) controller: Option<Controller>,
+    #[serde(default, deserialize_with = "given")]
+    pub(crate) training: Option<Option<Training>>,
+}
+
+/// Whatever proposes tokens.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) enum Drafter {
+    Eagle(Eagle),
+    Suffix(Suffix),
+}
+
+/// A decoder layer that learns.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Eagle {
+    pub(crate) ffn: usize,
+}
+
+/// Longest match.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Suffix {
+    pub(crate) match_min: usize,
+    pub(crate) match_max: usize,
+}
+
+impl Default for Suffix {
+    fn default() -> Self {
+        Self { match_min: 2, match_max: 8 }
+    }
+}
+
+/// A drafter as a strategy calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename = "Drafter")]
+pub(crate) enum Word {
+    Eagle,
+    Suffix,
+}
+
+impl Drafter {
+    pub(crate) fn word(self) -> Word {
+        match self {
+            Self::Eagle(_) => Word::Eagle,
+            Self::Suffix(_) => Word::Suffix,
+        }
+    }
+}
+
+/// Chooses a draft shape.
+#[derive(Debug, Deserialize)]
+pub(crate) enum Controller {
+    Off,
+    Fixed(Strategy),
+    Bandit(Bandit),
+}
+
+/// A controller that measures.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bandit {
+    pub(crate) strategies: Vec<Strategy>,
+    #[serde(default = "Bandit::epsilon")]
+    pub(crate) epsilon: f64,
+    #[serde(default = "Bandit::window")]
+    pub(crate) window: usize,
+}
+
+impl Bandit {
+    pub(crate) fn epsilon() -> f64 {
+        0.05
+    }
+
+    pub(crate) fn window() -> usize {
+        16
+    }
+}
+
+/// One way to draft.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Strategy {
+    pub(crate) drafter: Word,
+    pub(crate) depth: usize,
+    #[serde(default = "Strategy::width")]
+    pub(crate) width: usize,
+    pub(crate) budget: Option<usize>,
+}
+
+impl Strategy {
+    fn width() -> usize {
+        1
+    }
+}
+
+/// Training of the learned drafter.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Training {
+    pub(crate) lr: f64,
+    pub(crate) tokens_max: usize,
+    pub(crate) publish_every: usize,
+    pub(crate) buffer_tokens_max: usize,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self { lr: 1e-3, tokens_max: 512, publish_every: 16, buffer_tokens_max: 65_536 }
+    }
+}

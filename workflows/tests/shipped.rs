@@ -1,0 +1,108 @@
+//! Every workflow in this folder, and what a reader may do to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use state::plan::{Controller, Drafter, Model, Plan, Reward, Source, Step};
+
+const QUICKSTART: &str = include_str!("../quickstart.ron");
+
+fn folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn plan(text: &str) -> Plan {
+    workflows::parse(text, Path::new("/here")).unwrap_or_else(|problems| panic!("{}", page(&problems, text)))
+}
+
+fn page(problems: &[workflows::Problem], text: &str) -> String {
+    problems.iter().map(|problem| problem.render(text)).collect()
+}
+
+fn shipped() -> Vec<PathBuf> {
+    let files = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "ron")).collect()
+}
+
+#[test]
+fn every_shipped_workflow_is_good() {
+    assert!(shipped().len() >= 3);
+    for path in shipped() {
+        let text = fs::read_to_string(&path).unwrap();
+        let plan = plan(&text);
+        assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()));
+        assert!(workflows::describe(&plan).to_string().contains(&plan.name));
+    }
+}
+
+#[test]
+fn word_problems_have_answers() {
+    let text = fs::read_to_string(folder().join("word_problems.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 40);
+    assert!(text.lines().all(|line| line.starts_with("{\"question\": ") && line.contains("\\n#### ")));
+}
+
+#[test]
+fn the_quickstart_is_what_it_says() {
+    let plan = plan(QUICKSTART);
+    let Model::Tiny { shape, weights, sha256 } = &plan.model else { panic!("{:?}", plan.model) };
+    assert_eq!((shape.hidden, shape.layers, shape.heads, shape.positions_max), (128, 8, 4, 512));
+    assert_eq!(weights.as_deref(), Some(Path::new("/here/quickstart.safetensors")));
+    assert_eq!(*sha256, None);
+    let Step::Grpo(grpo) = &plan.steps[1] else { panic!("{:?}", plan.steps) };
+    assert_eq!((grpo.prompts, grpo.group, grpo.micro_batch, grpo.clip), (8, 8, 8, (0.2, 0.2)));
+    let Controller::Bandit { strategies, .. } = &plan.speculation.controller else { panic!() };
+    let shapes: Vec<_> = strategies.iter().map(|s| (s.drafter, s.depth, s.width, s.budget)).collect();
+    assert_eq!(shapes, [(0, 4, 1, 4), (0, 6, 2, 12), (1, 8, 1, 8)]);
+    let summary = workflows::describe(&plan);
+    assert_eq!((summary.rollouts, summary.evaluations, summary.optimizer_steps), (1280, 400, 20));
+    assert_eq!(summary.tokens_max, (1280 + 400) * 256);
+}
+
+const SHORT: &str =
+    r#"Workflow(name: "x", model: Gguf("a/b.gguf"), data: Jsonl(path: "/d.jsonl"), steps: [Export(to: "m")])"#;
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let plan = plan(SHORT);
+    assert_eq!(plan.model, Model::Gguf("/here/a/b.gguf".into()));
+    assert_eq!(plan.data.source, Source::Jsonl("/d.jsonl".into()));
+    assert_eq!(plan.data.template, "{question}");
+    assert_eq!(plan.rewards[0].reward, Reward::Numeric { marker: "####".into() });
+    assert_eq!(plan.speculation.drafters, [Drafter::Eagle { ffn: 0 }, Drafter::Suffix { match_min: 2, match_max: 8 }]);
+    assert!(matches!(&plan.speculation.controller, Controller::Bandit { strategies, .. } if strategies.len() == 3));
+    assert!(plan.speculation.training.is_some());
+    let quickstart = workflows::parse(QUICKSTART, Path::new("")).unwrap();
+    assert_eq!(plan.speculation, quickstart.speculation);
+    assert_eq!((plan.sampling, plan.devices), (quickstart.sampling, quickstart.devices));
+    assert_eq!((plan.supervision, plan.checkpoint), (quickstart.supervision, quickstart.checkpoint));
+}
+
+#[test]
+fn spellings_that_mean_the_same_give_the_same_plan() {
+    let with = |speculation: &str| plan(&SHORT.replace(", steps", &format!(", speculation: {speculation}, steps")));
+    let fixed = with("(controller: Fixed(drafter: Suffix, depth: 6))");
+    for same in [
+        "(controller: Fixed((drafter: Suffix, depth: 6, width: 1, budget: 6)))",
+        "(controller: Some(Fixed((drafter: Suffix, depth: 6, width: 1, budget: Some(6),),),),)",
+        "Speculation(drafters: [Eagle(ffn: 0), Suffix()], controller: Fixed(drafter: Suffix, depth: 6,))",
+    ] {
+        assert_eq!(with(same), fixed, "{same}");
+    }
+    let training = with("(training: (lr: 0.5))").speculation.training;
+    assert_eq!(with("(training: Some((lr: 0.5)))").speculation.training, training);
+    assert_eq!(with("(training: Some(lr: 0.5))").speculation.training, training);
+    assert_eq!(with("(training: None)").speculation.training, None);
+    assert_eq!(with("(controller: Off)").speculation.training, None);
+    assert_eq!(with("(drafters: [Suffix()])").speculation.training, None);
+    assert_eq!(with("(drafters: [])").speculation.controller, Controller::Off);
+    assert_eq!(plan(&format!("\u{feff}#![enable(implicit_some)]\r\n{SHORT},\r\n")), plan(SHORT));
+    assert_eq!(plan(&SHORT.replace("Workflow(", "(")), plan(SHORT));
+}
+
+#[test]
+fn short_chains_need_no_further_numbers() {
+    let chains = plan(&SHORT.replace("Jsonl(path: \"/d.jsonl\")", "Chains(terms_max: 4)")).data.source;
+    let Source::Chains(chains) = chains else { panic!() };
+    assert_eq!((chains.terms_min, chains.terms_mean, chains.terms_max, chains.tail_min), (2, 4.0, 4, 4));
+}
