@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let tokenizer = Tokenizer::chars();
     let decoding = Decoding { temperature: 0.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: false };
-    let mut decoder = Decoder::new(target, decoding);
+    let mut decoder = Decoder::new(target, decoding, Arc::default());
     decoder.admit(0, &tokenizer.encode(&question)?, &[(0, NoiseKey::new(0, 0, 0, 0, 0))])?;
     let mut forwards = 0;
     let answer = loop {

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use taper::kernels::NoiseKey;
+use taper::kernels::{NoiseKey, Pool};
 use taper::models::drafter::Drafter;
 use taper::models::drafter::eagle::Eagle;
 use taper::models::drafter::learn::{Example, Learner};
@@ -29,8 +29,8 @@ fn decode(
     mut drafter: Option<&mut dyn Drafter>,
 ) -> Result<(Vec<Answer>, usize)> {
     let eos = target.config().eos.clone();
-    let mut decoder =
-        Decoder::new(target.clone(), Decoding { temperature: 1.0, tokens_max: 200, eos, keep_hidden: true });
+    let decoding = Decoding { temperature: 1.0, tokens_max: 200, eos, keep_hidden: true };
+    let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
     for (group, question) in questions.iter().enumerate() {
         let noise = |sample: u32| NoiseKey::new(1, 0, 0, group as u32, sample);
         decoder.admit(group, &Tokenizer::chars().encode(question)?, &[(0, noise(0)), (1, noise(1))])?;
@@ -53,15 +53,16 @@ fn main() -> Result<()> {
     let weights = Weights::from_raw(&config, &weights)?;
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config))?);
 
+    let pool = Arc::new(Pool::default());
     let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1)?, 2e-3);
     let (answers, _) = decode(&target, &LEARNED, None)?;
     let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, config.hidden, 256)).collect();
     for _ in 0..60 {
-        learner.learn(&target, &examples)?;
+        learner.learn(&pool, &target, &examples)?;
     }
 
     let (plain, plain_forwards) = decode(&target, &ASKED, None)?;
-    let mut eagle = Eagle::new(target.clone(), learner.weights(), 0)?;
+    let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool)?;
     let (drafted, drafted_forwards) = decode(&target, &ASKED, Some(&mut eagle))?;
     for (plain, drafted) in plain.iter().zip(&drafted) {
         assert_eq!(plain.tokens, drafted.tokens, "speculation changes no token");

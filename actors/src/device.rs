@@ -19,6 +19,7 @@ pub(crate) struct Identity {
     pub(crate) device: usize,
     pub(crate) epoch: u64,
     pub(crate) name: String,
+    pub(crate) threads: usize,
     pub(crate) fault_at: Option<u64>,
 }
 
@@ -43,7 +44,7 @@ impl Actor for DeviceActor {
         let (identity, supervisor) = args;
         // A report of an engine that outlives its actor goes nowhere.
         let report = move |report| drop(myself.cast(DeviceMessage::Report(report)));
-        let engine = Engine::start(&identity.name, identity.fault_at, report)?;
+        let engine = Engine::start(&identity.name, identity.threads, identity.fault_at, report)?;
         Ok(Owned { identity, engine, supervisor })
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use kernels::NoiseKey;
+use kernels::{NoiseKey, Pool};
 use models::Decoder;
 use models::drafter::Drafter;
 use state::plan;
@@ -66,19 +66,20 @@ pub(crate) struct Engine {
     _thread: JoinHandle<()>,
 }
 
-/// Backward recurses through the graph of operations.
-const STACK: usize = 256 << 20;
+const STACK: usize = 8 << 20;
 
 impl Engine {
     /// Starts a thread that reports through `report`.
     pub(crate) fn start(
         name: &str,
+        threads: usize,
         fault_at: Option<u64>,
         report: impl Fn(Report) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
         let body = move || {
-            let mut state = State { inbox, later: VecDeque::new(), work: None, cycles: 0, fault_at };
+            let pool = Arc::new(Pool::new(threads));
+            let mut state = State { inbox, later: VecDeque::new(), work: None, cycles: 0, fault_at, pool };
             let result = catch_unwind(AssertUnwindSafe(|| state.serve(&report)));
             let reason = match result {
                 Ok(Ok(())) => return,
@@ -109,6 +110,7 @@ struct Work {
     drafters: Vec<Option<Box<dyn Drafter>>>,
     /// Version of the learned drafter among them.
     version: u64,
+    pool: Arc<Pool>,
 }
 
 struct State {
@@ -118,6 +120,8 @@ struct State {
     work: Option<Work>,
     cycles: u64,
     fault_at: Option<u64>,
+    /// The device's threads; this one is the first of them.
+    pool: Arc<Pool>,
 }
 
 impl State {
@@ -152,12 +156,12 @@ impl State {
             Command::Preempt => Ok(()),
             Command::Compute { update, part } => {
                 self.work = None;
-                update.compute(part)?;
+                update.compute(&self.pool, part)?;
                 report(Report::Computed { part });
                 Ok(())
             }
             Command::Finish { update } => {
-                update.finish()?;
+                update.finish(&self.pool);
                 report(Report::Finished);
                 Ok(())
             }
@@ -166,10 +170,11 @@ impl State {
 
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize) -> Result<()> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
-            let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone());
-            let drafters = rollout.speculator.drafters(&rollout.target)?;
+            let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
+            let drafters = rollout.speculator.drafters(&rollout.target, &self.pool)?;
             let version = rollout.speculator.version();
-            self.work = Some(Work { rollout: rollout.clone(), decoder, drafters, version });
+            let pool = self.pool.clone();
+            self.work = Some(Work { rollout: rollout.clone(), decoder, drafters, version, pool });
         }
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         rollout.restart(group);
@@ -199,7 +204,7 @@ impl State {
             }
             Err(std::sync::mpsc::TryRecvError::Empty) => false,
         };
-        let (batches, loss) = rollout.speculator.train(&rollout.target, stop)?;
+        let (batches, loss) = rollout.speculator.train(&self.pool, &rollout.target, stop)?;
         rollout.count(|c| {
             c.drafter_batches += batches;
             c.drafter_loss = if batches > 0 { loss } else { c.drafter_loss };
@@ -215,7 +220,7 @@ impl Work {
         if speculator.version() != self.version {
             // Hot swap between two cycles: only the learned drafter is replaced.
             self.version = speculator.version();
-            let fresh = speculator.drafters(&self.rollout.target)?;
+            let fresh = speculator.drafters(&self.rollout.target, &self.pool)?;
             for ((old, new), kind) in self.drafters.iter_mut().zip(fresh).zip(&speculator.plan.drafters) {
                 if matches!(kind, plan::Drafter::Eagle { .. }) {
                     *old = new;

@@ -62,9 +62,9 @@ impl RunFolder {
     }
 
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let mut parts = vec![("weights", checkpoint.weights.to_raw()?), ("moments", checkpoint.adam.to_raw())];
+        let mut parts = vec![("weights", checkpoint.weights.to_raw()), ("moments", checkpoint.adam.to_raw())];
         if let Some(drafter) = &checkpoint.drafter {
-            let mut raw = drafter.weights.to_raw()?;
+            let mut raw = drafter.weights.to_raw();
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
             parts.push(("drafter", raw));
         }
@@ -95,12 +95,12 @@ impl RunFolder {
             Ok(Some(load_part(&folder.join(format!("{name}.safetensors")), hash)?))
         };
         let need = |name: &str| Ok::<_, Error>(part(name)?.unwrap_or_default());
-        let weights = Weights::with_layout(like.layout().to_vec(), &need("weights")?)?;
+        let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &need("weights")?)?;
         let adam = AdamW::from_raw(&weights, &need("moments")?)?;
         let drafter = match (part("drafter")?, drafter) {
             (Some(raw), Some(like)) => {
                 let version = raw.tensors.get("version").map_or(0, |v| v.1[0] as u64);
-                let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), &raw)?);
+                let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
                 Some(Published { version, weights })
             }
             _ => None,

@@ -1,13 +1,13 @@
 //! What a plan needs, loaded: shape, tokenizer, data, first weights.
 
-use kernels::RopeTable;
+use kernels::{RopeTable, Storage};
 use models::chat::ChatTemplate;
 use models::data::{Dataset, Problem};
 use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
 use models::{Config, Target, Weights};
-use state::plan::{Model, Plan};
+use state::plan::{Compute, Model, Plan};
 
 use crate::error::Result;
 
@@ -28,9 +28,13 @@ pub(crate) struct Job {
 impl Job {
     pub(crate) fn load(plan: &Plan) -> Result<Self> {
         let dataset = Dataset::open(&plan.data, plan.seed)?;
+        let storage = match plan.compute {
+            Compute::F32 => Storage::F32,
+            Compute::Bf16 => Storage::Bf16,
+        };
         let (config, tokenizer, chat, chat_source, initial) = match &plan.model {
             Model::Tiny { shape, weights, sha256 } => {
-                let config = Config::tiny(shape)?;
+                let config = Config { storage, ..Config::tiny(shape)? };
                 let initial = match weights {
                     Some(path) => Weights::from_raw(&config, &load_tiny(path, &config, sha256.as_deref())?)?,
                     None => Weights::random(&config, plan.seed)?,
@@ -40,9 +44,10 @@ impl Job {
             Model::HuggingFace(path) | Model::Gguf(path) => {
                 let is_gguf = matches!(plan.model, Model::Gguf(_));
                 let loaded = if is_gguf { gguf::load(path)? } else { hf::load(path)? };
-                let initial = Weights::from_raw(&loaded.config, &loaded.weights)?;
+                let config = Config { storage, ..loaded.config.clone() };
+                let initial = Weights::from_raw(&config, &loaded.weights)?;
                 let chat = ChatTemplate::of(&loaded);
-                (loaded.config, loaded.tokenizer, chat, loaded.chat_template, initial)
+                (config, loaded.tokenizer, chat, loaded.chat_template, initial)
             }
         };
         let rope = Target::rope_table(&config);

@@ -132,14 +132,14 @@ fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
 
 /// Hash of the parts of a plan that decide what is learned.
 fn hash(plan: &Plan) -> String {
-    let what = (plan.seed, &plan.model, &plan.data, &plan.steps, &plan.sampling, &plan.rewards);
+    let what = (plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards);
     // Plans are made of numbers, text and lists: there is nothing in them that could fail.
     sha::of_bytes(&serde_json::to_vec(&what).unwrap_or_default())
 }
 
 fn device_names(plan: &Plan) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if plan.devices.cpu == 0 { cores } else { plan.devices.cpu };
+    let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads).max(1) } else { plan.devices.cpu };
     (0..count).map(|i| format!("cpu{i}")).collect()
 }
 

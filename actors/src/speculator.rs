@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kernels::Pool;
 use models::drafter::eagle::Eagle;
 use models::drafter::learn::{Example, Learner};
 use models::drafter::{Drafter, suffix::Suffix};
@@ -70,7 +71,7 @@ impl Speculator {
     }
 
     /// The drafters of one device; the learned one only once a version was published.
-    pub(crate) fn drafters(&self, target: &Arc<Target>) -> Result<Vec<Option<Box<dyn Drafter>>>> {
+    pub(crate) fn drafters(&self, target: &Arc<Target>, pool: &Arc<Pool>) -> Result<Vec<Option<Box<dyn Drafter>>>> {
         let published = self.published();
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
             Ok(match (d, &published) {
@@ -78,7 +79,7 @@ impl Speculator {
                     Some(Box::new(Suffix::new(*match_min, *match_max)))
                 }
                 (plan::Drafter::Eagle { ffn }, Some(p)) => {
-                    Some(Box::new(Eagle::new(target.clone(), &p.weights, *ffn)?))
+                    Some(Box::new(Eagle::new(target.clone(), &p.weights, *ffn, pool.clone())?))
                 }
                 (plan::Drafter::Eagle { .. }, None) => None,
             })
@@ -98,7 +99,7 @@ impl Speculator {
     }
 
     /// Trains the drafter, longest answers first, until `stop` says so. Returns micro-batches and the last loss.
-    pub(crate) fn train(&self, target: &Target, mut stop: impl FnMut() -> bool) -> Result<(u64, f64)> {
+    pub(crate) fn train(&self, pool: &Pool, target: &Target, mut stop: impl FnMut() -> bool) -> Result<(u64, f64)> {
         let (Some(training), Some(ffn)) = (&self.plan.training, self.eagle_ffn()) else { return Ok((0, 0.0)) };
         let mut held = lock(&self.learner);
         let learner = match held.as_mut() {
@@ -117,7 +118,7 @@ impl Speculator {
             if batch.is_empty() {
                 break;
             }
-            loss = learner.learn(target, &batch)?;
+            loss = learner.learn(pool, target, &batch)?;
             batches += 1;
             if batches % training.publish_every as u64 == 0 {
                 self.publish(learner.weights());

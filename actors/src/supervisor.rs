@@ -131,7 +131,7 @@ impl Actor for Supervisor {
         let mut state = State {
             restarts: supervise::Supervisor::new(&job.plan.supervision),
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
-            weights_sha256: weights.sha256()?,
+            weights_sha256: weights.sha256(),
             seats: devices.into_iter().map(seat).collect(),
             activity: Activity::Recording { pending: 0, then: None },
             metrics: StepMetrics::default(),
@@ -204,7 +204,8 @@ impl State {
         let epoch = seat.machine.epoch();
         let _ = seat.machine.apply(device::Event::Restarted { epoch });
         let fault_at = self.fault.filter(|f| f.device == device && epoch == 0).map(|f| f.cycle);
-        let identity = Identity { device, epoch, name: seat.name.clone(), fault_at };
+        let threads = self.job.plan.devices.threads;
+        let identity = Identity { device, epoch, name: seat.name.clone(), threads, fault_at };
         let arguments = (identity, self.myself.clone());
         let (actor, _) = Actor::spawn_linked(None, DeviceActor, arguments, self.myself.get_cell()).await?;
         seat.actor = Some(actor);

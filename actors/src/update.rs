@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use kernels::RopeTable;
+use kernels::{Pool, RopeTable};
 use models::optim::{AdamW, Gradients, learning_rate, tree_sum};
 use models::train::{Sequence, gradient, log_probs};
 use models::{Answer, Config, Target, Weights};
@@ -57,19 +57,20 @@ pub(crate) struct Outcome {
 
 impl Update {
     /// Gradient of one micro-batch; the same bits on any device.
-    pub(crate) fn compute(&self, part: usize) -> Result<()> {
+    pub(crate) fn compute(&self, pool: &Pool, part: usize) -> Result<()> {
         let items = self.learned(part);
         let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence.clone()).collect();
         let mut loss = 0.0;
         let gradients = if sequences.is_empty() {
             self.weights.zeros()
         } else {
-            let reference = self.reference(&sequences)?;
-            gradient(&self.config, &self.weights, &self.rope, &sequences, self.inverse_temperature, |now| {
+            let reference = self.reference(pool, &sequences);
+            let signal = |now: &[Vec<f32>]| {
                 let (total, slopes) = self.signal(&items, now, reference.as_deref());
                 loss = total;
                 slopes
-            })?
+            };
+            gradient(pool, &self.config, &self.weights, &self.rope, &sequences, self.inverse_temperature, signal)?
         };
         *lock(&self.gradients[part]) = Some((gradients, loss));
         Ok(())
@@ -84,9 +85,9 @@ impl Update {
         self.parts[part].iter().filter(pulls).collect()
     }
 
-    fn reference(&self, sequences: &[Sequence]) -> Result<Option<Vec<Vec<f32>>>> {
-        let Objective::Reward { reference: Some(reference), .. } = &self.objective else { return Ok(None) };
-        Ok(Some(log_probs(reference, sequences, self.inverse_temperature)?))
+    fn reference(&self, pool: &Pool, sequences: &[Sequence]) -> Option<Vec<Vec<f32>>> {
+        let Objective::Reward { reference: Some(reference), .. } = &self.objective else { return None };
+        Some(log_probs(pool, reference, sequences, self.inverse_temperature))
     }
 
     /// Loss of the items and its derivative by each log-probability, both divided by the tokens of the step.
@@ -111,15 +112,14 @@ impl Update {
     }
 
     /// Sums all micro-batches and takes the step.
-    pub(crate) fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self, pool: &Pool) {
         let parts: Vec<(Gradients, f64)> = self.gradients.iter().filter_map(|g| lock(g).take()).collect();
         let loss = parts.iter().map(|p| p.1).sum();
         let sum = tree_sum(parts.into_iter().map(|p| p.0).collect());
         let mut adam = (*self.adam).clone();
         let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
-        let (weights, norm) = adam.step(&self.weights, &sum, &self.optimizer, lr)?;
+        let (weights, norm) = adam.step(pool, &self.weights, &sum, &self.optimizer, lr);
         *lock(&self.outcome) = Some(Outcome { weights: Arc::new(weights), adam: Arc::new(adam), loss, norm });
-        Ok(())
     }
 }
 

@@ -1,54 +1,30 @@
 //! Embedding lookup in a packed weight, so that a tied output head needs no second copy.
 
-use std::sync::Arc;
+use crate::matrix::{Matrix, PANEL};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-
-use crate::linear::PANEL;
-use crate::tensor::{copied, output, tensor, values};
-
-/// Rows `ids` of a packed weight `(p, k, PANEL)`, as `(r, k)`. Differentiable in the weight.
+/// Rows `ids` of a packed weight `(p, k, PANEL)`, as `(r, k)`.
 ///
-/// # Errors
+/// # Panics
 /// If an id is outside the table.
-pub fn embed(ids: &Arc<Vec<u32>>, packed: &Tensor) -> Result<Tensor> {
-    packed.apply_op1(Embed { ids: ids.clone() })
-}
-
-struct Embed {
-    ids: Arc<Vec<u32>>,
-}
-
-fn base(id: u32, k: usize) -> usize {
-    id as usize / PANEL * k * PANEL + id as usize % PANEL
-}
-
-impl CustomOp1 for Embed {
-    fn name(&self) -> &'static str {
-        "embed"
+pub fn embed(ids: &[u32], table: &Matrix, y: &mut Vec<f32>) {
+    y.clear();
+    y.reserve(ids.len() * table.k());
+    for &id in ids {
+        assert!((id as usize) < table.n(), "token {id} is outside a table of {}", table.n());
+        table.push_row(id as usize, y);
     }
+}
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (panels, k, _) = l.shape().dims3()?;
-        let table = values(s, l, "embed")?;
-        let mut y = Vec::with_capacity(self.ids.len() * k);
-        for &id in self.ids.iter() {
-            if id as usize >= panels * PANEL {
-                bail!("embed: token {id} is outside a table of {}", panels * PANEL);
-            }
-            y.extend((0..k).map(|i| table[base(id, k) + i * PANEL]));
+/// Backward of [`embed`]: adds each row of `grad` to its row of `dw`, in order.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn embed_gradient(ids: &[u32], grad: &[f32], dw: &mut [f32]) {
+    let k = grad.len().checked_div(ids.len()).unwrap_or(0);
+    for (&id, row) in ids.iter().zip(grad.chunks_exact(k.max(1))) {
+        let base = id as usize / PANEL * k * PANEL + id as usize % PANEL;
+        for (i, g) in row.iter().enumerate() {
+            dw[base + i * PANEL] += g;
         }
-        Ok(output(y, (self.ids.len(), k)))
-    }
-
-    fn bwd(&self, packed: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let k = packed.dim(1)?;
-        let mut dw = vec![0.0; packed.elem_count()];
-        for (&id, row) in self.ids.iter().zip(copied(grad)?.chunks_exact(k)) {
-            for (i, g) in row.iter().enumerate() {
-                dw[base(id, k) + i * PANEL] += g;
-            }
-        }
-        Ok(Some(tensor(dw, packed.shape())?))
     }
 }

@@ -1,12 +1,16 @@
 //! Device operations: one seam for everything that touches numbers in bulk.
 //!
 //! Every operation fixes the order of summation of each output element by that element's own indices, never by the
-//! number of rows, the neighbours in a batch, or the instruction set. So a token's logits have the same bits in a batch
-//! of 1 and of 16, in a draft tree, and in the training forward (invariants L1 and L2 of ARCHITECTURE.md).
-//! Operations are candle custom ops with an explicit backward; they know nothing of models or of learning.
+//! number of rows, the neighbours in a batch, the threads, or the instruction set. So a token's logits have the same bits
+//! in a batch of 1 and of 16, in a draft tree, and in the training forward (invariants L1 and L2 of ARCHITECTURE.md).
+//!
+//! Operations are explicit: they read slices and write slices, each with its backward beside it and a plain specification
+//! in [`reference`]. They know nothing of models or of learning. Shapes that do not fit are mistakes of the caller and
+//! panic.
 //!
 //! Legend of shapes: `r` rows (tokens), `k` input features, `n` output features, `p = ceil(n / PANEL)` panels.
 
+mod adam;
 mod attention;
 mod dispatch;
 mod embed;
@@ -14,18 +18,26 @@ mod lanes;
 mod linear;
 mod logprob;
 pub mod math;
+mod matrix;
 pub mod noise;
 mod norm;
+mod pool;
+mod product;
+pub mod reference;
 mod rope;
 mod swiglu;
-mod tensor;
 
-pub use attention::{Context, Heads, KeyRun, Scratch, attend, attend_sequences, push_key};
+pub use adam::{AdamRule, AdamTensor, adam_step};
+pub use attention::{
+    Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_sequences, attend_sequences_gradient,
+};
 pub use dispatch::variant;
-pub use embed::embed;
-pub use linear::{PANEL, linear, pack, unpack};
-pub use logprob::{log_prob, log_probs};
+pub use embed::{embed, embed_gradient};
+pub use linear::{Turned, add, add_linear, input_gradient, linear, weight_gradient};
+pub use logprob::{Chosen, log_prob, log_probs, log_probs_gradient, softmax};
+pub use matrix::{Matrix, PANEL, Storage, from_bf16, pack, packed_len, to_bf16, unpack};
 pub use noise::NoiseKey;
-pub use norm::rms_norm;
-pub use rope::{RopeTable, rope};
-pub use swiglu::swiglu;
+pub use norm::{rms_norm, rms_norm_gradient};
+pub use pool::Pool;
+pub use rope::{RopeTable, Turn, rope};
+pub use swiglu::{swiglu, swiglu_gradient};

@@ -1,90 +1,88 @@
 //! Log-probability of chosen tokens without keeping `(r, vocabulary)` logits: rows go through the head in chunks.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-
 use crate::dispatch::simd;
-use crate::linear;
+use crate::linear::{Turned, linear, turned_product, turned_weight, weight_gradient};
 use crate::math;
-use crate::tensor::{copied, output, tensor, values};
+use crate::matrix::Matrix;
+use crate::pool::{Pool, Shares};
 
-const ROWS: usize = 48;
+/// Rows of a chunk: at 49,152 tokens their logits take 37 MB.
+const ROWS: usize = 192;
+
+/// What is asked of each row.
+#[derive(Debug, Clone, Copy)]
+pub struct Chosen<'a> {
+    /// The token of each row.
+    pub targets: &'a [u32],
+    /// 1/T.
+    pub inverse_temperature: f32,
+}
 
 /// `log softmax(h Wᵀ / T)[target]` of each row: h `(r, k)`, packed head with n outputs; result `(r)`.
-/// `inverse_temperature` is 1/T. Differentiable in both.
 ///
-/// # Errors
+/// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
-pub fn log_probs(
-    hidden: &Tensor,
-    head: &Tensor,
-    n: usize,
-    targets: Vec<u32>,
-    inverse_temperature: f32,
-) -> Result<Tensor> {
-    hidden.apply_op2(head, LogProbs { n, targets: Arc::new(targets), inverse_temperature })
-}
-
-struct LogProbs {
-    n: usize,
-    targets: Arc<Vec<u32>>,
-    inverse_temperature: f32,
-}
-
-impl CustomOp2 for LogProbs {
-    fn name(&self) -> &'static str {
-        "log_probs"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, k) = l1.shape().dims2()?;
-        if rows != self.targets.len() || l2.shape().dims3()?.1 != k {
-            bail!("log_probs: hidden {:?}, head {:?}, {} targets", l1.shape(), l2.shape(), self.targets.len());
-        }
-        if let Some(t) = self.targets.iter().find(|t| **t as usize >= self.n) {
-            bail!("log_probs: token {t} is outside a vocabulary of {}", self.n);
-        }
-        let (hidden, head) = (values(s1, l1, "log_probs")?, values(s2, l2, "log_probs")?);
-        let mut result = Vec::with_capacity(rows);
-        for (h, targets) in hidden.chunks(ROWS * k).zip(self.targets.chunks(ROWS)) {
-            let logits = self.logits(h, head, k);
-            result.extend(
-                logits.chunks_exact(self.n).zip(targets).map(|(l, t)| log_prob(l, *t, self.inverse_temperature)),
-            );
-        }
-        Ok(output(result, rows))
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        head: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (h, w, g) = (copied(hidden)?, copied(head)?, copied(grad)?);
-        let k = hidden.dim(1)?;
-        let (mut dh, mut dw) = (Vec::with_capacity(h.len()), vec![0.0; w.len()]);
-        for ((h, g), targets) in h.chunks(ROWS * k).zip(g.chunks(ROWS)).zip(self.targets.chunks(ROWS)) {
-            let mut d = self.logits(h, &w, k);
-            for ((d, g), t) in d.chunks_exact_mut(self.n).zip(g).zip(targets) {
-                logits_gradient(d, *t, self.inverse_temperature, *g);
+#[must_use]
+pub fn log_probs(pool: &Pool, hidden: &[f32], head: &Matrix, chosen: Chosen<'_>) -> Vec<f32> {
+    check(hidden, head, chosen);
+    let (n, k) = (head.n(), head.k());
+    let mut result = vec![0.0; chosen.targets.len()];
+    let mut logits = Vec::new();
+    let chunks = hidden.chunks(ROWS * k).zip(chosen.targets.chunks(ROWS)).zip(result.chunks_mut(ROWS));
+    for ((h, targets), result) in chunks {
+        logits.resize(targets.len() * n, 0.0);
+        linear(pool, h, head, &mut logits);
+        let result = Shares::of(result);
+        pool.split(targets.len(), 1, |rows| {
+            // SAFETY: ranges of a split are disjoint.
+            let result = unsafe { result.part(rows.clone()) };
+            for (result, row) in result.iter_mut().zip(rows) {
+                *result = log_prob(&logits[row * n..(row + 1) * n], targets[row], chosen.inverse_temperature);
             }
-            dh.extend(linear::input_gradient(&d, &w, g.len(), k, self.n));
-            linear::weight_gradient(h, &d, &mut dw, g.len(), k, self.n);
-        }
-        Ok((Some(tensor(dh, hidden.shape())?), Some(tensor(dw, head.shape())?)))
+        });
+    }
+    result
+}
+
+/// Backward of [`log_probs`]: `slopes` is the loss's derivative by each. Overwrites `dh` `(r, k)`, adds to the packed `dw`.
+///
+/// # Panics
+/// If shapes do not fit or a target is outside the vocabulary.
+pub fn log_probs_gradient(
+    pool: &Pool,
+    hidden: &[f32],
+    head: &Matrix,
+    chosen: Chosen<'_>,
+    slopes: &[f32],
+    dh: &mut [f32],
+    dw: &mut [f32],
+) {
+    check(hidden, head, chosen);
+    assert!(slopes.len() == chosen.targets.len() && dh.len() == hidden.len(), "{} slopes", slopes.len());
+    let (n, k) = (head.n(), head.k());
+    let by_input = turned_weight(pool, head);
+    let (mut d, mut turned) = (Vec::new(), Turned::default());
+    let chunks = hidden.chunks(ROWS * k).zip(dh.chunks_mut(ROWS * k));
+    for ((h, dh), (slopes, targets)) in chunks.zip(slopes.chunks(ROWS).zip(chosen.targets.chunks(ROWS))) {
+        d.resize(targets.len() * n, 0.0);
+        linear(pool, h, head, &mut d);
+        let shares = Shares::of(&mut d);
+        pool.split(targets.len(), 1, |rows| {
+            for row in rows {
+                // SAFETY: ranges of a split are disjoint, and so are their rows.
+                let logits = unsafe { shares.part(row * n..(row + 1) * n) };
+                logits_gradient(logits, targets[row], chosen.inverse_temperature, slopes[row]);
+            }
+        });
+        turned_product(pool, &d, &by_input, dh, [n, k], false);
+        weight_gradient(pool, h, &d, dw, [n, k], &mut turned);
     }
 }
 
-impl LogProbs {
-    fn logits(&self, hidden: &[f32], head: &[f32], k: usize) -> Vec<f32> {
-        let rows = hidden.len() / k;
-        let mut logits = vec![0.0; rows * self.n];
-        linear::product(hidden, head, &mut logits, rows, k, self.n);
-        logits
-    }
+fn check(hidden: &[f32], head: &Matrix, chosen: Chosen<'_>) {
+    assert_eq!(hidden.len(), chosen.targets.len() * head.k(), "log_probs of {} targets", chosen.targets.len());
+    let outside = chosen.targets.iter().find(|t| **t as usize >= head.n());
+    assert!(outside.is_none(), "token {outside:?} is outside a vocabulary of {}", head.n());
 }
 
 simd! {
@@ -93,6 +91,17 @@ simd! {
     pub fn log_prob(logits: &[f32], target: u32, inverse_temperature: f32) -> f32 {
         let (max, sum) = partition(logits, inverse_temperature);
         (logits[target as usize] * inverse_temperature - max) - math::ln(sum)
+    }
+}
+
+simd! {
+    /// Softmax of logits, in place.
+    pub fn softmax(logits: &mut [f32]) {
+        let (max, sum) = partition(logits, 1.0);
+        let inverse = 1.0 / sum;
+        for l in logits.iter_mut() {
+            *l = math::exp(*l - max) * inverse;
+        }
     }
 }
 
@@ -111,6 +120,13 @@ simd! {
 /// Largest scaled logit, and the sum of exponentials relative to it.
 #[inline(always)]
 fn partition(logits: &[f32], inverse_temperature: f32) -> (f32, f32) {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(l * inverse_temperature));
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = logits.as_chunks::<16>();
+    for chunk in whole {
+        lanes = std::array::from_fn(|i| larger(lanes[i], chunk[i] * inverse_temperature));
+    }
+    let rest = rest.iter().map(|l| l * inverse_temperature);
+    let max = lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, larger);
     (max, math::lane_sum(logits.len(), |i| math::exp(logits[i] * inverse_temperature - max)))
 }

@@ -1,44 +1,46 @@
 //! RMSNorm (Zhang and Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
-
 use crate::dispatch::simd;
 use crate::math;
-use crate::tensor::{copied, output, tensor, values};
+use crate::pool::{Pool, Shares};
 
-/// Normalises each row of x `(r, k)` and scales it by w `(k)`. Differentiable in both.
+/// Normalises each row of x `(r, k)` and scales it by w `(k)`.
 ///
-/// # Errors
-/// If shapes do not fit.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    x.apply_op2(weight, RmsNorm { eps })
+/// # Panics
+/// If x has no whole rows, or y another length.
+pub fn rms_norm(pool: &Pool, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let k = weight.len();
+    assert!(x.len().is_multiple_of(k) && x.len() == y.len(), "rms_norm of {} floats by {k}", x.len());
+    let y = Shares::of(y);
+    pool.split(x.len() / k, 8, |rows| {
+        let at = rows.start * k..rows.end * k;
+        // SAFETY: ranges of a split are disjoint.
+        forward(&x[at.clone()], weight, unsafe { y.part(at) }, eps);
+    });
 }
 
-struct RmsNorm {
+/// Backward of [`rms_norm`] from `grad`: adds to `dx` and, over the rows in order, to `dw`.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn rms_norm_gradient(
+    pool: &Pool,
+    x: &[f32],
+    weight: &[f32],
     eps: f32,
-}
-
-impl CustomOp2 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (values(s1, l1, "rms_norm")?, values(s2, l2, "rms_norm")?);
-        let (rows, k) = l1.shape().dims2()?;
-        if w.len() != k {
-            candle_core::bail!("rms_norm: {} weights for rows of {k}", w.len());
-        }
-        let mut y = vec![0.0; x.len()];
-        forward(x, w, &mut y, self.eps);
-        Ok(output(y, (rows, k)))
-    }
-
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (mut dx, mut dw) = (vec![0.0; x.elem_count()], vec![0.0; w.elem_count()]);
-        backward(&copied(x)?, &copied(w)?, &copied(grad)?, &mut dx, &mut dw, self.eps);
-        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dw, w.shape())?)))
-    }
+    grad: &[f32],
+    dx: &mut [f32],
+    dw: &mut [f32],
+) {
+    let k = weight.len();
+    assert!(x.len() == grad.len() && x.len() == dx.len() && dw.len() == k, "gradient of rms_norm of {}", x.len());
+    let dx = Shares::of(dx);
+    pool.split(x.len() / k, 8, |rows| {
+        let at = rows.start * k..rows.end * k;
+        // SAFETY: ranges of a split are disjoint.
+        by_input(&x[at.clone()], weight, &grad[at.clone()], unsafe { dx.part(at) }, eps);
+    });
+    by_weight(x, grad, dw, eps);
 }
 
 simd! {
@@ -54,13 +56,24 @@ simd! {
 }
 
 simd! {
-    fn backward(x: &[f32], w: &[f32], grad: &[f32], dx: &mut [f32], dw: &mut [f32], eps: f32) {
+    fn by_input(x: &[f32], w: &[f32], grad: &[f32], dx: &mut [f32], eps: f32) {
         let k = w.len();
         for ((x, g), dx) in x.chunks_exact(k).zip(grad.chunks_exact(k)).zip(dx.chunks_exact_mut(k)) {
             let scale = inverse_rms(x, eps);
             let projection = math::lane_sum(k, |i| g[i] * w[i] * x[i]) * scale * scale / k as f32;
             for i in 0..k {
-                dx[i] = scale * (g[i] * w[i] - x[i] * projection);
+                dx[i] += scale * (g[i] * w[i] - x[i] * projection);
+            }
+        }
+    }
+}
+
+simd! {
+    fn by_weight(x: &[f32], grad: &[f32], dw: &mut [f32], eps: f32) {
+        let k = dw.len();
+        for (x, g) in x.chunks_exact(k).zip(grad.chunks_exact(k)) {
+            let scale = inverse_rms(x, eps);
+            for i in 0..k {
                 dw[i] += g[i] * x[i] * scale;
             }
         }

@@ -1,41 +1,36 @@
 //! SwiGLU (Shazeer 2020): `silu(gate) * up`.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-
 use crate::dispatch::simd;
 use crate::math;
-use crate::tensor::{copied, output, tensor, values};
+use crate::pool::{Pool, Shares};
 
-/// `silu(gate) * up`, element by element. Differentiable in both.
+/// Floats that are worth a thread.
+const GRAIN: usize = 4096;
+
+/// `y = silu(gate) * up`, element by element.
 ///
-/// # Errors
-/// If shapes differ.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.apply_op2(up, SwiGlu)
+/// # Panics
+/// If lengths differ.
+pub fn swiglu(pool: &Pool, gate: &[f32], up: &[f32], y: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == y.len(), "swiglu of {} and {}", gate.len(), up.len());
+    let y = Shares::of(y);
+    pool.split(gate.len(), GRAIN, |at| {
+        // SAFETY: ranges of a split are disjoint.
+        forward(&gate[at.clone()], &up[at.clone()], unsafe { y.part(at) });
+    });
 }
 
-struct SwiGlu;
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        if l1.shape() != l2.shape() {
-            bail!("swiglu: gate {:?} and up {:?} differ", l1.shape(), l2.shape());
-        }
-        let (gate, up) = (values(s1, l1, "swiglu")?, values(s2, l2, "swiglu")?);
-        let mut y = vec![0.0; gate.len()];
-        forward(gate, up, &mut y);
-        Ok(output(y, l1.shape().clone()))
-    }
-
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (mut dg, mut du) = (copied(gate)?, copied(up)?);
-        backward(&mut dg, &mut du, &copied(grad)?);
-        Ok((Some(tensor(dg, gate.shape())?), Some(tensor(du, up.shape())?)))
-    }
+/// Backward of [`swiglu`] from `grad`: gate and up become their gradients.
+///
+/// # Panics
+/// If lengths differ.
+pub fn swiglu_gradient(pool: &Pool, gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    assert!(gate.len() == up.len() && gate.len() == grad.len(), "gradient of swiglu of {}", gate.len());
+    let (gate, up) = (Shares::of(gate), Shares::of(up));
+    pool.split(grad.len(), GRAIN, |at| {
+        // SAFETY: ranges of a split are disjoint.
+        unsafe { backward(gate.part(at.clone()), up.part(at.clone()), &grad[at]) };
+    });
 }
 
 simd! {
@@ -47,7 +42,6 @@ simd! {
 }
 
 simd! {
-    /// Replaces gate and up by their gradients.
     fn backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
         for ((g, u), d) in gate.iter_mut().zip(up).zip(grad) {
             let sigmoid = 1.0 / (1.0 + math::exp(-*g));

@@ -1,14 +1,14 @@
-//! Bits do not depend on the batch, on where keys are stored, or on the instruction set.
+//! Bits do not depend on the batch, on where keys are stored, on threads, or on the instruction set.
 
 #![expect(clippy::print_stdout, reason = "the narrow process reports its bits")]
 
 use std::process::Command;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use kernels::{
-    Context, Heads, KeyRun, NoiseKey, Scratch, attend, attend_sequences, embed, linear, log_prob, log_probs, pack,
-    push_key, rms_norm, swiglu, unpack,
+    Chosen, Context, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned, add_linear,
+    attend, attend_sequences, attend_sequences_gradient, embed, input_gradient, linear, log_prob, log_probs,
+    log_probs_gradient, pack, rms_norm, swiglu, unpack, weight_gradient,
 };
 
 fn values(stream: u32, len: usize) -> Vec<f32> {
@@ -16,84 +16,142 @@ fn values(stream: u32, len: usize) -> Vec<f32> {
     (0..len).map(|i| key.uniform(0, u32::try_from(i).unwrap()) as f32 - 0.5).collect()
 }
 
-fn matrix(stream: u32, rows: usize, columns: usize) -> Tensor {
-    Tensor::from_vec(values(stream, rows * columns), (rows, columns), &Device::Cpu).unwrap()
+fn matrix(stream: u32, n: usize, k: usize, storage: Storage) -> Matrix {
+    Matrix::new(&Arc::new(pack(&values(stream, n * k), n, k)), n, k, storage)
 }
 
-fn bits(t: &Tensor) -> Vec<u32> {
-    t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
 }
+
+const STORAGES: [Storage; 2] = [Storage::F32, Storage::Bf16];
 
 #[test]
-fn linear_is_the_plain_product_and_does_not_see_its_batch() {
-    for (rows, k, n) in [(1, 5, 3), (2, 64, 48), (7, 33, 96), (13, 128, 352), (130, 40, 17)] {
-        let (x, w) = (matrix(1, rows, k), matrix(2, n, k));
-        let packed = pack(&w).unwrap();
-        assert_eq!(bits(&unpack(&packed, n).unwrap()), bits(&w));
-        let y = linear(&x, &packed, n).unwrap();
-        let (xs, ws, ys) = (x.to_vec2::<f32>().unwrap(), w.to_vec2::<f32>().unwrap(), y.to_vec2::<f32>().unwrap());
-        for r in 0..rows {
-            let alone = linear(&x.narrow(0, r, 1).unwrap().contiguous().unwrap(), &packed, n).unwrap();
-            assert_eq!(bits(&alone), ys[r].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), "row {r} of {rows}");
-            for j in 0..n {
-                let want: f64 = xs[r].iter().zip(&ws[j]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                assert!((f64::from(ys[r][j]) - want).abs() < 1e-5, "({r}, {j}) of {rows} x {n}");
+fn linear_does_not_see_its_batch() {
+    for (rows, k, n) in [(1, 5, 3), (2, 64, 48), (7, 33, 96), (13, 128, 352), (130, 600, 17), (40, 300, 80)] {
+        let x = values(1, rows * k);
+        let w = values(2, n * k);
+        assert_eq!(bits(&unpack(&pack(&w, n, k), n, k)), bits(&w));
+        for storage in STORAGES {
+            let weight = matrix(2, n, k, storage);
+            let run = |threads: usize, x: &[f32]| {
+                let mut y = vec![0.25; x.len() / k * n];
+                linear(&Pool::new(threads), x, &weight, &mut y);
+                y
+            };
+            let y = run(1, &x);
+            assert_eq!(bits(&run(3, &x)), bits(&y), "threads");
+            for r in 0..rows {
+                let alone = run(1, &x[r * k..(r + 1) * k]);
+                assert_eq!(bits(&alone), bits(&y[r * n..(r + 1) * n]), "row {r} of {rows}");
+            }
+            // The chain over k as it is written down: one rounding a step, from zero or from what was there.
+            let mut sums = values(5, rows * n);
+            let before = sums.clone();
+            add_linear(&Pool::default(), &x, &weight, &mut sums);
+            for at in [0, n - 1, rows * n - 1] {
+                let (r, j) = (at / n, at % n);
+                let number = |i: usize| match storage {
+                    Storage::F32 => w[j * k + i],
+                    Storage::Bf16 => kernels::from_bf16(kernels::to_bf16(w[j * k + i])),
+                };
+                let chain = |from: f32| (0..k).fold(from, |acc, i| x[r * k + i].mul_add(number(i), acc));
+                assert_eq!(y[at].to_bits(), chain(0.0).to_bits(), "({r}, {j}) of {rows} x {n}");
+                assert_eq!(sums[at].to_bits(), chain(before[at]).to_bits(), "({r}, {j}) of {rows} x {n}");
             }
         }
     }
 }
 
 #[test]
+fn gradients_do_not_see_threads() {
+    let (rows, k, n) = (130, 40, 72);
+    let (x, g, weight) = (values(1, rows * k), values(2, rows * n), matrix(3, n, k, Storage::Bf16));
+    let shape = Heads { heads: 2, kv_heads: 1, head_dim: 20 };
+    let lengths = [70, 60];
+    let run = |threads: usize| {
+        let pool = Pool::new(threads);
+        let (mut dx, mut dw) = (vec![0.0; rows * k], values(4, kernels::packed_len(n, k)));
+        input_gradient(&pool, &g, &weight, &mut dx, false);
+        weight_gradient(&pool, &x, &g, &mut dw, [n, k], &mut Turned::default());
+        let targets: Vec<u32> = (0..rows as u32).map(|i| i % 72).collect();
+        let chosen = Chosen { targets: &targets, inverse_temperature: 0.9 };
+        log_probs_gradient(&pool, &x, &weight, chosen, &g[..rows], &mut dx, &mut dw);
+        let mut d = [vec![0.0; rows * k], vec![0.0; rows * 20], vec![0.0; rows * 20]];
+        let [dq, dk, dv] = &mut d;
+        let kv = &g[..rows * 20];
+        let to = SequencesGradient { dq, dk, dv };
+        attend_sequences_gradient(&pool, [&x, kv, kv], &lengths, shape, &x, to);
+        bits(&[dx, dw, d.concat()].concat())
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
 fn attention_does_not_see_where_keys_are_stored() {
     let shape = Heads { heads: 4, kv_heads: 2, head_dim: 24 };
-    let (q, k, v) = (matrix(1, 40, 96), matrix(2, 40, 48), matrix(3, 40, 48));
-    let packed = attend_sequences(&q, &k, &v, &Arc::new(vec![40]), shape).unwrap().to_vec2::<f32>().unwrap();
-    let [q, k, v] = [q, k, v].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-    let panels = |rows: &[usize]| {
-        let mut panels = Vec::new();
-        rows.iter().enumerate().for_each(|(i, row)| push_key(&mut panels, i, &k[row * 48..(row + 1) * 48]));
-        panels
+    let (q, k, v) = (values(1, 40 * 96), values(2, 40 * 48), values(3, 40 * 48));
+    let mut packed = vec![0.0; q.len()];
+    attend_sequences(&Pool::new(2), [&q, &k, &v], &[40], shape, &mut packed);
+    let stored = |rows: &[usize]| {
+        let mut stored = KeyValues::new(shape);
+        rows.iter().for_each(|row| stored.push(&k[row * 48..(row + 1) * 48], &v[row * 48..(row + 1) * 48]));
+        stored
     };
-    let values = |rows: &[usize]| rows.iter().flat_map(|row| v[row * 48..(row + 1) * 48].to_vec()).collect::<Vec<_>>();
     // Keys up to `cut` are cached in two runs; the rest are fresh, stored backwards and found by their paths.
     for (last, cut) in [(39, 0), (39, 5), (39, 16), (39, 33), (4, 3), (20, 20)] {
         let cached: [Vec<usize>; 2] = [(0..cut / 3).collect(), (cut / 3..cut).collect()];
         let fresh: Vec<usize> = (cut..=last).rev().collect();
-        let stored: Vec<_> = cached.iter().chain([&fresh]).map(|rows| (panels(rows), values(rows))).collect();
-        let runs: Vec<_> = stored.iter().map(|(keys, values)| KeyRun { keys, values }).collect();
+        let [first, second, fresh] = [stored(&cached[0]), stored(&cached[1]), stored(&fresh)];
         let paths: Vec<Vec<usize>> = (cut..=last).map(|row| (cut..=row).map(|r| last - r).collect()).collect();
         let paths: Vec<&[usize]> = paths.iter().map(Vec::as_slice).collect();
-        let context = Context { shared: &runs[..2], fresh: runs[2], paths: &paths };
+        let context = Context { shared: &[&first, &second], fresh: &fresh, paths: &paths };
         let mut out = vec![0.0; paths.len() * 96];
         attend(&q[cut * 96..(last + 1) * 96], context, shape, &mut Scratch::default(), &mut out);
-        for (i, out) in out.chunks_exact(96).enumerate() {
-            let bits = |row: &[f32]| row.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(out), bits(&packed[cut + i]), "row {i} of {last}, {cut} cached");
-        }
+        assert_eq!(bits(&out), bits(&packed[cut * 96..(last + 1) * 96]), "rows from {cut} to {last}");
     }
 }
 
 #[test]
 fn training_and_decoding_agree_on_log_probabilities() {
-    let (h, w) = (matrix(1, 60, 32), pack(&matrix(2, 90, 32)).unwrap());
-    let targets: Vec<u32> = (0..60).map(|i| i * 7 % 90).collect();
-    for inverse in [1.0, 0.7, 1.9] {
-        let trained: Vec<f32> = log_probs(&h, &w, 90, targets.clone(), inverse).unwrap().to_vec1().unwrap();
-        let logits = linear(&h, &w, 90).unwrap().to_vec2::<f32>().unwrap();
-        for (row, (logits, target)) in logits.iter().zip(&targets).enumerate() {
-            assert_eq!(log_prob(logits, *target, inverse).to_bits(), trained[row].to_bits());
+    let (pool, h) = (Pool::new(2), values(1, 400 * 32));
+    let targets: Vec<u32> = (0..400).map(|i| i * 7 % 90).collect();
+    for storage in STORAGES {
+        let w = matrix(2, 90, 32, storage);
+        for inverse_temperature in [1.0, 0.7, 1.9] {
+            let trained = log_probs(&pool, &h, &w, Chosen { targets: &targets, inverse_temperature });
+            for (row, h) in h.chunks_exact(32).enumerate() {
+                let mut logits = vec![0.0; 90];
+                linear(&pool, h, &w, &mut logits);
+                assert_eq!(log_prob(&logits, targets[row], inverse_temperature).to_bits(), trained[row].to_bits());
+            }
         }
     }
 }
 
 fn fingerprint() -> String {
-    let (x, w) = (matrix(1, 9, 64), pack(&matrix(2, 90, 64)).unwrap());
-    let heads = Heads { heads: 4, kv_heads: 4, head_dim: 16 };
-    let y = attend_sequences(&x, &x, &x, &Arc::new(vec![4, 5]), heads).unwrap();
-    let y = rms_norm(&y, &Tensor::ones(64, candle_core::DType::F32, &Device::Cpu).unwrap(), 1e-5).unwrap();
-    let y = swiglu(&y, &embed(&Arc::new((0..9).collect()), &w).unwrap()).unwrap();
-    let p = log_probs(&y, &w, 90, (0..9).collect(), 0.9).unwrap();
-    format!("{:x?}{:x?}", bits(&linear(&y, &w, 90).unwrap()), bits(&p))
+    let pool = Pool::default();
+    let mut all = Vec::new();
+    for storage in STORAGES {
+        let (x, w) = (values(1, 9 * 64), matrix(2, 90, 64, storage));
+        let heads = Heads { heads: 4, kv_heads: 4, head_dim: 16 };
+        let (mut a, mut b, mut c) = (vec![0.0; 9 * 64], vec![0.0; 9 * 64], Vec::new());
+        attend_sequences(&pool, [&x, &x, &x], &[4, 5], heads, &mut a);
+        rms_norm(&pool, &a, &[1.0; 64], 1e-5, &mut b);
+        embed(&[0, 1, 2, 3, 4, 5, 6, 7, 8], &w, &mut c);
+        swiglu(&pool, &b, &c, &mut a);
+        let mut logits = vec![0.0; 9 * 90];
+        linear(&pool, &a, &w, &mut logits);
+        let chosen = Chosen { targets: &[0, 1, 2, 3, 4, 5, 6, 7, 8], inverse_temperature: 0.9 };
+        all.extend(log_probs(&pool, &a, &w, chosen));
+        let (mut dh, mut dw) = (vec![0.0; 9 * 64], vec![0.0; kernels::packed_len(90, 64)]);
+        log_probs_gradient(&pool, &a, &w, chosen, &x[..9], &mut dh, &mut dw);
+        let mut d = [vec![0.0; 9 * 64], vec![0.0; 9 * 64], vec![0.0; 9 * 64]];
+        let [dq, dk, dv] = &mut d;
+        attend_sequences_gradient(&pool, [&x, &x, &x], &[4, 5], heads, &dh, SequencesGradient { dq, dk, dv });
+        all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
+    }
+    format!("{:x?}", bits(&all))
 }
 
 /// Runs this test in a process of its own with narrower kernels.
@@ -103,11 +161,17 @@ fn every_instruction_set_gives_the_same_bits() {
         println!("fingerprint {}", fingerprint());
         return;
     }
-    let run = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "every_instruction_set_gives_the_same_bits", "--nocapture"])
-        .env("TAPER_KERNELS", "portable")
-        .output()
-        .unwrap();
-    let text = String::from_utf8(run.stdout).unwrap();
-    assert!(text.contains(&format!("fingerprint {}", fingerprint())), "portable and {} differ", kernels::variant());
+    for narrower in ["portable", "avx2"] {
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "every_instruction_set_gives_the_same_bits", "--nocapture"])
+            .env("TAPER_KERNELS", narrower)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(run.stdout).unwrap();
+        assert!(
+            text.contains(&format!("fingerprint {}", fingerprint())),
+            "{narrower} and {} differ",
+            kernels::variant()
+        );
+    }
 }

@@ -1,54 +1,171 @@
-//! Every backward against central differences in the direction of a random vector.
+//! Every operation against its specification: values against the plain f64 loops, gradients against their central
+//! differences in f64.
 
-use std::sync::Arc;
+use kernels::{
+    Chosen, Heads, Matrix, NoiseKey, Pool, RopeTable, SequencesGradient, Storage, Turn, Turned, embed, embed_gradient,
+    input_gradient, linear, log_probs, log_probs_gradient, pack, reference, rms_norm, rms_norm_gradient, rope, swiglu,
+    swiglu_gradient, unpack, weight_gradient,
+};
 
-use candle_core::{Device, Result, Tensor, Var};
-use kernels::{Heads, NoiseKey, RopeTable, attend_sequences, embed, linear, log_probs, rms_norm, rope, swiglu};
-
-fn random(stream: u32, shape: &[usize]) -> Tensor {
+fn random(stream: u32, len: usize) -> Vec<f32> {
     let key = NoiseKey::new(9, stream, 0, 0, 0);
-    let len: usize = shape.iter().product();
-    let values: Vec<f32> = (0..len).map(|i| key.uniform(1, u32::try_from(i).unwrap()) as f32 * 2.0 - 1.0).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    (0..len).map(|i| key.uniform(1, u32::try_from(i).unwrap()) as f32 * 2.0 - 1.0).collect()
 }
 
-/// `f` of the inputs, projected on a fixed random vector.
-fn project(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Result<Tensor> {
-    let y = f(inputs)?;
-    (&y * random(99, y.dims()))?.sum_all()
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
 }
 
-fn check(name: &str, shapes: &[&[usize]], f: &dyn Fn(&[Tensor]) -> Result<Tensor>) {
-    let vars: Vec<Var> =
-        shapes.iter().enumerate().map(|(i, s)| Var::from_tensor(&random(i as u32, s)).unwrap()).collect();
-    let inputs: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let grads = project(f, &inputs).unwrap().backward().unwrap();
-    for (i, var) in vars.iter().enumerate() {
-        let direction = random(50 + i as u32, shapes[i]);
-        let slope = (grads.get(var).unwrap() * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-        let eps = 2e-3;
-        let at = |sign: f64| {
-            let mut moved: Vec<Tensor> = vars.iter().map(Var::as_detached_tensor).collect();
-            moved[i] = (&moved[i] + (&direction * (sign * eps)).unwrap()).unwrap();
-            f64::from(project(f, &moved).unwrap().to_scalar::<f32>().unwrap())
-        };
-        let want = (at(1.0) - at(-1.0)) / (2.0 * eps);
-        assert!((f64::from(slope) - want).abs() < 2e-2 * want.abs().max(1.0), "{name} input {i}: {slope} but {want}");
+fn close(name: &str, found: &[f32], want: &[f64]) {
+    assert_eq!(found.len(), want.len(), "{name}");
+    for (i, (found, want)) in found.iter().zip(want).enumerate() {
+        assert!((f64::from(*found) - want).abs() < 2e-5 * want.abs().max(1.0), "{name}[{i}]: {found} but {want}");
+    }
+}
+
+/// Checks gradients by every input of a function whose output is projected on `projection`.
+fn check(
+    name: &str,
+    inputs: &[&[f32]],
+    projection: &[f32],
+    gradients: &[Vec<f32>],
+    f: &dyn Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    let inputs: Vec<Vec<f64>> = inputs.iter().map(|i| wide(i)).collect();
+    let at = |inputs: &[Vec<f64>]| -> f64 { f(inputs).iter().zip(wide(projection)).map(|(y, p)| y * p).sum() };
+    for (which, found) in gradients.iter().enumerate() {
+        let mut want = Vec::new();
+        for i in 0..inputs[which].len() {
+            let moved = |by: f64| {
+                let mut moved = inputs.clone();
+                moved[which][i] += by;
+                at(&moved)
+            };
+            want.push((moved(1e-5) - moved(-1e-5)) / 2e-5);
+        }
+        close(&format!("{name}, gradient {which}"), found, &want);
+    }
+}
+
+fn matrix(packed: &[f32], n: usize, k: usize) -> Matrix {
+    Matrix::new(&std::sync::Arc::new(packed.to_vec()), n, k, Storage::F32)
+}
+
+#[test]
+fn linear_matches() {
+    let pool = Pool::new(2);
+    for (rows, k, n) in [(7, 20, 27), (61, 300, 19), (1, 5, 64)] {
+        let (x, w, g) = (random(1, rows * k), random(2, n * k), random(3, rows * n));
+        let weight = matrix(&pack(&w, n, k), n, k);
+        let mut y = vec![0.0; rows * n];
+        linear(&pool, &x, &weight, &mut y);
+        close("linear", &y, &reference::linear(&wide(&x), &wide(&w), n, k));
+        let mut dx = vec![0.0; rows * k];
+        input_gradient(&pool, &g, &weight, &mut dx, false);
+        let mut dw = vec![0.0; kernels::packed_len(n, k)];
+        weight_gradient(&pool, &x, &g, &mut dw, [n, k], &mut Turned::default());
+        if rows * k * n < 10_000 {
+            let f = |i: &[Vec<f64>]| reference::linear(&i[0], &i[1], n, k);
+            check("linear", &[&x, &w], &g, &[dx, unpack(&dw, n, k)], &f);
+        }
     }
 }
 
 #[test]
-fn backward_is_the_derivative() {
-    check("linear", &[&[7, 20], &[2, 20, 16]], &|x| linear(&x[0], &x[1], 27));
-    check("rms_norm", &[&[5, 24], &[24]], &|x| rms_norm(&x[0], &x[1], 1e-5));
-    check("swiglu", &[&[5, 24], &[5, 24]], &|x| swiglu(&x[0], &x[1]));
-    let positions = Arc::new(vec![0, 3, 1, 9]);
+fn elementwise_operations_match() {
+    let pool = Pool::default();
+    let (x, w, g) = (random(1, 5 * 24), random(2, 24), random(3, 5 * 24));
+    let mut y = vec![0.0; x.len()];
+    rms_norm(&pool, &x, &w, 1e-5, &mut y);
+    let norm = |i: &[Vec<f64>]| reference::rms_norm(&i[0], &i[1], f64::from(1e-5_f32));
+    close("rms_norm", &y, &norm(&[wide(&x), wide(&w)]));
+    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+    rms_norm_gradient(&pool, &x, &w, 1e-5, &g, &mut dx, &mut dw);
+    check("rms_norm", &[&x, &w], &g, &[dx, dw], &norm);
+
+    let up = random(4, x.len());
+    swiglu(&pool, &x, &up, &mut y);
+    let gated = |i: &[Vec<f64>]| reference::swiglu(&i[0], &i[1]);
+    close("swiglu", &y, &gated(&[wide(&x), wide(&up)]));
+    let (mut dgate, mut dup) = (x.clone(), up.clone());
+    swiglu_gradient(&pool, &mut dgate, &mut dup, &g);
+    check("swiglu", &[&x, &up], &g, &[dgate, dup], &gated);
+
+    let positions = [0, 3, 1, 9, 15];
     let table = RopeTable::new(8, 10_000.0, 16);
-    check("rope", &[&[4, 16]], &|x| rope(&x[0], &positions, &table));
-    let ids = Arc::new(vec![3, 0, 3, 30]);
-    check("embed", &[&[2, 12, 16]], &|x| embed(&ids, &x[0]));
-    check("log_probs", &[&[5, 12], &[2, 12, 16]], &|x| log_probs(&x[0], &x[1], 29, vec![0, 28, 3, 3, 9], 0.8));
-    let shape = Heads { heads: 4, kv_heads: 2, head_dim: 8 };
-    let lengths = Arc::new(vec![3, 6]);
-    check("attention", &[&[9, 32], &[9, 16], &[9, 16]], &|x| attend_sequences(&x[0], &x[1], &x[2], &lengths, shape));
+    let mut turned = x.clone();
+    rope(&mut turned, 24, &positions, &table, Turn::Forth);
+    let turn = |i: &[Vec<f64>]| reference::rope(&i[0], 24, 8, 10_000.0, &positions);
+    close("rope", &turned, &turn(&[wide(&x)]));
+    let mut back = g.clone();
+    rope(&mut back, 24, &positions, &table, Turn::Back);
+    check("rope", &[&x], &g, &[back], &turn);
+}
+
+#[test]
+fn tables_and_heads_match() {
+    let pool = Pool::default();
+    let (n, k) = (29, 12);
+    let w = random(1, n * k);
+    let ids = [3, 0, 3, 28];
+    let mut y = Vec::new();
+    embed(&ids, &matrix(&pack(&w, n, k), n, k), &mut y);
+    let rows = |i: &[Vec<f64>]| ids.iter().flat_map(|id| i[0][*id as usize * k..][..k].to_vec()).collect::<Vec<f64>>();
+    close("embed", &y, &rows(&[wide(&w)]));
+    let g = random(2, y.len());
+    let mut dw = vec![0.0; kernels::packed_len(n, k)];
+    embed_gradient(&ids, &g, &mut dw);
+    check("embed", &[&w], &g, &[unpack(&dw, n, k)], &rows);
+
+    let (h, slopes) = (random(3, 5 * k), random(4, 5));
+    let chosen = Chosen { targets: &[0, 28, 3, 3, 9], inverse_temperature: 0.8 };
+    let head = matrix(&pack(&w, n, k), n, k);
+    let f = |i: &[Vec<f64>]| reference::log_probs(&i[0], &i[1], k, chosen.targets, f64::from(0.8_f32));
+    close("log_probs", &log_probs(&pool, &h, &head, chosen), &f(&[wide(&h), wide(&w)]));
+    let (mut dh, mut dw) = (vec![0.0; h.len()], vec![0.0; kernels::packed_len(n, k)]);
+    log_probs_gradient(&pool, &h, &head, chosen, &slopes, &mut dh, &mut dw);
+    check("log_probs", &[&h, &w], &slopes, &[dh, unpack(&dw, n, k)], &f);
+}
+
+#[test]
+fn attention_matches() {
+    let pool = Pool::new(2);
+    let long: &[usize] = &[61, 50];
+    for (heads, kv_heads, head_dim, lengths) in [(4, 2, 8, &[3, 6][..]), (3, 1, 20, &[7]), (2, 2, 16, long)] {
+        let shape = Heads { heads, kv_heads, head_dim };
+        let rows: usize = lengths.iter().sum();
+        let (q, g) = (random(1, rows * heads * head_dim), random(2, rows * heads * head_dim));
+        let (k, v) = (random(3, rows * kv_heads * head_dim), random(4, rows * kv_heads * head_dim));
+        let mut y = vec![0.0; q.len()];
+        kernels::attend_sequences(&pool, [&q, &k, &v], lengths, shape, &mut y);
+        let f = |i: &[Vec<f64>]| reference::attention(&i[0], &i[1], &i[2], lengths, shape);
+        close("attention", &y, &f(&[wide(&q), wide(&k), wide(&v)]));
+        let mut d = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+        let [dq, dk, dv] = &mut d;
+        let to = SequencesGradient { dq, dk, dv };
+        kernels::attend_sequences_gradient(&pool, [&q, &k, &v], lengths, shape, &g, to);
+        if rows < 20 {
+            check("attention", &[&q, &k, &v], &g, &d, &f);
+        } else {
+            // A few directions instead of every number.
+            for stream in 10..16 {
+                let inputs = [&q, &k, &v].map(|i| wide(i));
+                let directions: Vec<Vec<f64>> =
+                    inputs.iter().enumerate().map(|(i, v)| wide(&random(stream * 3 + i as u32, v.len()))).collect();
+                let at = |by: f64| -> f64 {
+                    let moved: Vec<Vec<f64>> = inputs
+                        .iter()
+                        .zip(&directions)
+                        .map(|(i, d)| i.iter().zip(d).map(|(i, d)| i + by * d).collect())
+                        .collect();
+                    f(&moved).iter().zip(wide(&g)).map(|(y, g)| y * g).sum()
+                };
+                let want = (at(1e-5) - at(-1e-5)) / 2e-5;
+                let dot =
+                    |(d, by): (&Vec<f32>, &Vec<f64>)| d.iter().zip(by).map(|(d, b)| f64::from(*d) * b).sum::<f64>();
+                let found: f64 = d.iter().zip(&directions).map(dot).sum();
+                assert!((found - want).abs() < 1e-4 * want.abs().max(10.0), "attention: {found} but {want}");
+            }
+        }
+    }
 }

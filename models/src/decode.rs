@@ -6,15 +6,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use kernels::{Context, Heads, KeyRun, NoiseKey, Scratch, attend, log_prob, noise, push_key};
+use kernels::{Context, KeyValues, NoiseKey, Pool, attend, log_prob, noise};
 use state::plan::Strategy;
 
-use crate::cache::{Cache, KvRows};
+use crate::cache::{Cache, Layers, no_rows};
 use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
 use crate::layer::heads;
-use crate::target::Target;
+use crate::target::{Memory, Packed, Target};
 use state::speculation::{Accepted, DraftTree, accept};
 
 /// What the decoder must know of a rollout.
@@ -85,8 +84,11 @@ struct Slot {
 pub struct Decoder {
     target: Arc<Target>,
     decoding: Decoding,
+    pool: Arc<Pool>,
     slots: Vec<Slot>,
     next_id: u64,
+    memory: Memory,
+    new: NewRows,
 }
 
 /// Rows that go through the target together: each request's last token, then its draft.
@@ -100,14 +102,20 @@ struct Batch {
     paths: Vec<Vec<usize>>,
 }
 
-/// Keys and values of a batch, by layer.
-type NewRows = Vec<(Vec<f32>, Vec<f32>)>;
+/// What the last forward made of its batch; memory that forwards reuse.
+#[derive(Debug, Default)]
+struct NewRows {
+    /// Keys and values by layer, `(r, kv_heads * head_dim)` each.
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    logits: Vec<f32>,
+}
 
 impl Decoder {
-    /// An empty decoder.
+    /// An empty decoder that computes on these threads.
     #[must_use]
-    pub fn new(target: Arc<Target>, decoding: Decoding) -> Self {
-        Self { target, decoding, slots: Vec::new(), next_id: 0 }
+    pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
+        let new = NewRows { layers: vec![Default::default(); target.config().layers], logits: Vec::new() };
+        Self { target, decoding, pool, slots: Vec::new(), next_id: 0, memory: Memory::default(), new }
     }
 
     /// Requests that are decoding.
@@ -119,7 +127,7 @@ impl Decoder {
     /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once.
     ///
     /// # Errors
-    /// If the prompt is empty or leaves no room for an answer, or a tensor operation fails.
+    /// If the prompt is empty or leaves no room for an answer.
     pub fn admit(&mut self, group: usize, prompt: &[u32], samples: &[(usize, NoiseKey)]) -> Result<()> {
         let room = self.target.config().positions_max.saturating_sub(prompt.len());
         if prompt.is_empty() || room == 0 {
@@ -128,9 +136,9 @@ impl Decoder {
                 positions_max: self.target.config().positions_max,
             });
         }
-        let (prefix, hidden) = self.prefill(&prompt[..prompt.len() - 1])?;
+        let (prefix, hidden) = self.prefill(&prompt[..prompt.len() - 1]);
         for (sample, noise) in samples {
-            let own = KvRows::new(self.target.config().layers, self.kv_width());
+            let own = no_rows(self.target.config().layers, heads(self.target.config()));
             self.slots.push(Slot {
                 id: self.next_id,
                 group,
@@ -150,34 +158,26 @@ impl Decoder {
         Ok(())
     }
 
-    fn kv_width(&self) -> usize {
-        let Heads { kv_heads, head_dim, .. } = heads(self.target.config());
-        kv_heads * head_dim
-    }
-
-    fn prefill(&self, tokens: &[u32]) -> Result<(Arc<KvRows>, Arc<Vec<f32>>)> {
-        let layers = self.target.config().layers;
-        let mut rows = KvRows::new(layers, self.kv_width());
-        if tokens.is_empty() {
-            return Ok((Arc::new(rows), Arc::default()));
-        }
-        let lengths = Arc::new(vec![tokens.len()]);
+    fn prefill(&mut self, tokens: &[u32]) -> (Arc<Layers>, Arc<Vec<f32>>) {
         let shape = heads(self.target.config());
-        let mut attend_all = |layer: usize, q: &Tensor, k: &Tensor, v: &Tensor| {
-            let (keys, values) = (flat(k)?, flat(v)?);
-            (0..tokens.len()).for_each(|row| rows.push(layer, &keys, &values, row));
-            kernels::attend_sequences(q, k, v, &lengths, shape)
+        let mut rows = no_rows(self.target.config().layers, shape);
+        if tokens.is_empty() {
+            return (Arc::new(rows), Arc::default());
+        }
+        let (packed, pool) = (Packed::new(&[tokens]), self.pool.clone());
+        let mut attend_all = |layer: usize, [q, k, v]: [&[f32]; 3], out: &mut [f32]| {
+            rows[layer].extend(k, v);
+            kernels::attend_sequences(&pool, [q, k, v], &packed.lengths, shape, out);
         };
-        let positions = (0..u32::try_from(tokens.len()).unwrap_or(u32::MAX)).collect();
-        let hidden = self.target.hidden(&Arc::new(tokens.to_vec()), &Arc::new(positions), &mut attend_all)?;
-        let hidden = if self.decoding.keep_hidden { flat(&hidden)? } else { Vec::new() };
-        Ok((Arc::new(rows), Arc::new(hidden)))
+        self.target.forward(&pool, &packed.ids, &packed.positions, &mut attend_all, &mut self.memory);
+        let hidden = if self.decoding.keep_hidden { self.memory.hidden.clone() } else { Vec::new() };
+        (Arc::new(rows), Arc::new(hidden))
     }
 
     /// One forward for all running requests; with a drafter, over their drafts too.
     ///
     /// # Errors
-    /// If a tensor operation fails.
+    /// If the drafter fails.
     pub fn cycle(&mut self, draft: Option<(&mut dyn Drafter, &Strategy)>) -> Result<Cycle> {
         if self.slots.is_empty() {
             return Ok(Cycle::default());
@@ -187,7 +187,7 @@ impl Decoder {
             Some((drafter, strategy)) => self.drafts(*drafter, strategy)?,
             None => vec![DraftTree::default(); self.slots.len()],
         };
-        let mut cycle = self.verify(&trees)?;
+        let mut cycle = self.verify(&trees);
         cycle.ended = self.take_ended();
         Ok(cycle)
     }
@@ -223,24 +223,21 @@ impl Decoder {
         }
     }
 
-    fn verify(&mut self, trees: &[DraftTree]) -> Result<Cycle> {
+    fn verify(&mut self, trees: &[DraftTree]) -> Cycle {
         let batch = self.batch(trees);
-        let mut new_rows = NewRows::new();
-        let hidden = self.forward(&batch, &mut new_rows)?;
-        let logits = flat(&self.target.logits(&hidden)?)?;
-        let hidden = if self.decoding.keep_hidden { flat(&hidden)? } else { Vec::new() };
+        self.forward(&batch);
         let mut cycle = Cycle { requests: trees.len(), ..Cycle::default() };
         for (slot, tree) in trees.iter().enumerate() {
-            let targets = self.targets(&batch, &logits, slot);
+            let targets = self.targets(&batch, slot);
             let accepted = accept(tree, targets[0], &targets[1..]);
-            let emitted = self.emit(slot, &accepted, &logits, batch.rows[slot].start, (&new_rows, &hidden));
+            let emitted = self.emit(slot, &accepted, batch.rows[slot].start);
             cycle.tokens += emitted;
             if !tree.is_empty() {
                 cycle.drafted.0 += 1;
                 cycle.drafted.1 += emitted;
             }
         }
-        Ok(cycle)
+        cycle
     }
 
     fn batch(&self, trees: &[DraftTree]) -> Batch {
@@ -260,32 +257,37 @@ impl Decoder {
         batch
     }
 
-    fn forward(&self, batch: &Batch, new_rows: &mut NewRows) -> Result<Tensor> {
-        let shape = heads(self.target.config());
-        let (width, kv_width) = (shape.heads * shape.head_dim, self.kv_width());
+    fn forward(&mut self, batch: &Batch) {
+        let Self { target, pool, slots, memory, new, .. } = self;
+        let shape = heads(target.config());
+        let (width, kv_width) = (shape.width(), shape.kv_width());
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
-        let (mut scratch, mut panels) = (Scratch::default(), Vec::new());
-        let mut attend_rows = |layer: usize, q: &Tensor, k: &Tensor, v: &Tensor| {
-            let (q, keys, values) = (flat(q)?, flat(k)?, flat(v)?);
-            let mut out = vec![0.0; q.len()];
-            for (slot, rows) in self.slots.iter().zip(&batch.rows) {
+        let slots = &slots[..];
+        let mut scratch = (kernels::Scratch::default(), KeyValues::new(shape));
+        let mut attend_rows = |layer: usize, [q, keys, values]: [&[f32]; 3], out: &mut [f32]| {
+            for (slot, rows) in slots.iter().zip(&batch.rows) {
                 let here = rows.start * kv_width..rows.end * kv_width;
-                panels.clear();
-                let new = keys[here.clone()].chunks_exact(kv_width);
-                new.enumerate().for_each(|(i, key)| push_key(&mut panels, i, key));
-                let fresh = KeyRun { keys: &panels, values: &values[here] };
-                let context = Context { shared: &slot.cache.runs(layer), fresh, paths: &paths[rows.clone()] };
+                let (scratch, fresh) = &mut scratch;
+                fresh.clear();
+                fresh.extend(&keys[here.clone()], &values[here]);
+                let shared = [&slot.cache.prefix[layer], &slot.cache.own[layer]];
+                let context = Context { shared: &shared, fresh, paths: &paths[rows.clone()] };
                 let at = rows.start * width..rows.end * width;
-                attend(&q[at.clone()], context, shape, &mut scratch, &mut out[at]);
+                attend(&q[at.clone()], context, shape, scratch, &mut out[at]);
             }
-            new_rows.push((keys, values));
-            Tensor::from_vec(out, (batch.ids.len(), width), &Device::Cpu)
+            let (stored_keys, stored_values) = &mut new.layers[layer];
+            stored_keys.clear();
+            stored_keys.extend_from_slice(keys);
+            stored_values.clear();
+            stored_values.extend_from_slice(values);
         };
-        Ok(self.target.hidden(&Arc::new(batch.ids.clone()), &Arc::new(batch.positions.clone()), &mut attend_rows)?)
+        target.forward(pool, &batch.ids, &batch.positions, &mut attend_rows, memory);
+        target.logits_into(pool, &memory.hidden, &mut new.logits);
     }
 
     /// The target's own token after each row of a slot.
-    fn targets(&self, batch: &Batch, logits: &[f32], slot: usize) -> Vec<u32> {
+    fn targets(&self, batch: &Batch, slot: usize) -> Vec<u32> {
+        let logits = &self.new.logits;
         let vocab = self.target.config().vocab;
         let state = &self.slots[slot];
         let token = |row: usize| {
@@ -296,28 +298,23 @@ impl Decoder {
     }
 
     /// Appends accepted tokens up to the end of the answer, and the rows that went through the target. Returns how many.
-    fn emit(
-        &mut self,
-        slot: usize,
-        accepted: &Accepted,
-        logits: &[f32],
-        first: usize,
-        new: (&NewRows, &[f32]),
-    ) -> usize {
+    fn emit(&mut self, slot: usize, accepted: &Accepted, first: usize) -> usize {
         let config = self.target.config();
         let (vocab, width) = (config.vocab, config.hidden);
         let inverse = if self.decoding.temperature == 0.0 { 1.0 } else { 1.0 / self.decoding.temperature };
-        let slot = &mut self.slots[slot];
+        let shape = heads(config);
+        let (slot, new, hidden) = (&mut self.slots[slot], &self.new, &self.memory.hidden);
         let rows = std::iter::once(first).chain(accepted.nodes.iter().map(|n| first + 1 + n));
         let mut emitted = 0;
         for (row, token) in rows.zip(&accepted.tokens) {
-            for (layer, (keys, values)) in new.0.iter().enumerate() {
-                slot.cache.own.push(layer, keys, values, row);
+            let at = row * shape.kv_width()..(row + 1) * shape.kv_width();
+            for (own, (keys, values)) in slot.cache.own.iter_mut().zip(&new.layers) {
+                own.push(&keys[at.clone()], &values[at.clone()]);
             }
-            if !new.1.is_empty() {
-                slot.hidden.extend_from_slice(&new.1[row * width..(row + 1) * width]);
+            if self.decoding.keep_hidden {
+                slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
             }
-            slot.log_probs.push(log_prob(&logits[row * vocab..(row + 1) * vocab], *token, inverse));
+            slot.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
             slot.tokens.push(*token);
             emitted += 1;
             slot.ended = self.decoding.eos.contains(token);
@@ -351,8 +348,4 @@ impl Slot {
             hidden,
         }
     }
-}
-
-fn flat(t: &Tensor) -> candle_core::Result<Vec<f32>> {
-    t.flatten_all()?.to_vec1()
 }

@@ -219,6 +219,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// Weights of another model.
+    #[error("weights of {found} parameters are of another layout than the model")]
+    Layout {
+        /// Parameters they have.
+        found: usize,
+    },
     /// A tensor operation failed.
     #[error("a tensor operation failed")]
     Candle(#[from] candle_core::Error),

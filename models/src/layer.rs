@@ -1,73 +1,239 @@
-//! One decoder layer of the Llama family, used by targets and by the learned drafter.
+//! One decoder layer of the Llama family, used by targets and by the learned drafter: forward, and the backward that
+//! makes the forward's intermediate values again from its input.
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
-use kernels::{Heads, RopeTable, linear, rms_norm, rope, swiglu};
+use kernels::{
+    Heads, Matrix, Pool, RopeTable, SequencesGradient, Turn, Turned, add, input_gradient, linear, rms_norm,
+    rms_norm_gradient, rope, swiglu, swiglu_gradient, weight_gradient,
+};
 
 use crate::load::Config;
+use crate::weights::Loaded;
 
-/// Mixes the rows: gets queries, keys (both turned by their positions) and values of all rows, returns what each attends to.
-pub(crate) type Attend<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'a;
+/// Mixes the rows: gets queries, keys (both turned by their positions) and values of all rows, fills in what each query
+/// attends to.
+pub(crate) type Attend<'a> = dyn FnMut([&[f32]; 3], &mut [f32]) + 'a;
 
 /// Everything a layer needs to know of its rows.
+#[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    pub(crate) positions: &'a Arc<Vec<u32>>,
+    pub(crate) positions: &'a [u32],
     pub(crate) rope: &'a RopeTable,
 }
+
+/// Parameters in a layer.
+pub(crate) const PARAMETERS: usize = 9;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
     heads: Heads,
-    hidden: usize,
-    ffn: usize,
     eps: f32,
-    attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    ffn_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    attention_norm: Arc<Vec<f32>>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    o: Matrix,
+    ffn_norm: Arc<Vec<f32>>,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
 }
 
 pub(crate) fn heads(config: &Config) -> Heads {
     Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
 }
 
+/// The next parameter, if it is a vector.
+pub(crate) fn vector(parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Arc<Vec<f32>>> {
+    match parameters.next()? {
+        Loaded::Vector(vector) => Some(vector),
+        Loaded::Matrix(_) => None,
+    }
+}
+
+/// The next parameter, if it is a matrix.
+pub(crate) fn matrix(parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Matrix> {
+    match parameters.next()? {
+        Loaded::Matrix(matrix) => Some(matrix),
+        Loaded::Vector(_) => None,
+    }
+}
+
+/// What a layer computes on its way; memory that calls reuse. Shapes `(r, width)` each.
+#[derive(Debug, Default)]
+pub(crate) struct Values {
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    ffn_normed: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    gated: Vec<f32>,
+    /// Of either half, before it is added to the residual stream, which may be a thousand times larger.
+    out: Vec<f32>,
+}
+
+/// Memory that calls of [`Layer::backward`] reuse.
+#[derive(Debug, Default)]
+pub(crate) struct Gradient {
+    values: Values,
+    x: Vec<f32>,
+    wide: Vec<f32>,
+    narrow: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    turned: Turned,
+}
+
 impl Layer {
     /// Takes its parameters in the order of `layout::layer`.
-    pub(crate) fn new(config: &Config, parameters: &mut impl Iterator<Item = Tensor>) -> Option<Self> {
-        let mut next = || parameters.next();
+    pub(crate) fn new(config: &Config, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         Some(Self {
             heads: heads(config),
-            hidden: config.hidden,
-            ffn: config.ffn,
             eps: config.eps,
-            attention_norm: next()?,
-            q: next()?,
-            k: next()?,
-            v: next()?,
-            o: next()?,
-            ffn_norm: next()?,
-            gate: next()?,
-            up: next()?,
-            down: next()?,
+            attention_norm: vector(parameters)?,
+            q: matrix(parameters)?,
+            k: matrix(parameters)?,
+            v: matrix(parameters)?,
+            o: matrix(parameters)?,
+            ffn_norm: vector(parameters)?,
+            gate: matrix(parameters)?,
+            up: matrix(parameters)?,
+            down: matrix(parameters)?,
         })
     }
 
-    /// x and the result: `(r, hidden)`.
-    pub(crate) fn forward(&self, x: &Tensor, rows: &Rows<'_>, attend: &mut Attend<'_>) -> Result<Tensor> {
-        let Heads { heads, kv_heads, head_dim } = self.heads;
-        let normed = rms_norm(x, &self.attention_norm, self.eps)?;
-        let q = rope(&linear(&normed, &self.q, heads * head_dim)?, rows.positions, rows.rope)?;
-        let k = rope(&linear(&normed, &self.k, kv_heads * head_dim)?, rows.positions, rows.rope)?;
-        let v = linear(&normed, &self.v, kv_heads * head_dim)?;
-        let x = (x + linear(&attend(&q, &k, &v)?, &self.o, self.hidden)?)?;
-        let normed = rms_norm(&x, &self.ffn_norm, self.eps)?;
-        let gated = swiglu(&linear(&normed, &self.gate, self.ffn)?, &linear(&normed, &self.up, self.ffn)?)?;
-        x + linear(&gated, &self.down, self.hidden)?
+    /// Bytes of its matrices.
+    pub(crate) fn bytes(&self) -> usize {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].iter().map(|m| m.bytes()).sum()
+    }
+
+    /// x `(r, hidden)` becomes the layer's output.
+    pub(crate) fn forward(
+        &self,
+        pool: &Pool,
+        x: &mut [f32],
+        rows: Rows<'_>,
+        attend: &mut Attend<'_>,
+        values: &mut Values,
+    ) {
+        self.mix(pool, x, rows, attend, values);
+        self.feed(pool, x, values);
+    }
+
+    /// The first half: attention and its residual.
+    fn mix(&self, pool: &Pool, x: &mut [f32], rows: Rows<'_>, attend: &mut Attend<'_>, values: &mut Values) {
+        let (count, width, kv_width) = (rows.positions.len(), self.heads.width(), self.heads.kv_width());
+        let Values { normed, q, k, v, attended, out, .. } = values;
+        normed.resize(x.len(), 0.0);
+        for (values, width) in [(&mut *q, width), (k, kv_width), (v, kv_width), (attended, width)] {
+            values.resize(count * width, 0.0);
+        }
+        rms_norm(pool, x, &self.attention_norm, self.eps, normed);
+        linear(pool, normed, &self.q, q);
+        linear(pool, normed, &self.k, k);
+        linear(pool, normed, &self.v, v);
+        rope(q, width, rows.positions, rows.rope, Turn::Forth);
+        rope(k, kv_width, rows.positions, rows.rope, Turn::Forth);
+        attend([q, k, v], attended);
+        out.resize(x.len(), 0.0);
+        linear(pool, attended, &self.o, out);
+        add(x, out);
+    }
+
+    /// The second half: the feed-forward network and its residual.
+    fn feed(&self, pool: &Pool, x: &mut [f32], values: &mut Values) {
+        self.gate(pool, x, values);
+        values.out.resize(x.len(), 0.0);
+        linear(pool, &values.gated, &self.down, &mut values.out);
+        add(x, &values.out);
+    }
+
+    /// The feed-forward network up to its gated values.
+    fn gate(&self, pool: &Pool, x: &[f32], values: &mut Values) {
+        let wide = x.len() / self.gate.k() * self.gate.n();
+        let Values { ffn_normed, gate, up, gated, .. } = values;
+        ffn_normed.resize(x.len(), 0.0);
+        for values in [&mut *gate, up, gated] {
+            values.resize(wide, 0.0);
+        }
+        rms_norm(pool, x, &self.ffn_norm, self.eps, ffn_normed);
+        linear(pool, ffn_normed, &self.gate, gate);
+        linear(pool, ffn_normed, &self.up, up);
+        swiglu(pool, gate, up, gated);
+    }
+
+    /// Backward over sequences laid end to end: `d` `(r, hidden)`, the gradient by the output, becomes that by the input
+    /// `x`. Adds to `gradients`, this layer's parameters in the order of the layout.
+    pub(crate) fn backward(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        rows: Rows<'_>,
+        lengths: &[usize],
+        d: &mut [f32],
+        gradients: &mut [Vec<f32>],
+        memory: &mut Gradient,
+    ) {
+        let mut attend = |[q, k, v]: [&[f32]; 3], out: &mut [f32]| {
+            kernels::attend_sequences(pool, [q, k, v], lengths, self.heads, out);
+        };
+        memory.x.clear();
+        memory.x.extend_from_slice(x);
+        self.mix(pool, &mut memory.x, rows, &mut attend, &mut memory.values);
+        self.feed_backward(pool, d, &mut gradients[5..PARAMETERS], memory);
+        self.mix_backward(pool, x, rows, lengths, d, &mut gradients[..5], memory);
+    }
+
+    fn feed_backward(&self, pool: &Pool, d: &mut [f32], gradients: &mut [Vec<f32>], memory: &mut Gradient) {
+        let Gradient { values, x, wide, narrow, turned, .. } = memory;
+        self.gate(pool, x, values);
+        let shape = |m: &Matrix| [m.n(), m.k()];
+        wide.resize(values.gated.len(), 0.0);
+        input_gradient(pool, d, &self.down, wide, false);
+        weight_gradient(pool, &values.gated, d, &mut gradients[3], shape(&self.down), turned);
+        swiglu_gradient(pool, &mut values.gate, &mut values.up, wide);
+        narrow.resize(d.len(), 0.0);
+        input_gradient(pool, &values.gate, &self.gate, narrow, false);
+        input_gradient(pool, &values.up, &self.up, narrow, true);
+        weight_gradient(pool, &values.ffn_normed, &values.gate, &mut gradients[1], shape(&self.gate), turned);
+        weight_gradient(pool, &values.ffn_normed, &values.up, &mut gradients[2], shape(&self.up), turned);
+        rms_norm_gradient(pool, x, &self.ffn_norm, self.eps, narrow, d, &mut gradients[0]);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "half of `backward`")]
+    fn mix_backward(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        rows: Rows<'_>,
+        lengths: &[usize],
+        d: &mut [f32],
+        gradients: &mut [Vec<f32>],
+        memory: &mut Gradient,
+    ) {
+        let Gradient { values, wide, narrow, dq, dk, dv, turned, .. } = memory;
+        let Values { normed, q, k, v, attended, .. } = values;
+        let shape = |m: &Matrix| [m.n(), m.k()];
+        let (width, kv_width) = (self.heads.width(), self.heads.kv_width());
+        wide.resize(attended.len(), 0.0);
+        input_gradient(pool, d, &self.o, wide, false);
+        weight_gradient(pool, attended, d, &mut gradients[4], shape(&self.o), turned);
+        for (values, len) in [(&mut *dq, q.len()), (dk, k.len()), (dv, v.len())] {
+            values.resize(len, 0.0);
+        }
+        let to = SequencesGradient { dq, dk, dv };
+        kernels::attend_sequences_gradient(pool, [q, k, v], lengths, self.heads, wide, to);
+        rope(dq, width, rows.positions, rows.rope, Turn::Back);
+        rope(dk, kv_width, rows.positions, rows.rope, Turn::Back);
+        for (i, (weight, by)) in [(&self.q, &*dq), (&self.k, &*dk), (&self.v, &*dv)].into_iter().enumerate() {
+            input_gradient(pool, by, weight, narrow, i > 0);
+            weight_gradient(pool, normed, by, &mut gradients[1 + i], shape(weight), turned);
+        }
+        rms_norm_gradient(pool, x, &self.attention_norm, self.eps, narrow, d, &mut gradients[0]);
     }
 }

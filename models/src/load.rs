@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use kernels::Storage;
 use state::plan::TinyShape;
 
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub struct Config {
     pub tied: bool,
     /// Longest sequence, in tokens.
     pub positions_max: usize,
+    /// What matrices are computed with; f32 unless asked otherwise.
+    pub storage: Storage,
     /// Token that begins a text, where the model has one.
     pub bos: Option<u32>,
     /// Tokens that end an answer.
@@ -93,6 +96,7 @@ impl Config {
             eps: 1e-5,
             tied: true,
             positions_max: shape.positions_max,
+            storage: Storage::F32,
             bos: None,
             eos: tokenizer.eos().to_vec(),
         };

@@ -1,12 +1,11 @@
 //! AdamW with saveable moments, over packed parameters. Every sum runs in the order of the layout.
 
+use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step};
 use state::plan::{Optimizer, Schedule};
 
 use crate::error::Result;
 use crate::load::RawWeights;
 use crate::weights::Weights;
-
-const EPSILON: f32 = 1e-8;
 
 /// Gradients of all parameters, in the order and packing of their weights.
 pub type Gradients = Vec<Vec<f32>>;
@@ -75,27 +74,35 @@ impl AdamW {
     }
 
     /// One step: new weights from the old and their gradients, clipped to `clip_norm`. Returns the norm before clipping.
-    ///
-    /// # Errors
-    /// If a tensor cannot be read or made.
     pub fn step(
         &mut self,
+        pool: &Pool,
         weights: &Weights,
         gradients: &Gradients,
         optimizer: &Optimizer,
         lr: f64,
-    ) -> Result<(Weights, f64)> {
+    ) -> (Weights, f64) {
         self.steps += 1;
         let norm = norm(gradients);
         let scale = if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
-        let mut values = weights.packed_values()?;
-        let is_matrix: Vec<bool> = weights.matrices().collect();
-        for (i, values) in values.iter_mut().enumerate() {
-            let decay = if is_matrix[i] { optimizer.weight_decay } else { 0.0 };
-            let rule = Rule::new(optimizer, lr, decay, scale, self.steps);
-            rule.apply(values, &gradients[i], &mut self.first[i], &mut self.second[i]);
+        let (mut masters, mut rounded) = (Vec::new(), Vec::new());
+        for (i, old) in weights.masters().iter().enumerate() {
+            let is_matrix = weights.is_matrix(i);
+            let decay = if is_matrix { optimizer.weight_decay } else { 0.0 };
+            let rounds = is_matrix && weights.storage() == Storage::Bf16;
+            let (mut new, mut halves) = (vec![0.0; old.len()], vec![0; if rounds { old.len() } else { 0 }]);
+            let tensor = AdamTensor {
+                values: (old, &mut new),
+                gradients: &gradients[i],
+                first: &mut self.first[i],
+                second: &mut self.second[i],
+                rounded: &mut halves,
+            };
+            adam_step(pool, rule(optimizer, lr, decay, scale, self.steps), tensor);
+            masters.push(new);
+            rounded.push(halves);
         }
-        Ok((weights.replaced(values)?, norm))
+        (weights.replaced(masters, rounded), norm)
     }
 
     /// Moments as a checkpoint holds them, in packed form.
@@ -127,43 +134,22 @@ impl AdamW {
             Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len] })
         };
         let moments = |kind: &str| -> Result<Gradients> {
-            weights.packed_lengths().enumerate().map(|(i, n)| take(format!("{kind}.{i}"), n)).collect()
+            weights.masters().iter().enumerate().map(|(i, m)| take(format!("{kind}.{i}"), m.len())).collect()
         };
         let steps = take("steps".into(), 1)?[0] as u64;
         Ok(Self { steps, first: moments("first")?, second: moments("second")? })
     }
 }
 
-/// The update of one element, with everything that is the same for all.
-struct Rule {
-    beta1: f32,
-    beta2: f32,
-    scale: f32,
-    keep: f32,
-    rate: f32,
-    second_correction: f32,
-}
-
-impl Rule {
-    fn new(optimizer: &Optimizer, lr: f64, decay: f64, scale: f64, steps: u64) -> Self {
-        let (beta1, beta2) = optimizer.betas;
-        let power = i32::try_from(steps).unwrap_or(i32::MAX);
-        Self {
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
-            scale: scale as f32,
-            keep: (1.0 - lr * decay) as f32,
-            rate: (lr / (1.0 - beta1.powi(power))) as f32,
-            second_correction: (1.0 / (1.0 - beta2.powi(power))) as f32,
-        }
-    }
-
-    fn apply(&self, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
-        for (((value, gradient), m), v) in values.iter_mut().zip(gradients).zip(first).zip(second) {
-            let gradient = gradient * self.scale;
-            *m = self.beta1 * *m + (1.0 - self.beta1) * gradient;
-            *v = self.beta2 * *v + (1.0 - self.beta2) * gradient * gradient;
-            *value = *value * self.keep - self.rate * *m / ((*v * self.second_correction).sqrt() + EPSILON);
-        }
+fn rule(optimizer: &Optimizer, lr: f64, decay: f64, scale: f64, steps: u64) -> AdamRule {
+    let (beta1, beta2) = optimizer.betas;
+    let power = i32::try_from(steps).unwrap_or(i32::MAX);
+    AdamRule {
+        beta1: beta1 as f32,
+        beta2: beta2 as f32,
+        scale: scale as f32,
+        keep: (1.0 - lr * decay) as f32,
+        rate: (lr / (1.0 - beta1.powi(power))) as f32,
+        second_correction: (1.0 / (1.0 - beta2.powi(power))) as f32,
     }
 }

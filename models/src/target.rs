@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
-use kernels::{RopeTable, embed, linear, rms_norm};
+use kernels::{Matrix, Pool, RopeTable, embed, linear, rms_norm};
 
-use crate::layer::{Attend, Layer, Rows, heads};
+use crate::error::{Error, Result};
+use crate::layer::{Attend, Layer, Rows, Values, heads, matrix, vector};
 use crate::load::Config;
 use crate::weights::Weights;
 
@@ -14,48 +14,44 @@ use crate::weights::Weights;
 #[derive(Debug, Clone)]
 pub struct Target {
     config: Config,
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    head: Tensor,
+    pub(crate) embedding: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Arc<Vec<f32>>,
+    pub(crate) head: Matrix,
     rope: RopeTable,
 }
 
-/// How each layer's rows attend: layer, queries, keys, values.
-pub(crate) type AttendLayer<'a> = dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'a;
+/// How each layer's rows attend: layer, then [queries, keys, values], and where to.
+pub(crate) type AttendLayer<'a> = dyn FnMut(usize, [&[f32]; 3], &mut [f32]) + 'a;
+
+/// Memory that forwards reuse.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) x: Vec<f32>,
+    pub(crate) hidden: Vec<f32>,
+    pub(crate) values: Values,
+}
 
 impl Target {
-    /// For decoding: records no operations.
+    /// Over these weights, with a table of rotations from [`Target::rope_table`].
     ///
     /// # Errors
     /// If the weights are of another layout than `config`'s.
     pub fn new(config: &Config, weights: &Weights, rope: &RopeTable) -> Result<Self> {
-        Self::over(config, weights.plain(), rope)
-    }
-
-    /// For training: records operations on the weights.
-    ///
-    /// # Errors
-    /// If the weights are of another layout than `config`'s.
-    pub fn trained(config: &Config, weights: &Weights, rope: &RopeTable) -> Result<Self> {
-        Self::over(config, weights.tracked(), rope)
+        let mut parameters = weights.loaded();
+        let wrong = || Error::Layout { found: weights.layout().len() };
+        let embedding = matrix(&mut parameters).ok_or_else(wrong)?;
+        let layer = |_| Layer::new(config, &mut parameters).ok_or_else(wrong);
+        let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
+        let norm = vector(&mut parameters).ok_or_else(wrong)?;
+        let head = if config.tied { embedding.clone() } else { matrix(&mut parameters).ok_or_else(wrong)? };
+        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope: rope.clone() })
     }
 
     /// The table of rotations that all versions of a model share.
     #[must_use]
     pub fn rope_table(config: &Config) -> RopeTable {
         RopeTable::new(config.head_dim, config.rope_theta, config.positions_max)
-    }
-
-    fn over(config: &Config, tensors: Vec<Tensor>, rope: &RopeTable) -> Result<Self> {
-        let short = || candle_core::Error::Msg("the weights have fewer parameters than the model".into());
-        let mut tensors = tensors.into_iter();
-        let embedding = tensors.next().ok_or_else(short)?;
-        let layers =
-            (0..config.layers).map(|_| Layer::new(config, &mut tensors).ok_or_else(short)).collect::<Result<_>>()?;
-        let norm = tensors.next().ok_or_else(short)?;
-        let head = if config.tied { embedding.clone() } else { tensors.next().ok_or_else(short)? };
-        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope: rope.clone() })
     }
 
     /// Its shape.
@@ -68,54 +64,78 @@ impl Target {
         &self.rope
     }
 
-    /// Embedding of tokens, `(r, hidden)`.
-    pub(crate) fn embed(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-        embed(ids, &self.embedding)
+    /// Bytes of the weights that a forward streams.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.head.bytes()
     }
 
-    /// Hidden states after the final norm, `(r, hidden)`, of rows at `positions`.
-    pub(crate) fn hidden(
+    /// Leaves the hidden states after the final norm, `(r, hidden)`, of rows at `positions` in `memory.hidden`.
+    pub(crate) fn forward(
         &self,
-        ids: &Arc<Vec<u32>>,
-        positions: &Arc<Vec<u32>>,
+        pool: &Pool,
+        ids: &[u32],
+        positions: &[u32],
         attend: &mut AttendLayer<'_>,
-    ) -> Result<Tensor> {
+        memory: &mut Memory,
+    ) {
         let rows = Rows { positions, rope: &self.rope };
-        let mut x = self.embed(ids)?;
+        let Memory { x, hidden, values } = memory;
+        embed(ids, &self.embedding, x);
         for (i, layer) in self.layers.iter().enumerate() {
-            let mut attend_here = |q: &Tensor, k: &Tensor, v: &Tensor| attend(i, q, k, v);
-            x = layer.forward(&x, &rows, &mut attend_here as &mut Attend<'_>)?;
+            let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
+            layer.forward(pool, x, rows, &mut attend_here as &mut Attend<'_>, values);
         }
-        rms_norm(&x, &self.norm, self.config.eps)
+        hidden.resize(x.len(), 0.0);
+        rms_norm(pool, x, &self.norm, self.config.eps, hidden);
     }
 
-    /// Hidden states of whole sequences laid end to end.
+    /// Hidden states `(r, hidden)` of whole sequences laid end to end.
     ///
-    /// # Errors
+    /// # Panics
     /// If a token or a position is outside the model's tables.
-    pub fn hidden_of_sequences(&self, sequences: &[&[u32]]) -> Result<Tensor> {
-        let ids = Arc::new(sequences.concat());
-        let lengths = Arc::new(sequences.iter().map(|s| s.len()).collect::<Vec<_>>());
-        let positions = sequences.iter().flat_map(|s| 0..u32::try_from(s.len()).unwrap_or(u32::MAX)).collect();
+    #[must_use]
+    pub fn hidden_of_sequences(&self, pool: &Pool, sequences: &[&[u32]]) -> Vec<f32> {
+        let packed = Packed::new(sequences);
         let shape = heads(&self.config);
-        let mut attend =
-            |_: usize, q: &Tensor, k: &Tensor, v: &Tensor| kernels::attend_sequences(q, k, v, &lengths, shape);
-        self.hidden(&ids, &Arc::new(positions), &mut attend)
+        let mut memory = Memory::default();
+        let mut attend = |_: usize, qkv: [&[f32]; 3], out: &mut [f32]| {
+            kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);
+        };
+        self.forward(pool, &packed.ids, &packed.positions, &mut attend, &mut memory);
+        memory.hidden
     }
 
     /// Logits `(r, vocab)` of hidden states `(r, hidden)`.
     ///
-    /// # Errors
-    /// If shapes do not fit.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        linear(hidden, &self.head, self.config.vocab)
+    /// # Panics
+    /// If `hidden` has no whole rows.
+    #[must_use]
+    pub fn logits(&self, pool: &Pool, hidden: &[f32]) -> Vec<f32> {
+        let mut logits = Vec::new();
+        self.logits_into(pool, hidden, &mut logits);
+        logits
     }
 
-    /// Log-probabilities `(r)` of `targets` under `softmax(logits / T)`; `inverse_temperature` is 1/T.
-    ///
-    /// # Errors
-    /// If shapes do not fit or a token is outside the vocabulary.
-    pub fn log_probs(&self, hidden: &Tensor, targets: Vec<u32>, inverse_temperature: f32) -> Result<Tensor> {
-        kernels::log_probs(hidden, &self.head, self.config.vocab, targets, inverse_temperature)
+    pub(crate) fn logits_into(&self, pool: &Pool, hidden: &[f32], logits: &mut Vec<f32>) {
+        logits.resize(hidden.len() / self.config.hidden * self.config.vocab, 0.0);
+        linear(pool, hidden, &self.head, logits);
+    }
+}
+
+/// Sequences laid end to end.
+pub(crate) struct Packed {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) lengths: Vec<usize>,
+}
+
+impl Packed {
+    pub(crate) fn new(sequences: &[&[u32]]) -> Self {
+        Self {
+            ids: sequences.concat(),
+            positions: sequences.iter().flat_map(|s| 0..u32::try_from(s.len()).unwrap_or(u32::MAX)).collect(),
+            lengths: sequences.iter().map(|s| s.len()).collect(),
+        }
     }
 }

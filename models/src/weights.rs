@@ -1,19 +1,30 @@
-//! Parameters in memory: matrices packed for the kernels, in the order of their layout.
+//! Parameters in memory: packed for the kernels, in the order of their layout.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
-use kernels::NoiseKey;
+use kernels::{Matrix, NoiseKey, Storage, pack, unpack};
 
 use crate::error::{Error, Result};
 use crate::layout::{Parameter, ParameterShape, parameters};
 use crate::load::{Config, RawWeights};
 
-/// One version of a model's parameters. Never written in place: an update makes a new one.
+/// One version of a model's parameters: f32 masters, and matrices to compute with. Never written in place: an update makes
+/// a new version. Clones share memory.
 #[derive(Debug, Clone)]
 pub struct Weights {
-    layout: Vec<Parameter>,
-    vars: Vec<Var>,
+    layout: Arc<Vec<Parameter>>,
+    storage: Storage,
+    /// Packed where a parameter is a matrix.
+    masters: Vec<Arc<Vec<f32>>>,
+    matrices: Vec<Option<Matrix>>,
+}
+
+/// A parameter as a model uses it.
+#[derive(Debug, Clone)]
+pub(crate) enum Loaded {
+    Vector(Arc<Vec<f32>>),
+    Matrix(Matrix),
 }
 
 impl Weights {
@@ -22,65 +33,73 @@ impl Weights {
     /// # Errors
     /// If a parameter is missing or has another shape.
     pub fn from_raw(config: &Config, raw: &RawWeights) -> Result<Self> {
-        Self::with_layout(parameters(config), raw)
+        Self::with_layout(parameters(config), config.storage, raw)
     }
 
     /// Parameters of any layout.
     ///
     /// # Errors
     /// If a parameter is missing or has another shape.
-    pub fn with_layout(layout: Vec<Parameter>, raw: &RawWeights) -> Result<Self> {
-        let vars = layout.iter().map(|p| packed_var(p, raw)).collect::<Result<_>>()?;
-        Ok(Self { layout, vars })
+    pub fn with_layout(layout: Vec<Parameter>, storage: Storage, raw: &RawWeights) -> Result<Self> {
+        let masters = layout.iter().map(|p| packed(p, raw)).collect::<Result<Vec<_>>>()?;
+        Ok(Self::of_masters(Arc::new(layout), storage, masters))
+    }
+
+    fn of_masters(layout: Arc<Vec<Parameter>>, storage: Storage, masters: Vec<Vec<f32>>) -> Self {
+        let masters: Vec<Arc<Vec<f32>>> = masters.into_iter().map(Arc::new).collect();
+        let matrix = |(parameter, master): (&Parameter, &Arc<Vec<f32>>)| match parameter.shape {
+            ParameterShape::Vector(_) => None,
+            ParameterShape::Matrix(n, k) => Some(Matrix::new(master, n, k, storage)),
+        };
+        let matrices = layout.iter().zip(&masters).map(matrix).collect();
+        Self { layout, storage, masters, matrices }
     }
 
     /// Keyed random parameters: normal with deviation `0.02` (output projections smaller with depth), norms one.
     ///
     /// # Errors
-    /// If memory for a tensor cannot be had.
+    /// Never: every parameter of the layout is made.
     pub fn random(config: &Config, seed: u64) -> Result<Self> {
-        Self::random_layout(parameters(config), seed, config.layers)
+        Self::random_layout(parameters(config), config.storage, seed, config.layers)
     }
 
     /// Keyed random parameters of any layout.
     ///
     /// # Errors
-    /// If memory for a tensor cannot be had.
-    pub fn random_layout(layout: Vec<Parameter>, seed: u64, layers: usize) -> Result<Self> {
+    /// Never: every parameter of the layout is made.
+    pub fn random_layout(layout: Vec<Parameter>, storage: Storage, seed: u64, layers: usize) -> Result<Self> {
         let tensors =
             layout.iter().enumerate().map(|(i, p)| (p.name.clone(), random_values(p, i, seed, layers))).collect();
-        Self::with_layout(layout, &RawWeights { tensors })
+        Self::with_layout(layout, storage, &RawWeights { tensors })
     }
 
-    /// As a file holds them: unpacked, by name.
-    ///
-    /// # Errors
-    /// If a tensor cannot be read.
-    pub fn to_raw(&self) -> Result<RawWeights> {
+    /// The masters as a file holds them: unpacked, by name.
+    #[must_use]
+    pub fn to_raw(&self) -> RawWeights {
         let mut tensors = BTreeMap::new();
-        for (parameter, var) in self.layout.iter().zip(&self.vars) {
-            let (shape, plain) = match parameter.shape {
-                ParameterShape::Vector(k) => (vec![k], var.as_detached_tensor()),
-                ParameterShape::Matrix(n, k) => (vec![n, k], kernels::unpack(var.as_tensor(), n)?.detach()),
-            };
-            tensors.insert(parameter.name.clone(), (shape, plain.flatten_all()?.to_vec1()?));
+        for (parameter, master) in self.layout.iter().zip(&self.masters) {
+            tensors.insert(parameter.name.clone(), plain(parameter, master));
         }
-        Ok(RawWeights { tensors })
+        RawWeights { tensors }
     }
 
-    /// SHA-256 over names, shapes and values.
-    ///
-    /// # Errors
-    /// If a tensor cannot be read.
-    pub fn sha256(&self) -> Result<String> {
+    /// SHA-256 over names, shapes and master values.
+    #[must_use]
+    pub fn sha256(&self) -> String {
         use sha2::{Digest, Sha256};
+        let mut order: Vec<usize> = (0..self.layout.len()).collect();
+        order.sort_by_key(|i| &self.layout[*i].name);
         let mut hash = Sha256::new();
-        for (name, (shape, values)) in self.to_raw()?.tensors {
-            hash.update(name.as_bytes());
+        let mut bytes = Vec::new();
+        for i in order {
+            let (shape, values) = plain(&self.layout[i], &self.masters[i]);
+            hash.update(self.layout[i].name.as_bytes());
             shape.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
-            values.iter().for_each(|v| hash.update(v.to_le_bytes()));
+            bytes.clear();
+            values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+            hash.update(&bytes);
         }
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// Number of parameters.
@@ -95,57 +114,59 @@ impl Weights {
         &self.layout
     }
 
-    /// Tensors that record operations on them, for training.
+    /// What matrices are computed with.
     #[must_use]
-    pub fn tracked(&self) -> Vec<Tensor> {
-        self.vars.iter().map(|v| v.as_tensor().clone()).collect()
+    pub fn storage(&self) -> Storage {
+        self.storage
     }
 
-    /// Tensors that do not, for decoding; they share memory with [`Weights::tracked`].
-    #[must_use]
-    pub fn plain(&self) -> Vec<Tensor> {
-        self.vars.iter().map(Var::as_detached_tensor).collect()
+    /// All parameters in the order of the layout, as models use them.
+    pub(crate) fn loaded(&self) -> impl Iterator<Item = Loaded> + '_ {
+        self.masters.iter().zip(&self.matrices).map(|(master, matrix)| match matrix {
+            Some(matrix) => Loaded::Matrix(matrix.clone()),
+            None => Loaded::Vector(master.clone()),
+        })
     }
 
-    /// Lengths of the packed parameters.
-    pub(crate) fn packed_lengths(&self) -> impl Iterator<Item = usize> + '_ {
-        self.vars.iter().map(|v| v.elem_count())
+    /// The masters, packed.
+    pub(crate) fn masters(&self) -> &[Arc<Vec<f32>>] {
+        &self.masters
     }
 
-    /// Which parameters are matrices.
-    pub(crate) fn matrices(&self) -> impl Iterator<Item = bool> + '_ {
-        self.layout.iter().map(|p| matches!(p.shape, ParameterShape::Matrix(..)))
+    /// Whether parameter `i` is a matrix.
+    pub(crate) fn is_matrix(&self, i: usize) -> bool {
+        self.matrices[i].is_some()
     }
 
-    /// Packed values of all parameters.
-    pub(crate) fn packed_values(&self) -> Result<Vec<Vec<f32>>> {
-        self.vars.iter().map(|v| Ok(v.as_detached_tensor().flatten_all()?.to_vec1()?)).collect()
-    }
-
-    /// The same layout with other packed values.
-    pub(crate) fn replaced(&self, values: Vec<Vec<f32>>) -> Result<Self> {
-        let var = |(var, values): (&Var, Vec<f32>)| Ok(Var::from_vec(values, var.shape(), &Device::Cpu)?);
-        let vars = self.vars.iter().zip(values).map(var).collect::<Result<_>>()?;
-        Ok(Self { layout: self.layout.clone(), vars })
+    /// The same layout with other masters, and what they round to where matrices are bf16.
+    pub(crate) fn replaced(&self, masters: Vec<Vec<f32>>, rounded: Vec<Vec<u16>>) -> Self {
+        let masters: Vec<Arc<Vec<f32>>> = masters.into_iter().map(Arc::new).collect();
+        let matrix = |((parameter, master), rounded): ((&Parameter, &Arc<Vec<f32>>), Vec<u16>)| {
+            let ParameterShape::Matrix(n, k) = parameter.shape else { return None };
+            Some(match self.storage {
+                Storage::F32 => Matrix::new(master, n, k, Storage::F32),
+                Storage::Bf16 => Matrix::of_bf16(Arc::new(rounded), n, k),
+            })
+        };
+        let matrices = self.layout.iter().zip(&masters).zip(rounded).map(matrix).collect();
+        Self { layout: self.layout.clone(), storage: self.storage, masters, matrices }
     }
 
     /// Gradients of a loss that depends on nothing.
     #[must_use]
     pub fn zeros(&self) -> Vec<Vec<f32>> {
-        self.packed_lengths().map(|n| vec![0.0; n]).collect()
-    }
-
-    /// Gradients of all parameters; zero where the loss does not depend on one.
-    pub(crate) fn gradients(&self, store: &candle_core::backprop::GradStore) -> Result<Vec<Vec<f32>>> {
-        let gradient = |var: &Var| match store.get(var) {
-            Some(gradient) => Ok(gradient.detach().flatten_all()?.to_vec1()?),
-            None => Ok(vec![0.0; var.elem_count()]),
-        };
-        self.vars.iter().map(gradient).collect()
+        self.masters.iter().map(|m| vec![0.0; m.len()]).collect()
     }
 }
 
-fn packed_var(parameter: &Parameter, raw: &RawWeights) -> Result<Var> {
+fn plain(parameter: &Parameter, master: &[f32]) -> (Vec<usize>, Vec<f32>) {
+    match parameter.shape {
+        ParameterShape::Vector(k) => (vec![k], master.to_vec()),
+        ParameterShape::Matrix(n, k) => (vec![n, k], unpack(master, n, k)),
+    }
+}
+
+fn packed(parameter: &Parameter, raw: &RawWeights) -> Result<Vec<f32>> {
     let name = &parameter.name;
     let (shape, values) = raw
         .tensors
@@ -155,13 +176,12 @@ fn packed_var(parameter: &Parameter, raw: &RawWeights) -> Result<Var> {
         ParameterShape::Vector(k) => vec![k],
         ParameterShape::Matrix(n, k) => vec![n, k],
     };
-    if *shape != expected {
+    if *shape != expected || values.len() != parameter.shape.len() {
         return Err(Error::TensorShape { name: name.clone(), found: shape.clone(), expected });
     }
-    let plain = Tensor::from_slice(values, expected, &Device::Cpu)?;
     Ok(match parameter.shape {
-        ParameterShape::Vector(_) => Var::from_tensor(&plain)?,
-        ParameterShape::Matrix(..) => Var::from_tensor(&kernels::pack(&plain)?)?,
+        ParameterShape::Vector(_) => values.clone(),
+        ParameterShape::Matrix(n, k) => pack(values, n, k),
     })
 }
 

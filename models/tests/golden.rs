@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, safetensors};
+use kernels::Pool;
 use models::load::{Loaded, gguf, hf};
 use models::{Target, Weights};
 
@@ -13,7 +14,9 @@ fn golden(name: &str) -> PathBuf {
 fn logits(loaded: &Loaded, ids: &[u32]) -> Tensor {
     let weights = Weights::from_raw(&loaded.config, &loaded.weights).unwrap();
     let target = Target::new(&loaded.config, &weights, &Target::rope_table(&loaded.config)).unwrap();
-    target.logits(&target.hidden_of_sequences(&[ids]).unwrap()).unwrap()
+    let pool = Pool::new(2);
+    let logits = target.logits(&pool, &target.hidden_of_sequences(&pool, &[ids]));
+    Tensor::from_vec(logits, (ids.len(), loaded.config.vocab), &Device::Cpu).unwrap()
 }
 
 fn ids(tensor: &Tensor) -> Vec<u32> {

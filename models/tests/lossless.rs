@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernels::NoiseKey;
+use kernels::{NoiseKey, Pool, Storage};
 use models::drafter::{Context, Drafter, eagle, suffix::Suffix};
+use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
 use state::plan::{Strategy, TinyShape};
 use state::speculation::tree::{DraftTree, ROOT};
@@ -19,7 +20,7 @@ fn config() -> Config {
 
 /// Larger weights than a fresh model's, so that its answers are not uniform noise.
 fn weights(seed: u64) -> Weights {
-    let mut raw = Weights::random(&config(), seed).unwrap().to_raw().unwrap();
+    let mut raw = Weights::random(&config(), seed).unwrap().to_raw();
     for (shape, values) in raw.tensors.values_mut() {
         if shape.len() == 2 {
             values.iter_mut().for_each(|v| *v *= 12.0);
@@ -90,7 +91,7 @@ fn decode(
     mut drafter: Option<(&mut dyn Drafter, Strategy)>,
 ) -> Vec<Answer> {
     let decoding = Decoding { temperature, tokens_max: 40, eos: vec![0], keep_hidden: true };
-    let mut decoder = Decoder::new(target.clone(), decoding);
+    let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
     let (mut ended, mut next) = (Vec::new(), 0);
     // Six groups of three samples, admitted as there is room: the batch's make-up depends on who ends when.
     while ended.len() < 18 {
@@ -140,8 +141,8 @@ fn answers_are_those_of_plain_decoding() {
                         assert_same(&plain, &drafted, &format!("{habit:?} {strategy:?} T={temperature} batch={batch}"));
                     }
                     let shape = eagle::config(&config(), 0);
-                    let weights = Weights::random_layout(eagle::parameters(&shape), 5, 1).unwrap();
-                    let mut learned = eagle::Eagle::new(target.clone(), &weights, 0).unwrap();
+                    let weights = Weights::random_layout(eagle::parameters(&shape), shape.storage, 5, 1).unwrap();
+                    let mut learned = eagle::Eagle::new(target.clone(), &weights, 0, Arc::default()).unwrap();
                     assert_same(
                         &plain,
                         &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),
@@ -175,15 +176,19 @@ fn a_good_drafter_saves_forwards() {
 
 #[test]
 fn training_sees_the_bits_of_the_rollout() {
-    let weights = weights(6);
-    let rope = Target::rope_table(&config());
-    let trained = Target::trained(&config(), &weights, &rope).unwrap();
-    for answer in decode(&target(6), 6, 1.0, 7, None) {
-        let hidden = trained.hidden_of_sequences(&[&[3, 4, 5], &answer.tokens]).unwrap();
-        let from = 3 + answer.prompt - 1;
-        let rows = hidden.narrow(0, from, answer.log_probs.len()).unwrap().contiguous().unwrap();
-        let again: Vec<f32> =
-            trained.log_probs(&rows, answer.tokens[answer.prompt..].to_vec(), 1.0).unwrap().to_vec1().unwrap();
-        assert_eq!(again, answer.log_probs);
+    for storage in [Storage::F32, Storage::Bf16] {
+        let config = Config { storage, ..config() };
+        let weights = Weights::from_raw(&config, &weights(6).to_raw()).unwrap();
+        let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+        let answers = decode(&target, 6, 1.0, 7, None);
+        let sequence = |a: &Answer| Sequence { tokens: a.tokens.clone(), prompt: a.prompt };
+        let sequences: Vec<Sequence> = answers.iter().map(sequence).collect();
+        // Alone, and all laid end to end on several threads.
+        for (answer, sequence) in answers.iter().zip(&sequences) {
+            let again = log_probs(&Pool::default(), &target, std::slice::from_ref(sequence), 1.0);
+            assert_eq!(again[0], answer.log_probs);
+        }
+        let again = log_probs(&Pool::new(3), &target, &sequences, 1.0);
+        assert!(again.iter().zip(&answers).all(|(again, answer)| *again == answer.log_probs));
     }
 }

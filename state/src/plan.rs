@@ -16,6 +16,8 @@ pub struct Plan {
     pub seed: u64,
     /// Where the target's weights and shape come from.
     pub model: Model,
+    /// What its matrices are computed with.
+    pub compute: Compute,
     /// Where prompts come from, and how they become text.
     pub data: Data,
     /// What is done, in order.
@@ -32,6 +34,16 @@ pub struct Plan {
     pub supervision: Supervision,
     /// When progress becomes durable.
     pub checkpoint: Checkpoint,
+}
+
+/// What matrices are computed with, in rollouts and in training alike. The optimiser's own copy is always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Compute {
+    /// As they are trained.
+    #[default]
+    F32,
+    /// Rounded after every step to the upper half of an f32, summed in f32: half the bytes to stream.
+    Bf16,
 }
 
 /// The target model.
@@ -270,8 +282,10 @@ pub enum Reward {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Devices {
-    /// CPU devices, each with an engine thread of its own. 0: one a core.
+    /// CPU devices, each with an engine thread of its own. 0: as many as cores, divided by `threads`.
     pub cpu: usize,
+    /// Threads of each device, the engine's included.
+    pub threads: usize,
     /// Requests decoded together on one device, at most.
     pub slots_max: usize,
 }

@@ -26,6 +26,7 @@ pub(crate) fn lower(workflow: &Workflow, text: &str, tree: &Tree, folder: &Path)
         name: workflow.name.clone(),
         seed: workflow.seed,
         model: model::lower(&mut check, &workflow.model, folder),
+        compute: workflow.compute,
         data: data::lower(&mut check, &workflow.data, folder),
         steps: steps::lower(&mut check, &workflow.steps),
         sampling: sampling(&mut check, &workflow.sampling),
@@ -62,10 +63,11 @@ fn sampling(check: &mut Check<'_>, sampling: &spec::Sampling) -> Sampling {
 }
 
 fn devices(check: &mut Check<'_>, devices: &spec::Devices) -> Devices {
-    let spec::Devices { cpu, slots_max } = *devices;
+    let spec::Devices { cpu, threads, slots_max } = *devices;
     check.count("devices.cpu", cpu, 0, 4096);
+    check.count("devices.threads", threads, 1, 1024);
     check.count("devices.slots_max", slots_max, 1, 65_536);
-    Devices { cpu, slots_max }
+    Devices { cpu, threads, slots_max }
 }
 
 fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Supervision {

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
+use state::plan::Compute;
 
 mod speculation;
 mod steps;
@@ -21,6 +22,8 @@ pub(crate) struct Workflow {
     #[serde(default)]
     pub(crate) seed: u64,
     pub(crate) model: Model,
+    #[serde(default)]
+    pub(crate) compute: Compute,
     pub(crate) data: Data,
     pub(crate) steps: Vec<Step>,
     pub(crate) rewards: Option<Vec<Reward>>,
@@ -146,12 +149,13 @@ impl Default for Sampling {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Devices {
     pub(crate) cpu: usize,
+    pub(crate) threads: usize,
     pub(crate) slots_max: usize,
 }
 
 impl Default for Devices {
     fn default() -> Self {
-        Self { cpu: 0, slots_max: 16 }
+        Self { cpu: 0, threads: 1, slots_max: 16 }
     }
 }
 

@@ -69,7 +69,7 @@ impl State {
         };
         let target = match Target::new(&job.config, &self.weights, &job.rope) {
             Ok(target) => Arc::new(target),
-            Err(error) => return self.end(Err(Error::Model(error.into()))),
+            Err(error) => return self.end(Err(Error::Model(error))),
         };
         let samples = groups.first().map_or(1, |g| g.noise.len());
         let machine = StepMachine::new(groups.len(), self.seats.len(), trains_drafter);

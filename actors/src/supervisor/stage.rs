@@ -76,7 +76,7 @@ impl State {
 
     fn export(&mut self, to: &Export) -> Result<()> {
         let job = &self.job;
-        let raw = self.weights.to_raw()?;
+        let raw = self.weights.to_raw();
         let folder = self.folder.join(&to.to);
         let precision = match to.precision {
             plan::Precision::F32 => Precision::F32,

@@ -47,7 +47,7 @@ impl State {
             // The weights that the run started from.
             false => match Target::new(&job.config, &job.initial, &job.rope) {
                 Ok(target) => Some(Arc::new(target)),
-                Err(error) => return self.end(Err(Error::Model(error.into()))),
+                Err(error) => return self.end(Err(Error::Model(error))),
             },
         };
         let objective = Objective::Reward { grpo: grpo.clone(), reference };
@@ -145,10 +145,7 @@ impl State {
             return self.end(Err(Error::NotFinite { stage, step, norm: outcome.norm }));
         }
         (self.weights, self.adam) = (outcome.weights, outcome.adam);
-        match self.weights.sha256() {
-            Ok(hash) => self.weights_sha256 = hash,
-            Err(error) => return self.end(Err(error.into())),
-        }
+        self.weights_sha256 = self.weights.sha256();
         self.append_timeline(now_s);
         self.commit();
     }

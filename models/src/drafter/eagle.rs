@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use kernels::{Heads, KeyRun, NoiseKey, Scratch, attend, linear, noise, push_key};
+use kernels::{
+    Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, Turned, add_linear, attend, linear, noise, weight_gradient,
+};
 use state::plan::Strategy;
 
 use super::{Context, Drafter};
-use crate::cache::KvRows;
-use crate::error::Result;
-use crate::layer::{Layer, Rows, heads};
+use crate::error::{Error, Result};
+use crate::layer::{self, Attend, Layer, Rows, Values, heads, matrix};
 use crate::layout::{self, Parameter, ParameterShape};
 use crate::load::Config;
 use crate::target::Target;
@@ -38,41 +38,74 @@ pub fn parameters(config: &Config) -> Vec<Parameter> {
 
 /// The network over one version of its weights.
 #[derive(Debug, Clone)]
-pub struct Network {
-    config: Config,
-    mix_token: Tensor,
-    mix_hidden: Tensor,
+pub(crate) struct Network {
+    mix_token: Matrix,
+    mix_hidden: Matrix,
     layer: Layer,
 }
 
+/// Memory that forwards reuse.
+#[derive(Debug, Default)]
+struct Memory {
+    embedded: Vec<f32>,
+    predicted: Vec<f32>,
+    values: Values,
+    logits: Vec<f32>,
+}
+
 impl Network {
-    pub(crate) fn over(config: &Config, tensors: Vec<Tensor>) -> Result<Self> {
-        let short = || candle_core::Error::Msg("the drafter's weights have too few parameters".into());
-        let mut tensors = tensors.into_iter();
-        let mix_token = tensors.next().ok_or_else(short)?;
-        let mix_hidden = tensors.next().ok_or_else(short)?;
-        let layer = Layer::new(config, &mut tensors).ok_or_else(short)?;
-        Ok(Self { config: config.clone(), mix_token, mix_hidden, layer })
+    pub(crate) fn new(config: &Config, weights: &Weights) -> Result<Self> {
+        let wrong = || Error::Layout { found: weights.layout().len() };
+        let mut parameters = weights.loaded();
+        let mix_token = matrix(&mut parameters).ok_or_else(wrong)?;
+        let mix_hidden = matrix(&mut parameters).ok_or_else(wrong)?;
+        let layer = Layer::new(config, &mut parameters).ok_or_else(wrong)?;
+        Ok(Self { mix_token, mix_hidden, layer })
     }
 
-    /// Predicted hidden states `(r, hidden)` of the tokens whose embeddings are given, from the hidden states before them.
-    pub(crate) fn forward(
+    /// The layer's input, `(r, hidden)`: embeddings of tokens mixed with the hidden states before them.
+    pub(crate) fn mix(&self, pool: &Pool, embedded: &[f32], hidden: &[f32], mixed: &mut Vec<f32>) {
+        mixed.resize(hidden.len(), 0.0);
+        linear(pool, embedded, &self.mix_token, mixed);
+        add_linear(pool, hidden, &self.mix_hidden, mixed);
+    }
+
+    /// Mixed rows become predicted hidden states of the tokens whose embeddings went into them.
+    pub(crate) fn predict(
         &self,
-        embedded: &Tensor,
-        hidden: &Tensor,
-        rows: &Rows<'_>,
-        attend: &mut crate::layer::Attend<'_>,
-    ) -> candle_core::Result<Tensor> {
-        let width = self.config.hidden;
-        let mixed = (linear(embedded, &self.mix_token, width)? + linear(hidden, &self.mix_hidden, width)?)?;
-        self.layer.forward(&mixed, rows, attend)
+        pool: &Pool,
+        mixed: &mut [f32],
+        rows: Rows<'_>,
+        attend: &mut Attend<'_>,
+        values: &mut Values,
+    ) {
+        self.layer.forward(pool, mixed, rows, attend, values);
+    }
+
+    /// Backward over sequences laid end to end, from `d`, the gradient by the predictions; adds to `gradients`, in the
+    /// order of [`parameters`].
+    pub(crate) fn backward(
+        &self,
+        pool: &Pool,
+        [embedded, hidden, mixed]: [&[f32]; 3],
+        rows: Rows<'_>,
+        lengths: &[usize],
+        d: &mut [f32],
+        gradients: &mut [Vec<f32>],
+    ) {
+        let mut memory = layer::Gradient::default();
+        self.layer.backward(pool, mixed, rows, lengths, d, &mut gradients[2..], &mut memory);
+        let mut turned = Turned::default();
+        for (i, (weight, x)) in [(&self.mix_token, embedded), (&self.mix_hidden, hidden)].into_iter().enumerate() {
+            weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
+        }
     }
 }
 
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]
 struct Seen {
-    rows: KvRows,
+    rows: KeyValues,
     /// Predicted hidden state of the last token.
     prediction: Vec<f32>,
 }
@@ -83,7 +116,9 @@ pub struct Eagle {
     target: Arc<Target>,
     network: Network,
     heads: Heads,
+    pool: Arc<Pool>,
     seen: BTreeMap<u64, Seen>,
+    memory: Memory,
 }
 
 /// A node that may get children: its place in the tree, its prediction, and the nodes above it as rows of this draft.
@@ -98,25 +133,24 @@ struct Leaf {
 }
 
 impl Eagle {
-    /// A drafter for `target` over these weights.
+    /// A drafter for `target` over these weights, which computes on these threads.
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn new(target: Arc<Target>, weights: &Weights, ffn: usize) -> Result<Self> {
+    pub fn new(target: Arc<Target>, weights: &Weights, ffn: usize, pool: Arc<Pool>) -> Result<Self> {
         let config = config(target.config(), ffn);
-        let network = Network::over(&config, weights.plain())?;
-        Ok(Self { target, network, heads: heads(&config), seen: BTreeMap::new() })
+        let network = Network::new(&config, weights)?;
+        let (seen, memory) = (BTreeMap::new(), Memory::default());
+        Ok(Self { target, network, heads: heads(&config), pool, seen, memory })
     }
 
     /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state.
-    fn catch_up(&mut self, requests: &[Context<'_>]) -> Result<()> {
+    fn catch_up(&mut self, requests: &[Context<'_>]) {
         let width = self.target.config().hidden;
         let (mut ids, mut positions, mut hidden, mut owner) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, request) in requests.iter().enumerate() {
-            let seen = self.seen.entry(request.id).or_insert_with(|| Seen {
-                rows: KvRows::new(1, self.heads.kv_heads * self.heads.head_dim),
-                prediction: Vec::new(),
-            });
+            let none = || Seen { rows: KeyValues::new(self.heads), prediction: Vec::new() };
+            let seen = self.seen.entry(request.id).or_insert_with(none);
             for row in seen.rows.rows()..request.tokens.len() - 1 {
                 ids.push(request.tokens[row + 1]);
                 positions.push(u32::try_from(row).unwrap_or(u32::MAX));
@@ -125,99 +159,80 @@ impl Eagle {
             }
         }
         if ids.is_empty() {
-            return Ok(());
+            return;
         }
-        let predicted = self.rows(requests, ids, positions, hidden, &owner)?;
+        self.extend(requests, &ids, &positions, &hidden, &owner);
         for (row, request) in owner.iter().enumerate() {
             if let Some(seen) = self.seen.get_mut(&requests[*request].id) {
                 seen.prediction.clear();
-                seen.prediction.extend_from_slice(&predicted[row * width..(row + 1) * width]);
+                seen.prediction.extend_from_slice(&self.memory.predicted[row * width..(row + 1) * width]);
             }
         }
-        Ok(())
     }
 
     /// Runs rows of known hidden states through the network and keeps their keys and values. Rows of a request stand
     /// together, in order.
-    fn rows(
-        &mut self,
-        requests: &[Context<'_>],
-        ids: Vec<u32>,
-        positions: Vec<u32>,
-        hidden: Vec<f32>,
-        owner: &[usize],
-    ) -> Result<Vec<f32>> {
-        let seen = &mut self.seen;
-        let shape = self.heads;
-        let kv_width = shape.kv_heads * shape.head_dim;
+    fn extend(&mut self, requests: &[Context<'_>], ids: &[u32], positions: &[u32], hidden: &[f32], owner: &[usize]) {
+        let (seen, shape) = (&mut self.seen, self.heads);
+        let (width, kv_width) = (shape.width(), shape.kv_width());
         let longest = owner.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0);
         let order: Vec<usize> = (0..longest).collect();
         let chain: Vec<&[usize]> = (1..=longest).map(|n| &order[..n]).collect();
-        let mut attend_own = |q: &Tensor, k: &Tensor, v: &Tensor| {
-            let (q, k, v) = (flat(q)?, flat(k)?, flat(v)?);
-            let width = shape.heads * shape.head_dim;
-            let (mut out, mut scratch, mut first) = (vec![0.0; q.len()], Scratch::default(), 0);
+        let (mut scratch, mut fresh) = (Scratch::default(), KeyValues::new(shape));
+        let mut attend_own = |[q, k, v]: [&[f32]; 3], out: &mut [f32]| {
+            let mut first = 0;
             for group in owner.chunk_by(|a, b| a == b) {
                 let last = first + group.len();
                 let Some(seen) = seen.get_mut(&requests[group[0]].id) else { continue };
-                let mut panels = Vec::new();
                 let here = first * kv_width..last * kv_width;
-                k[here.clone()].chunks_exact(kv_width).enumerate().for_each(|(i, key)| push_key(&mut panels, i, key));
-                let fresh = KeyRun { keys: &panels, values: &v[here] };
-                let context = kernels::Context { shared: &[seen.rows.run(0)], fresh, paths: &chain[..group.len()] };
+                fresh.clear();
+                fresh.extend(&k[here.clone()], &v[here.clone()]);
+                let context = kernels::Context { shared: &[&seen.rows], fresh: &fresh, paths: &chain[..group.len()] };
                 let at = first * width..last * width;
                 attend(&q[at.clone()], context, shape, &mut scratch, &mut out[at]);
-                (first..last).for_each(|row| seen.rows.push(0, &k, &v, row));
+                seen.rows.extend(&k[here.clone()], &v[here]);
                 first = last;
             }
-            Tensor::from_vec(out, (owner.len(), width), &Device::Cpu)
         };
-        run(&self.network, &self.target, ids, positions, hidden, &mut attend_own)
+        run(&self.network, &self.target, &self.pool, ids, positions, hidden, &mut attend_own, &mut self.memory);
     }
 
     /// Predictions below nodes of the trees. Each row attends to its request's rows and to the rows above it.
-    fn deepen(&self, requests: &[Context<'_>], leaves: &mut [Leaf], level: usize, drafts: &mut [KvRows]) -> Result<()> {
+    fn deepen(&mut self, requests: &[Context<'_>], leaves: &mut [Leaf], level: usize, drafts: &mut [KeyValues]) {
         let shape = self.heads;
-        let ids = leaves.iter().map(|l| l.token).collect();
+        let (width, kv_width) = (shape.width(), shape.kv_width());
+        let ids: Vec<u32> = leaves.iter().map(|l| l.token).collect();
         let position = |l: &Leaf| u32::try_from(requests[l.request].tokens.len() - 1 + level).unwrap_or(u32::MAX);
-        let positions = leaves.iter().map(position).collect();
-        let hidden = leaves.iter().flat_map(|l| l.hidden.iter().copied()).collect();
+        let positions: Vec<u32> = leaves.iter().map(position).collect();
+        let hidden: Vec<f32> = leaves.iter().flat_map(|l| l.hidden.iter().copied()).collect();
         for group in leaves.chunk_by_mut(|a, b| a.request == b.request) {
             let first = drafts[group[0].request].rows();
             group.iter_mut().enumerate().for_each(|(i, leaf)| leaf.above.push(first + i));
         }
         let known = &*leaves;
-        let mut attend_path = |q: &Tensor, k: &Tensor, v: &Tensor| {
-            let (q, k, v) = (flat(q)?, flat(k)?, flat(v)?);
-            let width = shape.heads * shape.head_dim;
-            let (mut out, mut scratch, mut first) = (vec![0.0; q.len()], Scratch::default(), 0);
+        let (seen, mut scratch) = (&self.seen, Scratch::default());
+        let mut attend_path = |[q, k, v]: [&[f32]; 3], out: &mut [f32]| {
+            let mut first = 0;
             for group in known.chunk_by(|a, b| a.request == b.request) {
                 let last = first + group.len();
                 let draft = &mut drafts[group[0].request];
-                (first..last).for_each(|row| draft.push(0, &k, &v, row));
-                let Some(seen) = self.seen.get(&requests[group[0].request].id) else { continue };
+                let here = first * kv_width..last * kv_width;
+                draft.extend(&k[here.clone()], &v[here]);
+                let Some(seen) = seen.get(&requests[group[0].request].id) else { continue };
                 let paths: Vec<&[usize]> = group.iter().map(|l| l.above.as_slice()).collect();
-                let context = kernels::Context { shared: &[seen.rows.run(0)], fresh: draft.run(0), paths: &paths };
+                let context = kernels::Context { shared: &[&seen.rows], fresh: draft, paths: &paths };
                 let at = first * width..last * width;
                 attend(&q[at.clone()], context, shape, &mut scratch, &mut out[at]);
                 first = last;
             }
-            Tensor::from_vec(out, (known.len(), width), &Device::Cpu)
         };
-        let predicted = run(&self.network, &self.target, ids, positions, hidden, &mut attend_path)?;
-        for (leaf, hidden) in leaves.iter_mut().zip(predicted.chunks_exact(self.target.config().hidden)) {
-            leaf.hidden = hidden.to_vec();
+        run(&self.network, &self.target, &self.pool, &ids, &positions, &hidden, &mut attend_path, &mut self.memory);
+        let predicted = self.memory.predicted.chunks_exact(self.target.config().hidden);
+        for (leaf, hidden) in leaves.iter_mut().zip(predicted) {
+            leaf.hidden.clear();
+            leaf.hidden.extend_from_slice(hidden);
         }
-        Ok(())
     }
-
-    fn no_rows(&self) -> KvRows {
-        KvRows::new(1, self.heads.kv_heads * self.heads.head_dim)
-    }
-}
-
-fn flat(t: &Tensor) -> candle_core::Result<Vec<f32>> {
-    t.flatten_all()?.to_vec1()
 }
 
 fn hidden_row<'a>(request: &Context<'a>, row: usize, width: usize) -> &'a [f32] {
@@ -228,19 +243,22 @@ fn hidden_row<'a>(request: &Context<'a>, row: usize, width: usize) -> &'a [f32] 
     }
 }
 
+/// Leaves the predictions in `memory.predicted`.
+#[expect(clippy::too_many_arguments, reason = "a forward of the network, from tokens to predictions")]
 fn run(
     network: &Network,
     target: &Target,
-    ids: Vec<u32>,
-    positions: Vec<u32>,
-    hidden: Vec<f32>,
-    attend: &mut crate::layer::Attend<'_>,
-) -> Result<Vec<f32>> {
-    let count = ids.len();
-    let embedded = target.embed(&Arc::new(ids))?;
-    let hidden = Tensor::from_vec(hidden, (count, target.config().hidden), &Device::Cpu)?;
-    let rows = Rows { positions: &Arc::new(positions), rope: target.rope() };
-    Ok(flat(&network.forward(&embedded, &hidden, &rows, attend)?)?)
+    pool: &Pool,
+    ids: &[u32],
+    positions: &[u32],
+    hidden: &[f32],
+    attend: &mut Attend<'_>,
+    memory: &mut Memory,
+) {
+    let Memory { embedded, predicted, values, .. } = memory;
+    kernels::embed(ids, &target.embedding, embedded);
+    network.mix(pool, embedded, hidden, predicted);
+    network.predict(pool, predicted, Rows { positions, rope: target.rope() }, attend, values);
 }
 
 /// The `width` best tokens by logits / T plus noise, best first, with their distance to the best (0 or below).
@@ -266,7 +284,7 @@ impl Drafter for Eagle {
     }
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
-        self.catch_up(requests)?;
+        self.catch_up(requests);
         let mut trees = vec![DraftTree::default(); requests.len()];
         let root = |(i, r): (usize, &Context<'_>)| Leaf {
             request: i,
@@ -278,14 +296,14 @@ impl Drafter for Eagle {
         };
         // A prompt of one token has no hidden state before it to draft from.
         let mut leaves: Vec<Leaf> = requests.iter().enumerate().map(root).filter(|l| !l.hidden.is_empty()).collect();
-        let mut drafts: Vec<KvRows> = requests.iter().map(|_| self.no_rows()).collect();
+        let mut drafts: Vec<KeyValues> = requests.iter().map(|_| KeyValues::new(self.heads)).collect();
         for level in 0..strategy.depth {
-            let grown = self.grow(requests, &leaves, level, strategy, &mut trees)?;
+            let grown = self.grow(requests, &leaves, level, strategy, &mut trees);
             if grown.is_empty() || level + 1 == strategy.depth {
                 break;
             }
             leaves = grown;
-            self.deepen(requests, &mut leaves, level, &mut drafts)?;
+            self.deepen(requests, &mut leaves, level, &mut drafts);
         }
         Ok(trees)
     }
@@ -298,20 +316,20 @@ impl Drafter for Eagle {
 impl Eagle {
     /// Adds one level: the best `width` children of each request's leaves together. Returns the new leaves.
     fn grow(
-        &self,
+        &mut self,
         requests: &[Context<'_>],
         leaves: &[Leaf],
         level: usize,
         strategy: &Strategy,
         trees: &mut [DraftTree],
-    ) -> Result<Vec<Leaf>> {
+    ) -> Vec<Leaf> {
         let hidden: Vec<f32> = leaves.iter().flat_map(|l| l.hidden.iter().copied()).collect();
         if hidden.is_empty() {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let config = self.target.config();
-        let hidden = Tensor::from_vec(hidden, (leaves.len(), config.hidden), &Device::Cpu)?;
-        let logits = flat(&self.target.logits(&hidden)?)?;
+        self.target.logits_into(&self.pool, &hidden, &mut self.memory.logits);
+        let logits = &self.memory.logits;
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits.chunks_exact(config.vocab)) {
             let request = &requests[leaf.request];
@@ -334,6 +352,6 @@ impl Eagle {
                 kept.push(leaf);
             }
         }
-        Ok(kept)
+        kept
     }
 }

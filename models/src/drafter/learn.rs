@@ -1,22 +1,20 @@
 //! Training of the learned drafter on rollouts just made: hidden states by SmoothL1, tokens by cross-entropy against the
 //! target's own distribution (Li et al. 2024, "EAGLE", section 4.2). Embedding and head stay the target's.
 
-use std::sync::Arc;
-
-use candle_core::{D, Device, Tensor};
+use kernels::{Pool, input_gradient, softmax};
 use state::plan::{Optimizer, Schedule};
 
 use super::eagle::{self, Network};
 use crate::decode::Answer;
 use crate::error::Result;
-use crate::layer::{Rows, heads};
+use crate::layer::{Rows, Values, heads};
 use crate::load::Config;
 use crate::optim::AdamW;
-use crate::target::Target;
+use crate::target::{Packed, Target};
 use crate::weights::Weights;
 
 /// Weight of the cross-entropy beside SmoothL1.
-const CROSS_ENTROPY: f64 = 0.1;
+const CROSS_ENTROPY: f32 = 0.1;
 
 /// One stretch of a rollout: tokens, and the target's hidden states of all but the last.
 #[derive(Debug, Clone)]
@@ -73,11 +71,11 @@ impl Learner {
     /// If memory for a tensor cannot be had.
     pub fn fresh(target: &Config, ffn: usize, seed: u64) -> Result<Weights> {
         let config = eagle::config(target, ffn);
-        let mut raw = Weights::random_layout(eagle::parameters(&config), seed, 1)?.to_raw()?;
+        let mut raw = Weights::random_layout(eagle::parameters(&config), config.storage, seed, 1)?.to_raw();
         if let Some((_, values)) = raw.tensors.get_mut("fc_hidden.weight") {
             (0..config.hidden).for_each(|i| values[i * config.hidden + i] += 1.0);
         }
-        Weights::with_layout(eagle::parameters(&config), &raw)
+        Weights::with_layout(eagle::parameters(&config), config.storage, &raw)
     }
 
     /// The weights so far.
@@ -86,72 +84,89 @@ impl Learner {
         &self.weights
     }
 
-    /// One micro-batch and one step of the optimiser; returns the loss.
+    /// One micro-batch and one step of the optimiser; returns the loss. A loss that is not finite changes nothing.
     ///
     /// # Errors
-    /// If a tensor operation fails.
-    pub fn learn(&mut self, target: &Target, examples: &[Example]) -> Result<f64> {
-        let network = Network::over(&self.config, self.weights.tracked())?;
-        let batch = Batch::new(examples, self.config.hidden)?;
-        let loss = batch.loss(&network, target, &self.config)?;
-        let gradients = self.weights.gradients(&loss.backward()?)?;
-        let value = f64::from(loss.detach().to_scalar::<f32>()?);
-        if value.is_finite() {
-            self.weights = self.adam.step(&self.weights, &gradients, &self.optimizer, self.optimizer.lr)?.0;
+    /// If the weights are of another layout.
+    pub fn learn(&mut self, pool: &Pool, target: &Target, examples: &[Example]) -> Result<f64> {
+        let network = Network::new(&self.config, &self.weights)?;
+        let batch = Batch::new(examples, self.config.hidden);
+        let (loss, gradients) = batch.gradient(pool, &network, target, self.weights.zeros());
+        if loss.is_finite() {
+            self.weights = self.adam.step(pool, &self.weights, &gradients, &self.optimizer, self.optimizer.lr).0;
         }
-        Ok(value)
+        Ok(loss)
     }
 }
 
 /// Rows of all examples: row t sees token t + 1 and the hidden state of token t, and predicts that of token t + 1.
 struct Batch {
-    ids: Arc<Vec<u32>>,
-    positions: Arc<Vec<u32>>,
-    lengths: Arc<Vec<usize>>,
-    seen: Tensor,
-    wanted: Tensor,
+    packed: Packed,
+    seen: Vec<f32>,
+    wanted: Vec<f32>,
 }
 
 impl Batch {
-    fn new(examples: &[Example], width: usize) -> Result<Self> {
-        let (mut ids, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut seen, mut wanted) = (Vec::new(), Vec::new());
+    fn new(examples: &[Example], width: usize) -> Self {
+        let (mut tokens, mut seen, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         for example in examples {
             let rows = example.tokens.len() - 2;
-            ids.extend_from_slice(&example.tokens[1..=rows]);
-            positions.extend((0..rows).map(|row| u32::try_from(row).unwrap_or(u32::MAX)));
-            lengths.push(rows);
+            tokens.push(&example.tokens[1..=rows]);
             seen.extend_from_slice(&example.hidden[..rows * width]);
             wanted.extend_from_slice(&example.hidden[width..(rows + 1) * width]);
         }
-        let shape = (ids.len(), width);
-        Ok(Self {
-            ids: Arc::new(ids),
-            positions: Arc::new(positions),
-            lengths: Arc::new(lengths),
-            seen: Tensor::from_vec(seen, shape, &Device::Cpu)?,
-            wanted: Tensor::from_vec(wanted, shape, &Device::Cpu)?,
-        })
+        Self { packed: Packed::new(&tokens), seen, wanted }
     }
 
-    fn loss(&self, network: &Network, target: &Target, config: &Config) -> Result<Tensor> {
-        let shape = heads(config);
-        let rows = Rows { positions: &self.positions, rope: target.rope() };
-        let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor| kernels::attend_sequences(q, k, v, &self.lengths, shape);
-        let predicted = network.forward(&target.embed(&self.ids)?, &self.seen, &rows, &mut attend)?;
-        let difference = (&predicted - &self.wanted)?.abs()?;
-        // SmoothL1: d² / 2 below 1, d - 1/2 above; the smaller of d and 1 covers both.
-        let near = difference.minimum(1.0)?;
-        let regression = ((&near * (&difference - (&near * 0.5)?)?)?).mean_all()?;
-        let wanted = log_softmax(&target.logits(&self.wanted)?)?.exp()?;
-        let logs = log_softmax(&target.logits(&predicted)?)?;
-        let entropy = (wanted * logs)?.sum(D::Minus1)?.mean_all()?.neg()?;
-        Ok((regression + (entropy * CROSS_ENTROPY)?)?)
+    /// The loss, and the gradients added to `gradients`.
+    fn gradient(
+        &self,
+        pool: &Pool,
+        network: &Network,
+        target: &Target,
+        mut gradients: Vec<Vec<f32>>,
+    ) -> (f64, Vec<Vec<f32>>) {
+        let shape = heads(target.config());
+        let rows = Rows { positions: &self.packed.positions, rope: target.rope() };
+        let (mut embedded, mut mixed, mut values) = (Vec::new(), Vec::new(), Values::default());
+        kernels::embed(&self.packed.ids, &target.embedding, &mut embedded);
+        network.mix(pool, &embedded, &self.seen, &mut mixed);
+        let mut predicted = mixed.clone();
+        let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| {
+            kernels::attend_sequences(pool, qkv, &self.packed.lengths, shape, out);
+        };
+        network.predict(pool, &mut predicted, rows, &mut attend, &mut values);
+        let (loss, mut d) = self.loss(pool, target, &predicted);
+        let inputs = [embedded.as_slice(), &self.seen, &mixed];
+        network.backward(pool, inputs, rows, &self.packed.lengths, &mut d, &mut gradients);
+        (loss, gradients)
     }
-}
 
-/// Log-softmax of each row, from plain operations: the fused one has no gradient.
-fn log_softmax(logits: &Tensor) -> candle_core::Result<Tensor> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+    /// The loss and its derivative by the predictions: SmoothL1 by hidden states, and the cross-entropy of the tokens that
+    /// the target's head reads from them against those it reads from the true ones.
+    fn loss(&self, pool: &Pool, target: &Target, predicted: &[f32]) -> (f64, Vec<f32>) {
+        let (count, vocab) = (predicted.len(), target.config().vocab);
+        let rows = count / target.config().hidden;
+        let (mut wanted, mut found) = (target.logits(pool, &self.wanted), target.logits(pool, predicted));
+        let mut entropy = 0.0;
+        for (wanted, found) in wanted.chunks_exact_mut(vocab).zip(found.chunks_exact_mut(vocab)) {
+            softmax(wanted);
+            softmax(found);
+            for (wanted, found) in wanted.iter().zip(found) {
+                entropy -= f64::from(*wanted) * f64::from(found.max(f32::MIN_POSITIVE)).ln();
+                *found = (*found - wanted) * (CROSS_ENTROPY / rows as f32);
+            }
+        }
+        let mut d = vec![0.0; count];
+        input_gradient(pool, &found, &target.head, &mut d, false);
+        let mut regression = 0.0;
+        for ((d, predicted), wanted) in d.iter_mut().zip(predicted).zip(&self.wanted) {
+            let difference = predicted - wanted;
+            // d² / 2 below 1, d - 1/2 above: its slope is the smaller of d and 1.
+            let near = difference.clamp(-1.0, 1.0);
+            regression += f64::from(near * (difference - near * 0.5));
+            *d += near / count as f32;
+        }
+        (regression / count as f64 + f64::from(CROSS_ENTROPY) * entropy / rows as f64, d)
+    }
 }

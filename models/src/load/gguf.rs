@@ -65,6 +65,7 @@ impl Metadata<'_> {
             eps: self.float("llama.attention.layer_norm_rms_epsilon", 1e-5)?,
             tied: !content.tensor_infos.contains_key("output.weight"),
             positions_max: self.size("llama.context_length")?,
+            storage: kernels::Storage::F32,
             bos: self.id("tokenizer.ggml.bos_token_id")?,
             eos: self.ends()?,
         };

@@ -98,6 +98,7 @@ impl Fields<'_> {
             eps: self.number("rms_norm_eps", self.get("rms_norm_eps"), 1e-6)? as f32,
             tied: self.tied()?,
             positions_max: self.size("max_position_embeddings", None)?,
+            storage: kernels::Storage::F32,
             bos: self.ids("bos_token_id")?.first().copied(),
             eos: self.ids("eos_token_id")?,
         })

@@ -13,6 +13,7 @@ fn plan() -> Plan {
         name: "tiny".into(),
         seed: 7,
         model: plan::Model::HuggingFace(PathBuf::from("models/ä model")),
+        compute: plan::Compute::F32,
         data: plan::Data {
             source: plan::Source::Jsonl(PathBuf::from("data/train.jsonl")),
             template: "{question}".into(),
@@ -25,7 +26,7 @@ fn plan() -> Plan {
         ],
         sampling: plan::Sampling { temperature: 1.0, tokens_max: 64 },
         rewards: vec![plan::WeightedReward { reward: plan::Reward::Numeric { marker: "#".into() }, weight: 1.0 }],
-        devices: plan::Devices { cpu: 2, slots_max: 8 },
+        devices: plan::Devices { cpu: 2, threads: 1, slots_max: 8 },
         speculation: plan::Speculation {
             drafters: vec![plan::Drafter::Suffix { match_min: 2, match_max: 8 }],
             controller: plan::Controller::Off,

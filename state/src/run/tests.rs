@@ -20,6 +20,7 @@ fn plan() -> Plan {
         name: "x".into(),
         seed: 0,
         model: Model::Gguf("m".into()),
+        compute: crate::plan::Compute::F32,
         data: Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 1 },
         steps: vec![
             Step::Evaluate(Evaluate { problems: 1 }),
@@ -28,7 +29,7 @@ fn plan() -> Plan {
         ],
         sampling: Sampling { temperature: 1.0, tokens_max: 8 },
         rewards: Vec::new(),
-        devices: Devices { cpu: 1, slots_max: 1 },
+        devices: Devices { cpu: 1, threads: 1, slots_max: 1 },
         speculation: Speculation { drafters: Vec::new(), controller: Controller::Off, training: None },
         supervision: Supervision { restarts_max: 1, period_s: 1.0, backoff_ms: 1 },
         checkpoint: Checkpoint { every: 2, keep: 2 },

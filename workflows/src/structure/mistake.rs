@@ -55,7 +55,7 @@ fn home(found: &str, path: &str) -> Option<String> {
     let home = match found {
         "heldout" | "template" | "chat" => "`data`",
         "temperature" | "tokens_max" => "`sampling`",
-        "slots_max" | "cpu" => "`devices`",
+        "slots_max" | "cpu" | "threads" => "`devices`",
         "drafters" | "controller" | "training" => "`speculation`",
         "lr" | "betas" | "weight_decay" | "clip_norm" | "warmup" | "schedule" => "the `optimizer` of a step",
         "weights" | "sha256" | "positions_max" => "a `Tiny` model",
@@ -84,6 +84,7 @@ fn unknown_variant(found: &str, expected: &[&str], outer: Option<&str>) -> Mista
         Some("Controller") => "a controller",
         Some("Schedule") => "a schedule",
         Some("Precision") => "a precision",
+        Some("Compute") => "a number format",
         _ => "known here",
     };
     let meant = nearest(found, expected).map(|name| format!("did you mean `{name}`?"));

@@ -1,0 +1,286 @@
+//! Kernels against the machine's limits, measured in the same run, and against candle's matmul.
+//!
+//!     cargo bench -p taper-kernels
+//!
+//! Prints a table and writes it to target/bench/kernels.json: name, rows, threads, dtype, ms, the ratio of the time to the
+//! floor (bytes over bandwidth or flops over peak, whichever is longer), and the peer's time over ours.
+
+#![expect(clippy::print_stdout, reason = "a bench reports")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use kernels::{
+    Heads, Matrix, NoiseKey, Pool, SequencesGradient, Storage, Turned, input_gradient, linear, weight_gradient,
+};
+
+/// Shape and number of the weights: together larger than any cache.
+const SHAPE: [usize; 2] = [4864, 896];
+const COUNT: usize = 24;
+
+fn main() {
+    let mut table = Table::default();
+    for threads in [1, 2] {
+        let pool = Pool::new(threads);
+        let floor = Floor::measure(&pool);
+        println!(
+            "{threads} thread(s), {}: streaming {:.1} GB/s, multiply-add peak {:.1} GFLOP/s",
+            kernels::variant(),
+            floor.bytes_per_s / 1e9,
+            floor.flops_per_s / 1e9
+        );
+        forward(&pool, floor, &mut table);
+        backward(&pool, floor, &mut table);
+        attention(&pool, floor, &mut table);
+    }
+    table.write();
+}
+
+/// What the machine can do.
+#[derive(Clone, Copy)]
+struct Floor {
+    bytes_per_s: f64,
+    flops_per_s: f64,
+}
+
+impl Floor {
+    fn measure(pool: &Pool) -> Self {
+        Self { bytes_per_s: bandwidth(pool), flops_per_s: peak(pool) }
+    }
+
+    fn seconds(self, bytes: f64, flops: f64) -> f64 {
+        (bytes / self.bytes_per_s).max(flops / self.flops_per_s)
+    }
+}
+
+/// Best of several runs, in seconds.
+fn time(runs: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let one = |_| {
+        let began = Instant::now();
+        f();
+        began.elapsed().as_secs_f64()
+    };
+    (0..runs).map(one).fold(f64::INFINITY, f64::min)
+}
+
+/// Reads 512 MB and adds them up.
+fn bandwidth(pool: &Pool) -> f64 {
+    let data = vec![1.0_f32; 128 << 20];
+    let seconds = time(5, || {
+        pool.split(data.len(), 1 << 16, |range| {
+            black_box(sum(&data[range]));
+        });
+    });
+    (data.len() * 4) as f64 / seconds
+}
+
+#[cfg(target_arch = "x86_64")]
+fn sum(data: &[f32]) -> [f32; 32] {
+    #[target_feature(enable = "avx2,fma")]
+    fn inner(data: &[f32]) -> [f32; 32] {
+        plain_sum(data)
+    }
+    // SAFETY: `peak` asks for the instruction sets.
+    unsafe { inner(data) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn sum(data: &[f32]) -> [f32; 32] {
+    plain_sum(data)
+}
+
+#[inline(always)]
+fn plain_sum(data: &[f32]) -> [f32; 32] {
+    // Four streams at once, as the hardware likes it.
+    let quarter = data.len() / 4;
+    let streams: [&[[f32; 8]]; 4] = std::array::from_fn(|i| data[i * quarter..(i + 1) * quarter].as_chunks().0);
+    let mut sums = [0.0_f32; 32];
+    for i in 0..streams[0].len() {
+        for (stream, sums) in streams.iter().zip(sums.as_chunks_mut::<8>().0) {
+            for (sum, value) in sums.iter_mut().zip(&stream[i]) {
+                *sum += value;
+            }
+        }
+    }
+    sums
+}
+
+/// A product whose operands stay in the first-level cache.
+fn peak(pool: &Pool) -> f64 {
+    let rounds = 4000;
+    let one = || {
+        // Twelve independent chains of eight lanes hide the latency of the multiply-adds.
+        let mut sums = black_box([[0.1_f32; 8]; 12]);
+        let factor = black_box([0.999_f32; 8]);
+        for _ in 0..rounds * 16 {
+            chains(&mut sums, &factor);
+        }
+        black_box(sums);
+    };
+    let seconds = time(5, || pool.run(pool.threads(), &|_| one()));
+    (rounds * 16 * CHAIN * 12 * 8 * 2 * pool.threads()) as f64 / seconds
+}
+
+const CHAIN: usize = 16;
+
+#[cfg(target_arch = "x86_64")]
+fn chains(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
+    #[target_feature(enable = "avx2,fma")]
+    fn inner(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
+        use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps};
+        // SAFETY: eight floats stand at each place.
+        unsafe {
+            let f = _mm256_loadu_ps(factor.as_ptr());
+            let mut acc: [_; 12] = std::array::from_fn(|i| _mm256_loadu_ps(sums[i].as_ptr()));
+            for _ in 0..CHAIN {
+                for a in &mut acc {
+                    *a = _mm256_fmadd_ps(*a, f, f);
+                }
+            }
+            for (a, s) in acc.iter().zip(sums) {
+                _mm256_storeu_ps(s.as_mut_ptr(), *a);
+            }
+        }
+    }
+    assert!(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "the bench needs AVX2");
+    // SAFETY: asked for just now.
+    unsafe { inner(sums, factor) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn chains(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
+    for _ in 0..CHAIN {
+        for sum in &mut *sums {
+            *sum = std::array::from_fn(|i| sum[i].mul_add(factor[i], factor[i]));
+        }
+    }
+}
+
+fn values(stream: u32, len: usize) -> Vec<f32> {
+    let key = NoiseKey::new(3, stream, 0, 0, 0);
+    // A stretch of noise again and again: what the numbers are does not matter, but denormals would.
+    let some: Vec<f32> = (0..4096).map(|i| key.uniform(0, i) as f32 - 0.5).collect();
+    some.iter().cycle().take(len).copied().collect()
+}
+
+fn weights(storage: Storage) -> Vec<Matrix> {
+    let [n, k] = SHAPE;
+    (0..COUNT).map(|i| Matrix::new(&Arc::new(values(i as u32, kernels::packed_len(n, k))), n, k, storage)).collect()
+}
+
+fn forward(pool: &Pool, floor: Floor, table: &mut Table) {
+    let [n, k] = SHAPE;
+    let peer: Vec<Tensor> =
+        (0..COUNT).map(|i| Tensor::from_vec(values(i as u32, n * k), (n, k), &Device::Cpu).unwrap()).collect();
+    for (storage, dtype) in [(Storage::F32, "f32"), (Storage::Bf16, "bf16")] {
+        let weights = weights(storage);
+        let mut one_row = 0.0;
+        for rows in [1, 4, 8, 16, 64, 256] {
+            let x = values(99, rows * k);
+            let mut y = vec![0.0; rows * n];
+            let runs = if rows > 16 { 3 } else { 7 };
+            let seconds = time(runs, || weights.iter().for_each(|w| linear(pool, &x, w, &mut y)));
+            let candle = (pool.threads() == 2 && storage == Storage::F32).then(|| {
+                let x = Tensor::from_vec(x.clone(), (rows, k), &Device::Cpu).unwrap();
+                time(runs, || peer.iter().for_each(|w| drop(black_box(x.matmul(&w.t().unwrap()).unwrap()))))
+            });
+            let bytes: usize = weights.iter().map(Matrix::bytes).sum();
+            let least = floor.seconds(bytes as f64, (2 * rows * n * k * COUNT) as f64);
+            if rows == 1 {
+                one_row = seconds;
+            }
+            let row = Row { name: "linear", rows, threads: pool.threads(), dtype, seconds, least, one_row, candle };
+            table.add(row);
+        }
+    }
+}
+
+fn backward(pool: &Pool, floor: Floor, table: &mut Table) {
+    let [n, k] = SHAPE;
+    let weight = &weights(Storage::F32)[0];
+    for rows in [256, 1024] {
+        let (x, g) = (values(1, rows * k), values(2, rows * n));
+        let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
+        let least = floor.seconds(0.0, (2 * rows * n * k) as f64);
+        let (threads, dtype) = (pool.threads(), "f32");
+        let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
+        table.add(row("input gradient", time(3, || input_gradient(pool, &g, weight, &mut dx, false))));
+        let mut turned = Turned::default();
+        table.add(row("weight gradient", time(3, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned))));
+    }
+}
+
+fn attention(pool: &Pool, floor: Floor, table: &mut Table) {
+    let shape = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+    let lengths = [256; 8];
+    let rows = 2048;
+    let (q, kv, g) = (values(1, rows * 576), values(2, rows * 192), values(3, rows * 576));
+    let mut y = vec![0.0; q.len()];
+    // Half of all pairs, two products forward, five backward.
+    let flops = (lengths.len() * 256 * 256 / 2 * 576 * 2) as f64;
+    let (threads, dtype) = (pool.threads(), "f32");
+    let row = |name, seconds, products: f64| {
+        let least = floor.seconds(0.0, flops * products);
+        Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None }
+    };
+    let seconds = time(3, || kernels::attend_sequences(pool, [&q, &kv, &kv], &lengths, shape, &mut y));
+    table.add(row("attention", seconds, 2.0));
+    let (mut dq, mut dk, mut dv) = (y.clone(), kv.clone(), kv.clone());
+    let seconds = time(3, || {
+        let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        kernels::attend_sequences_gradient(pool, [&q, &kv, &kv], &lengths, shape, &g, to);
+    });
+    table.add(row("attention backward", seconds, 5.0));
+}
+
+struct Row {
+    name: &'static str,
+    rows: usize,
+    threads: usize,
+    dtype: &'static str,
+    seconds: f64,
+    least: f64,
+    one_row: f64,
+    candle: Option<f64>,
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<serde_json::Value>,
+}
+
+impl Table {
+    fn add(&mut self, row: Row) {
+        let Row { name, rows, threads, dtype, seconds, least, one_row, candle } = row;
+        let ms = seconds * 1e3;
+        if self.rows.is_empty() {
+            println!(
+                "{:<20} {:>5} {:>7} {:>5} {:>9} {:>8} {:>7} {:>9}",
+                "", "rows", "threads", "", "ms", "of floor", "to 1", "to candle"
+            );
+        }
+        let times = |t: Option<f64>| t.map_or(String::new(), |t| format!("{t:.2}x"));
+        let to_one = (one_row > 0.0).then(|| seconds / one_row);
+        let to_candle = candle.map(|c| c / seconds);
+        println!(
+            "{name:<20} {rows:>5} {threads:>7} {dtype:>5} {ms:>9.2} {:>7.0}% {:>7} {:>9}",
+            least / seconds * 100.0,
+            times(to_one),
+            times(to_candle)
+        );
+        self.rows.push(serde_json::json!({
+            "name": name, "rows": rows, "threads": threads, "dtype": dtype, "ms": ms,
+            "floor_ratio": seconds / least, "one_row_ratio": to_one, "candle_ratio": to_candle,
+        }));
+    }
+
+    fn write(&self) {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+        std::fs::create_dir_all(&folder).unwrap();
+        let text = serde_json::to_string_pretty(&self.rows).unwrap();
+        std::fs::write(folder.join("kernels.json"), text).unwrap();
+    }
+}

@@ -1,0 +1,84 @@
+//! AdamW (Loshchilov and Hutter 2019, algorithm 2) on one tensor, in one pass over its numbers.
+
+use crate::dispatch::simd;
+use crate::matrix::{PANEL, round_lanes};
+use crate::pool::{Pool, Shares};
+
+const EPSILON: f32 = 1e-8;
+
+/// Everything that is the same for all numbers of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamRule {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Factor of the gradient: clipping.
+    pub scale: f32,
+    /// What is left of a number: `1 - lr * decay`.
+    pub keep: f32,
+    /// `lr / (1 - beta1^steps)`.
+    pub rate: f32,
+    /// `1 / (1 - beta2^steps)`.
+    pub second_correction: f32,
+}
+
+/// What a step reads and writes.
+#[derive(Debug)]
+pub struct AdamTensor<'a> {
+    /// Numbers before, and after: an old version may still be read.
+    pub values: (&'a [f32], &'a mut [f32]),
+    /// Their gradients.
+    pub gradients: &'a [f32],
+    /// First moments.
+    pub first: &'a mut [f32],
+    /// Second moments.
+    pub second: &'a mut [f32],
+    /// The new numbers rounded, in the order of a packed bf16 [`Matrix`](crate::Matrix); empty if not wanted.
+    pub rounded: &'a mut [u16],
+}
+
+/// One step.
+///
+/// # Panics
+/// If lengths differ, or a tensor to be rounded is not packed.
+pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
+    let AdamTensor { values: (old, new), gradients, first, second, rounded } = tensor;
+    let len = gradients.len();
+    assert!([old.len(), new.len(), first.len(), second.len()].iter().all(|l| *l == len), "a step of {len} gradients");
+    let rounds = !rounded.is_empty();
+    assert!(!rounds || (rounded.len() == len && len.is_multiple_of(PANEL)), "{} rounded of {len}", rounded.len());
+    let (new, first, second, rounded) = (Shares::of(new), Shares::of(first), Shares::of(second), Shares::of(rounded));
+    pool.run(len.div_ceil(CHUNK), &|i| {
+        let at = i * CHUNK..len.min((i + 1) * CHUNK);
+        // SAFETY: chunks are disjoint.
+        let [new, first, second] = [new, first, second].map(|s| unsafe { s.part(at.clone()) });
+        step(rule, &old[at.clone()], &gradients[at.clone()], new, first, second);
+        if rounds {
+            // SAFETY: as above.
+            round(new, unsafe { rounded.part(at) });
+        }
+    });
+}
+
+/// Numbers that are in the first-level cache when they are rounded.
+const CHUNK: usize = 1 << 11;
+
+simd! {
+    fn step(rule: AdamRule, old: &[f32], gradients: &[f32], new: &mut [f32], first: &mut [f32], second: &mut [f32]) {
+        let len = new.len();
+        let (old, gradients, first, second) = (&old[..len], &gradients[..len], &mut first[..len], &mut second[..len]);
+        for i in 0..len {
+            let gradient = gradients[i] * rule.scale;
+            first[i] = rule.beta1 * first[i] + (1.0 - rule.beta1) * gradient;
+            second[i] = rule.beta2 * second[i] + (1.0 - rule.beta2) * gradient * gradient;
+            new[i] = old[i] * rule.keep - rule.rate * first[i] / ((second[i] * rule.second_correction).sqrt() + EPSILON);
+        }
+    }
+}
+
+simd! {
+    fn round(from: &[f32], to: &mut [u16]) {
+        from.as_chunks::<PANEL>().0.iter().zip(to.as_chunks_mut::<PANEL>().0).for_each(|(from, to)| round_lanes(from, to));
+    }
+}

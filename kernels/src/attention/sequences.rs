@@ -1,0 +1,269 @@
+//! Causal attention inside each of several sequences laid end to end, forward and backward, for training and prefill.
+//!
+//! The backward makes each block of rows' probabilities again (Dao et al. 2022, "FlashAttention", section 3.1); nothing of
+//! size `r × r` is kept. Its sums are products of the tile loop: over features, keys or rows, each in order.
+
+use std::ops::Range;
+
+use super::{Context, Heads, KeyValues, PANEL, Scratch, attend, soften_here};
+use crate::dispatch::simd;
+use crate::math;
+use crate::pool::{Pool, Shares};
+use crate::product::{Operands, Strides, multiply};
+
+/// Rows of a sequence that attend together, forward.
+const BLOCK: usize = 16;
+/// Rows of a block of the backward.
+const ROWS: usize = 48;
+
+/// `out` gets what each row of q attends to: q and out `(r, heads * head_dim)`, k and v `(r, kv_heads * head_dim)`, lengths
+/// summing to r.
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn attend_sequences(pool: &Pool, [q, k, v]: [&[f32]; 3], lengths: &[usize], shape: Heads, out: &mut [f32]) {
+    check([q, k, v], lengths, shape);
+    assert_eq!(q.len(), out.len(), "attention of {} floats", q.len());
+    let (width, kv_width) = (shape.width(), shape.kv_width());
+    let order: [usize; BLOCK] = std::array::from_fn(|i| i);
+    let paths: [&[usize]; BLOCK] = std::array::from_fn(|i| &order[..=i]);
+    let sequences = ranges(lengths);
+    let out = Shares::of(out);
+    pool.split(sequences.len(), 1, |some| {
+        let (mut scratch, mut before, mut fresh) = (Scratch::default(), KeyValues::new(shape), KeyValues::new(shape));
+        for rows in &sequences[some] {
+            before.clear();
+            for first in rows.clone().step_by(BLOCK) {
+                let last = (first + BLOCK).min(rows.end);
+                let keys = first * kv_width..last * kv_width;
+                fresh.clear();
+                fresh.extend(&k[keys.clone()], &v[keys.clone()]);
+                let context = Context { shared: &[&before], fresh: &fresh, paths: &paths[..last - first] };
+                let here = first * width..last * width;
+                // SAFETY: blocks have rows of their own.
+                attend(&q[here.clone()], context, shape, &mut scratch, unsafe { out.part(here) });
+                before.extend(&k[keys.clone()], &v[keys]);
+            }
+        }
+    });
+}
+
+/// Gradients of [`attend_sequences`] by q, k and v, to be overwritten.
+#[derive(Debug)]
+pub struct SequencesGradient<'a> {
+    /// `(r, heads * head_dim)`.
+    pub dq: &'a mut [f32],
+    /// `(r, kv_heads * head_dim)`.
+    pub dk: &'a mut [f32],
+    /// `(r, kv_heads * head_dim)`.
+    pub dv: &'a mut [f32],
+}
+
+/// Backward of [`attend_sequences`] from `grad`, the gradient by its output.
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn attend_sequences_gradient(
+    pool: &Pool,
+    [q, k, v]: [&[f32]; 3],
+    lengths: &[usize],
+    shape: Heads,
+    grad: &[f32],
+    to: SequencesGradient<'_>,
+) {
+    check([q, k, v], lengths, shape);
+    assert!(grad.len() == q.len() && to.dq.len() == q.len() && to.dk.len() == k.len() && to.dv.len() == v.len());
+    let sequences = ranges(lengths);
+    let shares = [Shares::of(to.dq), Shares::of(to.dk), Shares::of(to.dv)];
+    pool.split(sequences.len() * shape.kv_heads, 1, |some| {
+        let mut head = Head::default();
+        for part in some {
+            let (rows, kv_head) = (&sequences[part / shape.kv_heads], part % shape.kv_heads);
+            head.gradient([q, k, v, grad], rows, kv_head, shape, shares);
+        }
+    });
+}
+
+fn check([q, k, v]: [&[f32]; 3], lengths: &[usize], shape: Heads) {
+    let rows: usize = lengths.iter().sum();
+    let fits = q.len() == rows * shape.heads * shape.head_dim && k.len() == rows * shape.kv_width();
+    assert!(fits && k.len() == v.len(), "attention: q {}, k {}, v {}, lengths {lengths:?}", q.len(), k.len(), v.len());
+}
+
+fn ranges(lengths: &[usize]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let mut range = |length: &usize| {
+        end += length;
+        end - length..end
+    };
+    lengths.iter().map(&mut range).collect()
+}
+
+/// One key/value head of one sequence: its operands in the layouts of the tile loop, padded with zeros.
+#[derive(Debug, Default)]
+struct Head {
+    /// Keys and values by positions: `(position panels, dim, PANEL)`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Keys by features: `(feature panels, rows, PANEL)`.
+    keys_by_feature: Vec<f32>,
+    /// Gradients by keys and values: `(rows, padded dim)`.
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    /// Of a block: queries and output gradients `(rows, dim)`, then by features `(feature panels, rows, PANEL)`.
+    block: [Vec<f32>; 2],
+    block_by_feature: [Vec<f32>; 2],
+    /// Probabilities and the gradient by scores, `(rows, keys)`, and both turned, `(keys, rows)`.
+    p: Vec<f32>,
+    ds: Vec<f32>,
+    turned: [Vec<f32>; 2],
+    dq: Vec<f32>,
+}
+
+impl Head {
+    fn gradient(
+        &mut self,
+        [q, k, v, grad]: [&[f32]; 4],
+        rows: &Range<usize>,
+        kv_head: usize,
+        shape: Heads,
+        [dq, dk, dv]: [Shares<'_>; 3],
+    ) {
+        let (dim, count) = (shape.head_dim, rows.len());
+        let padded = dim.next_multiple_of(PANEL);
+        let kv = Columns { width: shape.kv_width(), first: kv_head * dim, dim };
+        by_position(k, rows, kv, &mut self.keys);
+        by_position(v, rows, kv, &mut self.values);
+        by_feature(k, rows, kv, &mut self.keys_by_feature);
+        for sums in [&mut self.dk, &mut self.dv] {
+            sums.clear();
+            sums.resize(count * padded, 0.0);
+        }
+        let group = shape.heads / shape.kv_heads;
+        for head in kv_head * group..(kv_head + 1) * group {
+            let own = Columns { width: shape.heads * dim, first: head * dim, dim };
+            for first in (0..count).step_by(ROWS) {
+                let block = rows.start + first..rows.start + (first + ROWS).min(count);
+                self.block([q, grad], &block, first, own, shape.scale());
+                // SAFETY: these rows and columns belong to this head of this sequence.
+                unsafe { write(&self.dq, padded, &block, own, dq) };
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            write(&self.dk, padded, rows, kv, dk);
+            write(&self.dv, padded, rows, kv, dv);
+        }
+    }
+
+    /// Rows `block` of a query head, the first of them at position `first`.
+    fn block(&mut self, [q, grad]: [&[f32]; 2], block: &Range<usize>, first: usize, own: Columns, scale: f32) {
+        let (rows, dim) = (block.len(), own.dim);
+        let padded = dim.next_multiple_of(PANEL);
+        // Keys that the last row sees.
+        let keys = first + rows;
+        for (i, source) in [q, grad].into_iter().enumerate() {
+            rows_of(source, block, own, &mut self.block[i]);
+            by_feature(source, block, own, &mut self.block_by_feature[i]);
+        }
+        let by_keys = |x: &[f32], w: &[f32], y: &mut Vec<f32>| {
+            y.resize(rows * keys, 0.0);
+            multiply(Operands { x, w, shape: [rows, dim, keys], strides: Strides::packed(dim, keys), keep: false }, y);
+        };
+        by_keys(&self.block[0], &self.keys, &mut self.p);
+        by_keys(&self.block[1], &self.values, &mut self.ds);
+        soften_rows(&mut self.p, &mut self.ds, first, keys, scale);
+        self.dq.resize(rows * padded, 0.0);
+        // The whole sequence's panels are longer than the keys of this block.
+        let count = self.keys_by_feature.len() / padded;
+        let strides = Strides { w_panel: count * PANEL, ..Strides::packed(keys, padded) };
+        let w = self.keys_by_feature.as_slice();
+        multiply(Operands { x: &self.ds, w, shape: [rows, keys, padded], strides, keep: false }, &mut self.dq);
+        for (i, (weights, sums)) in [(&self.ds, &mut self.dk), (&self.p, &mut self.dv)].into_iter().enumerate() {
+            turn(weights, keys, &mut self.turned[i]);
+            let (x, w) = (self.turned[i].as_slice(), self.block_by_feature[i].as_slice());
+            let (shape, strides) = ([keys, rows, padded], Strides::packed(rows, padded));
+            multiply(Operands { x, w, shape, strides, keep: true }, sums);
+        }
+    }
+}
+
+/// Columns of one head in rows of `width`.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    width: usize,
+    first: usize,
+    dim: usize,
+}
+
+impl Columns {
+    fn of<'a>(&self, source: &'a [f32], row: usize) -> &'a [f32] {
+        &source[row * self.width + self.first..][..self.dim]
+    }
+}
+
+fn rows_of(source: &[f32], rows: &Range<usize>, columns: Columns, to: &mut Vec<f32>) {
+    to.clear();
+    rows.clone().for_each(|row| to.extend_from_slice(columns.of(source, row)));
+}
+
+fn by_position(source: &[f32], rows: &Range<usize>, columns: Columns, to: &mut Vec<f32>) {
+    to.clear();
+    to.resize(rows.len().next_multiple_of(PANEL) * columns.dim, 0.0);
+    for (i, row) in rows.clone().enumerate() {
+        let base = i / PANEL * PANEL * columns.dim + i % PANEL;
+        columns.of(source, row).iter().enumerate().for_each(|(j, v)| to[base + j * PANEL] = *v);
+    }
+}
+
+fn by_feature(source: &[f32], rows: &Range<usize>, columns: Columns, to: &mut Vec<f32>) {
+    to.clear();
+    to.resize(columns.dim.next_multiple_of(PANEL) * rows.len(), 0.0);
+    for (i, row) in rows.clone().enumerate() {
+        for (panel, chunk) in columns.of(source, row).chunks(PANEL).enumerate() {
+            to[(panel * rows.len() + i) * PANEL..][..chunk.len()].copy_from_slice(chunk);
+        }
+    }
+}
+
+/// # Safety
+/// No other thread uses these rows and columns of `to`.
+unsafe fn write(from: &[f32], padded: usize, rows: &Range<usize>, columns: Columns, to: Shares<'_>) {
+    for (from, row) in from.chunks_exact(padded).zip(rows.clone()) {
+        let at = row * columns.width + columns.first;
+        // SAFETY: by the caller's promise.
+        unsafe { to.part(at..at + columns.dim) }.copy_from_slice(&from[..columns.dim]);
+    }
+}
+
+simd! {
+    /// Scores and gradients by probabilities, `(rows, keys)` each, become probabilities and gradients by scores. Row i sees
+    /// keys up to `first + i`; beyond them both become zero.
+    fn soften_rows(scores: &mut [f32], grads: &mut [f32], first: usize, keys: usize, scale: f32) {
+        for (i, (p, d)) in scores.chunks_exact_mut(keys).zip(grads.chunks_exact_mut(keys)).enumerate() {
+            let (p, p_rest) = p.split_at_mut(first + i + 1);
+            let (d, d_rest) = d.split_at_mut(first + i + 1);
+            p_rest.fill(0.0);
+            d_rest.fill(0.0);
+            let inverse = 1.0 / soften_here(p, scale);
+            p.iter_mut().for_each(|p| *p *= inverse);
+            let mean = math::dot(p, d);
+            for (p, d) in p.iter().zip(d) {
+                *d = p * (*d - mean) * scale;
+            }
+        }
+    }
+}
+
+simd! {
+    /// Columns of `(rows, keys)` become rows.
+    fn turn(from: &[f32], keys: usize, to: &mut Vec<f32>) {
+        let rows = from.len() / keys;
+        to.resize(from.len(), 0.0);
+        for (row, from) in from.chunks_exact(keys).enumerate() {
+            for (key, value) in from.iter().enumerate() {
+                to[key * rows + row] = *value;
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Weights packed for the tiles of [`product`](crate::product).
+//!
+//! A packed weight has shape `(p, k, PANEL)`: panel `i` holds output features `i * PANEL ..`, padded with zeros, so that
+//! the innermost loop streams. Stored as f32, or as bf16 that is widened in registers: half the bytes to stream.
+
+use std::sync::Arc;
+
+/// Output features in a panel.
+pub const PANEL: usize = 16;
+
+/// What the numbers of a weight are computed with. Sums are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number: the upper half of an f32, rounded to nearest even.
+    Bf16,
+}
+
+/// A packed weight of n output and k input features. Clones share memory.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    n: usize,
+    k: usize,
+    panels: Panels,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Panels {
+    F32(Arc<Vec<f32>>),
+    /// In the order of [`interleave`].
+    Bf16(Arc<Vec<u16>>),
+}
+
+/// Length of a packed weight of shape `(n, k)`, in numbers.
+#[must_use]
+pub fn packed_len(n: usize, k: usize) -> usize {
+    n.div_ceil(PANEL) * k * PANEL
+}
+
+/// Packs a row-major weight of shape `(n, k)` to `(p, k, PANEL)`.
+///
+/// # Panics
+/// If `weight` is not `n * k` long.
+#[must_use]
+pub fn pack(weight: &[f32], n: usize, k: usize) -> Vec<f32> {
+    assert_eq!(weight.len(), n * k, "a weight of shape ({n}, {k})");
+    let mut packed = vec![0.0; packed_len(n, k)];
+    for (row, values) in weight.chunks_exact(k).enumerate() {
+        let base = row / PANEL * k * PANEL + row % PANEL;
+        for (i, v) in values.iter().enumerate() {
+            packed[base + i * PANEL] = *v;
+        }
+    }
+    packed
+}
+
+/// Inverse of [`pack`].
+///
+/// # Panics
+/// If `packed` does not have the length of a packed weight of this shape.
+#[must_use]
+pub fn unpack(packed: &[f32], n: usize, k: usize) -> Vec<f32> {
+    assert_eq!(packed.len(), packed_len(n, k), "a packed weight of shape ({n}, {k})");
+    let mut weight = vec![0.0; n * k];
+    for (row, values) in weight.chunks_exact_mut(k).enumerate() {
+        let base = row / PANEL * k * PANEL + row % PANEL;
+        for (i, v) in values.iter_mut().enumerate() {
+            *v = packed[base + i * PANEL];
+        }
+    }
+    weight
+}
+
+/// Rounds to bf16, to nearest even.
+#[inline(always)]
+#[must_use]
+pub fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Widens a bf16.
+#[inline(always)]
+#[must_use]
+pub fn from_bf16(value: u16) -> f32 {
+    f32::from_bits(u32::from(value) << 16)
+}
+
+/// Where lane `lane` of sixteen stands among their bf16: lanes 0 to 7 in even places, 8 to 15 in odd ones, so that one
+/// shift and one mask widen them.
+#[inline(always)]
+const fn interleave(lane: usize) -> usize {
+    lane % 8 * 2 + lane / 8
+}
+
+/// Rounds sixteen lanes into their places.
+#[inline(always)]
+pub(crate) fn round_lanes(from: &[f32; PANEL], to: &mut [u16; PANEL]) {
+    for (lane, value) in from.iter().enumerate() {
+        to[interleave(lane)] = to_bf16(*value);
+    }
+}
+
+impl Matrix {
+    /// A weight of shape `(n, k)` from its packed numbers, in f32 without a copy or rounded to bf16.
+    ///
+    /// # Panics
+    /// If `packed` does not have the length of a packed weight of this shape.
+    #[must_use]
+    pub fn new(packed: &Arc<Vec<f32>>, n: usize, k: usize, storage: Storage) -> Self {
+        assert_eq!(packed.len(), packed_len(n, k), "a packed weight of shape ({n}, {k})");
+        let panels = match storage {
+            Storage::F32 => Panels::F32(packed.clone()),
+            Storage::Bf16 => {
+                let mut rounded = vec![0; packed.len()];
+                let (from, to) = (packed.as_chunks::<PANEL>().0, rounded.as_chunks_mut::<PANEL>().0);
+                from.iter().zip(to).for_each(|(from, to)| round_lanes(from, to));
+                Panels::Bf16(Arc::new(rounded))
+            }
+        };
+        Self { n, k, panels }
+    }
+
+    /// A weight whose bf16 numbers were made by [`adam_step`](crate::adam_step).
+    ///
+    /// # Panics
+    /// If `rounded` does not have the length of a packed weight of this shape.
+    #[must_use]
+    pub fn of_bf16(rounded: Arc<Vec<u16>>, n: usize, k: usize) -> Self {
+        assert_eq!(rounded.len(), packed_len(n, k), "a packed weight of shape ({n}, {k})");
+        Self { n, k, panels: Panels::Bf16(rounded) }
+    }
+
+    /// Output features.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// How its numbers are stored.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        match self.panels {
+            Panels::F32(_) => Storage::F32,
+            Panels::Bf16(_) => Storage::Bf16,
+        }
+    }
+
+    /// Bytes of its numbers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(panels) => panels.len() * 4,
+            Panels::Bf16(panels) => panels.len() * 2,
+        }
+    }
+
+    pub(crate) fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
+    /// The sixteen numbers of input feature `i` in panel `panel`.
+    #[inline(always)]
+    pub(crate) fn lanes(&self, panel: usize, i: usize) -> [f32; PANEL] {
+        let at = (panel * self.k + i) * PANEL;
+        match &self.panels {
+            Panels::F32(panels) => std::array::from_fn(|lane| panels[at + lane]),
+            Panels::Bf16(panels) => std::array::from_fn(|lane| from_bf16(panels[at + interleave(lane)])),
+        }
+    }
+
+    /// Row `row` (all its input features), appended to `to`.
+    pub(crate) fn push_row(&self, row: usize, to: &mut Vec<f32>) {
+        let (base, lane) = (row / PANEL * self.k * PANEL, row % PANEL);
+        match &self.panels {
+            Panels::F32(panels) => to.extend((0..self.k).map(|i| panels[base + i * PANEL + lane])),
+            Panels::Bf16(panels) => {
+                to.extend((0..self.k).map(|i| from_bf16(panels[base + i * PANEL + interleave(lane)])));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        for (value, want) in [(1.0, 0x3f80), (1.003_906_2, 0x3f80), (1.003_906_4, 0x3f81), (1.011_718_8, 0x3f82)] {
+            assert_eq!(to_bf16(value), want, "{value}");
+        }
+        assert_eq!(from_bf16(to_bf16(-0.15625)), -0.15625);
+    }
+}

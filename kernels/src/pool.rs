@@ -1,0 +1,256 @@
+//! The threads of one device. They belong to it alone: a device of k threads never uses more, and devices do not share.
+//!
+//! Work is split by output elements, never along a sum, so that the number of threads changes no bit.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Polls before a thread without work goes to sleep: about 20 µs, longer than the gaps between two kernels of a layer.
+const POLLS: usize = 4_000;
+
+/// A task: called once for each part.
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Threads that work together on one kernel at a time. The caller is one of them.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    job: Mutex<Job>,
+    wake: Condvar,
+    /// Number of the newest job; helpers poll it before they sleep.
+    newest: AtomicUsize,
+    /// Next part to do.
+    next: AtomicUsize,
+    /// Helpers that are inside the job.
+    inside: AtomicUsize,
+    has_panicked: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Job {
+    number: usize,
+    task: Option<TaskPointer>,
+    parts: usize,
+    is_over: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TaskPointer(*const Task<'static>);
+
+// SAFETY: the pointer is used only between the beginning and the end of `Pool::run`, which outlives it, and its target
+// is `Sync`.
+unsafe impl Send for TaskPointer {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller included.
+    ///
+    /// # Panics
+    /// If the system refuses a thread.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let helper = |i: usize| {
+            let shared = shared.clone();
+            let body = move || shared.help();
+            std::thread::Builder::new().name(format!("kernel{i}")).spawn(body).expect("the system refused a thread")
+        };
+        let helpers = (1..threads.max(1)).map(helper).collect();
+        Self { shared, helpers }
+    }
+
+    /// Threads, the caller included.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `task` once for every part, on any of the threads, and returns when all parts are done.
+    ///
+    /// # Panics
+    /// If a part panics.
+    pub fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+        if self.helpers.is_empty() || parts <= 1 {
+            return (0..parts).for_each(task);
+        }
+        // SAFETY: only the lifetime is forgotten; `finish` waits until no helper can use the pointer any more.
+        let forgotten = TaskPointer(unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) });
+        self.shared.begin(forgotten, parts);
+        let finish = Finish(&self.shared);
+        self.shared.work(task, parts);
+        drop(finish);
+        assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a part of a kernel panicked");
+    }
+
+    /// Splits `0..len` into ranges whose bounds are multiples of `grain`, about one for each thread, and runs them.
+    pub fn split(&self, len: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
+        let grains = len.div_ceil(grain);
+        let parts = self.threads().min(grains).max(1);
+        let bound = |i: usize| (grains * i / parts * grain).min(len);
+        self.run(parts, &|i| task(bound(i)..bound(i + 1)));
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.job).is_over = true;
+        self.shared.newest.fetch_add(1, Ordering::Release);
+        self.shared.wake.notify_all();
+        for helper in self.helpers.drain(..) {
+            let _ = helper.join();
+        }
+    }
+}
+
+/// Waits for the helpers also when the caller's own part panics.
+struct Finish<'a>(&'a Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        // No helper enters any more: entering takes the lock and finds no task.
+        lock(&self.0.job).task = None;
+        while self.0.inside.load(Ordering::Acquire) > 0 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Shared {
+    fn begin(&self, task: TaskPointer, parts: usize) {
+        let mut job = lock(&self.job);
+        job.number += 1;
+        job.task = Some(task);
+        job.parts = parts;
+        self.next.store(0, Ordering::Relaxed);
+        self.newest.store(job.number, Ordering::Release);
+        drop(job);
+        self.wake.notify_all();
+    }
+
+    fn work(&self, task: &Task<'_>, parts: usize) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= parts {
+                return;
+            }
+            task(part);
+        }
+    }
+
+    fn help(&self) {
+        let mut seen = 0;
+        loop {
+            for _ in 0..POLLS {
+                if self.newest.load(Ordering::Acquire) != seen {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let mut job = lock(&self.job);
+            while job.number == seen && !job.is_over {
+                job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
+            }
+            if job.is_over {
+                return;
+            }
+            seen = job.number;
+            let Some(task) = job.task else { continue };
+            let parts = job.parts;
+            self.inside.fetch_add(1, Ordering::Relaxed);
+            drop(job);
+            // SAFETY: `run` does not return before `inside` is back at zero.
+            let task = unsafe { &*task.0 };
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(task, parts))).is_err() {
+                self.has_panicked.store(true, Ordering::Relaxed);
+            }
+            self.inside.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// A slice that threads write to at places of their own.
+pub(crate) struct Shares<'a, T = f32> {
+    first: *mut T,
+    len: usize,
+    _slice: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for Shares<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shares<'_, T> {}
+
+// SAFETY: threads get disjoint parts only, as the callers of `part` and `pointer` promise.
+unsafe impl<T: Send> Sync for Shares<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Shares<'_, T> {}
+
+impl<'a, T> Shares<'a, T> {
+    pub(crate) fn of(slice: &'a mut [T]) -> Self {
+        Self { first: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// No other part that is in use at the same time may overlap it.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {} numbers", self.len);
+        // SAFETY: inside the slice; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+
+    pub(crate) fn pointer(&self) -> *mut T {
+        self.first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_done_once_and_panics_come_through() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads);
+            for parts in [0, 1, 3, 64] {
+                let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(parts, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{parts} parts on {threads} threads");
+            }
+            let mut covered = vec![0.0; 100];
+            let shares = Shares::of(&mut covered);
+            // SAFETY: ranges of a split are disjoint.
+            pool.split(100, 16, |range| unsafe { shares.part(range) }.iter_mut().for_each(|v| *v += 1.0));
+            assert!(covered.iter().all(|v| *v == 1.0));
+            let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                pool.run(8, &|i| assert!(i != 5, "part five"));
+            }));
+            assert!(failed.is_err());
+            pool.run(2, &|_| {});
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The tile loop behind every product: `y[row, panel] (+)= x[row] · panel`.
+//!
+//! Each output element is one chain of fused multiply-adds over k, in order, from zero or from what y holds. Tiles, blocks
+//! and threads split outputs; a block of k ends by storing the chain and the next one takes it up again, which rounds
+//! nothing. So neither the number of rows nor the instruction set changes a bit.
+
+use std::ops::Range;
+
+use crate::dispatch::simd;
+use crate::lanes::{Element, Lanes};
+use crate::matrix::PANEL;
+use crate::pool::{Pool, Shares};
+
+/// Depth of a block: its part of a panel stays in the first-level cache.
+const DEPTH: usize = 512;
+/// Rows of a block: their part of x stays in the second-level cache.
+const ROWS: usize = 120;
+/// Up to here the panel is read once or from the second-level cache, and blocks of k would only cost.
+const ROWS_FEW: usize = 24;
+
+/// Operands of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands<'a, E> {
+    /// `(rows, k)`.
+    pub(crate) x: &'a [f32],
+    /// Panels of sixteen output features each.
+    pub(crate) w: &'a [E],
+    /// Rows, k, and output features.
+    pub(crate) shape: [usize; 3],
+    pub(crate) strides: Strides,
+    /// Whether chains go on from what y holds.
+    pub(crate) keep: bool,
+}
+
+/// Distances between elements, in numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strides {
+    /// In x, between rows.
+    pub(crate) x_row: usize,
+    /// In w, between steps of k and between panels.
+    pub(crate) w_step: usize,
+    pub(crate) w_panel: usize,
+    /// In y, between rows and between panels.
+    pub(crate) y_row: usize,
+    pub(crate) y_panel: usize,
+}
+
+impl Strides {
+    /// x `(rows, k)`, w `(p, k, PANEL)`, y `(rows, n)`, nothing between.
+    pub(crate) fn packed(k: usize, n: usize) -> Self {
+        Self { x_row: k, w_step: PANEL, w_panel: k * PANEL, y_row: n, y_panel: PANEL }
+    }
+}
+
+impl<E> Operands<'_, E> {
+    /// What the unchecked accesses of the tiles rely on.
+    fn check(&self, y: &[f32]) {
+        let [rows, k, n] = self.shape;
+        let Strides { x_row, w_step, w_panel, y_row, y_panel } = self.strides;
+        let last = n.div_ceil(PANEL) - 1;
+        let x_len = (rows - 1) * x_row + k;
+        let w_len = last * w_panel + (k - 1) * w_step + PANEL;
+        let y_len = (rows - 1) * y_row + last * y_panel + (n - last * PANEL);
+        let fits = x_len <= self.x.len() && w_len <= self.w.len() && y_len <= y.len();
+        assert!(fits, "a product of {:?} and {:?} into {} floats", self.shape, self.strides, y.len());
+    }
+}
+
+/// The product on all threads. Lanes beyond n are not written.
+pub(crate) fn product<E: Chosen>(pool: &Pool, operands: Operands<'_, E>, y: &mut [f32]) {
+    let [rows, k, n] = operands.shape;
+    if rows == 0 || n == 0 || k == 0 {
+        return nothing(operands, y);
+    }
+    operands.check(y);
+    let (y, panels) = (Shares::of(y), n.div_ceil(PANEL));
+    if rows >= ROWS_FEW * 2 * pool.threads() || pool.threads() == 1 {
+        pool.split(rows, 12, |rows| E::block(operands, y, rows, 0..panels));
+    } else {
+        pool.split(panels, 4, |panels| E::block(operands, y, 0..rows, panels));
+    }
+}
+
+/// The product on the calling thread.
+pub(crate) fn multiply(operands: Operands<'_, f32>, y: &mut [f32]) {
+    let [rows, k, n] = operands.shape;
+    if rows == 0 || n == 0 || k == 0 {
+        return nothing(operands, y);
+    }
+    operands.check(y);
+    block_f32(operands, Shares::of(y), 0..rows, 0..n.div_ceil(PANEL));
+}
+
+/// An empty sum is zero.
+fn nothing<E>(operands: Operands<'_, E>, y: &mut [f32]) {
+    let [rows, _, n] = operands.shape;
+    if operands.keep {
+        return;
+    }
+    for row in 0..rows {
+        for feature in 0..n {
+            let Strides { y_row, y_panel, .. } = operands.strides;
+            y[row * y_row + feature / PANEL * y_panel + feature % PANEL] = 0.0;
+        }
+    }
+}
+
+/// Weights that have a block for each instruction set.
+pub(crate) trait Chosen: Element {
+    /// Rows times panels of a product; blocks that run at the same time have no element in common.
+    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>);
+}
+
+impl Chosen for f32 {
+    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
+        block_f32(operands, y, rows, panels);
+    }
+}
+
+impl Chosen for u16 {
+    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
+        block_bf16(operands, y, rows, panels);
+    }
+}
+
+simd! {
+    fn block_f32<V>(operands: Operands<'_, f32>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
+        block::<V, f32>(operands, y, rows, panels);
+    }
+}
+
+simd! {
+    fn block_bf16<V>(operands: Operands<'_, u16>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
+        block::<V, u16>(operands, y, rows, panels);
+    }
+}
+
+#[inline(always)]
+fn block<V: Lanes, E: Element>(operands: Operands<'_, E>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
+    let k = operands.shape[1];
+    let depth = if rows.len() <= ROWS_FEW { k } else { DEPTH };
+    for first in rows.clone().step_by(ROWS) {
+        let some_rows = first..rows.end.min(first + ROWS);
+        for from in (0..k).step_by(depth) {
+            let keep = operands.keep || from > 0;
+            let place = Place { row: 0, panel: 0, from, depth: depth.min(k - from), keep, ahead: (0, 1) };
+            strip::<V, E>(operands, y, some_rows.clone(), panels.clone(), place);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    panel: usize,
+    /// First step of k, and how many.
+    from: usize,
+    depth: usize,
+    keep: bool,
+    /// Which of how many tiles over the same panels this is: each asks for its share of the panels that come next.
+    ahead: (usize, usize),
+}
+
+/// All panels, each for all rows.
+#[inline(always)]
+fn strip<V: Lanes, E: Element>(
+    operands: Operands<'_, E>,
+    y: Shares<'_>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    mut place: Place,
+) {
+    // Tiles of about the same height keep more chains in flight than full ones and a rest.
+    let tiles = rows.len().div_ceil(V::TILE.0);
+    let height = rows.len().div_ceil(tiles);
+    let wide = match (V::TILE.0 * V::TILE.1) / height {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        _ => 4,
+    };
+    place.panel = panels.start;
+    while place.panel < panels.end {
+        let width = if place.panel + wide <= panels.end { wide } else { 1 };
+        for tile in 0..tiles {
+            let bound = |i: usize| rows.start + rows.len() * i / tiles;
+            place.row = bound(tile);
+            let height = bound(tile + 1) - place.row;
+            place.ahead = (tile, tiles);
+            // SAFETY: the asserts of `product` cover every tile; blocks of other threads have other outputs.
+            unsafe { sized::<V, E>(operands, y, place, height, width) };
+        }
+        place.panel += width;
+    }
+}
+
+/// Calls the tile of this size.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn sized<V: Lanes, E: Element>(
+    operands: Operands<'_, E>,
+    y: Shares<'_>,
+    place: Place,
+    height: usize,
+    width: usize,
+) {
+    macro_rules! sizes {
+        ($($height:literal $width:literal),*) => {
+            match (height, width) {
+                // SAFETY: as for this function.
+                $(($height, $width) => unsafe { tile::<V, E, $height, $width>(operands, y, place) },)*
+                _ => unreachable!("no tile of {height} rows and {width} panels"),
+            }
+        };
+    }
+    sizes!(
+        1 4, 1 2, 1 1, 2 4, 2 2, 2 1, 3 4, 3 2, 3 1, 4 4, 4 2, 4 1, 5 4, 5 2, 5 1, 6 4, 6 2, 6 1, 7 2, 7 1, 8 2, 8 1,
+        9 2, 9 1, 10 2, 10 1, 11 2, 11 1, 12 2, 12 1
+    );
+}
+
+/// R rows times P panels; the accumulators stay in registers.
+///
+/// # Safety
+/// Rows `row..row + R` and panels `panel..panel + P` lie within the operands and y, nobody else uses these elements of y,
+/// and `from + depth <= k`.
+#[inline(always)]
+unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
+    operands: Operands<'_, E>,
+    y: Shares<'_>,
+    place: Place,
+) {
+    // Never asked for on this instruction set: its accumulators would not fit.
+    if R > V::TILE.0 || (R * P > V::TILE.0 * V::TILE.1 && P > 1) {
+        return;
+    }
+    let Operands { x, w, shape: [_, _, n], strides, .. } = operands;
+    let Strides { x_row, w_step, w_panel, y_row, y_panel } = strides;
+    let Place { row, panel, from, depth, keep, ahead: (tile, tiles) } = place;
+    // SAFETY: inside x, by the promise above.
+    let xs: [*const f32; R] = std::array::from_fn(|r| unsafe { x.as_ptr().add((row + r) * x_row + from) });
+    // SAFETY: inside w, by the promise above.
+    let ws: [*const E; P] = std::array::from_fn(|p| unsafe { w.as_ptr().add((panel + p) * w_panel + from * w_step) });
+    // The next panels stand behind these; each tile fetches a stretch of them while it computes.
+    let (next, share) = (P * w_panel + depth * w_step * tile / tiles, w_step.div_ceil(tiles));
+    // SAFETY: inside y, by the promise above.
+    let at = |r: usize, p: usize| unsafe { y.pointer().add((row + r) * y_row + (panel + p) * y_panel) };
+    let width = |p: usize| PANEL.min(n - (panel + p) * PANEL);
+    let mut acc = [[V::splat(0.0); P]; R];
+    if keep {
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: `width(p)` floats stand there, and no other thread uses them.
+                acc[r][p] = unsafe { load(at(r, p), width(p)) };
+            }
+        }
+    }
+    for i in 0..depth {
+        for p in 0..P {
+            // SAFETY: i < depth, so that the sixteen numbers lie inside the panel.
+            let w: V = E::lanes(unsafe { &*ws[p].add(i * w_step).cast() });
+            V::prefetch(ws[p].wrapping_add(next + i * share).cast());
+            for r in 0..R {
+                // SAFETY: i < depth, inside the row.
+                acc[r][p] = V::splat(unsafe { *xs[r].add(i) }).mul_add(w, acc[r][p]);
+            }
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: as for the loads.
+            unsafe { store(acc[r][p], at(r, p), width(p)) };
+        }
+    }
+}
+
+/// # Safety
+/// `width` floats are readable, at most sixteen.
+#[inline(always)]
+unsafe fn load<V: Lanes>(from: *const f32, width: usize) -> V {
+    if width == PANEL {
+        // SAFETY: sixteen floats are readable.
+        return V::load(unsafe { &*from.cast() });
+    }
+    let mut whole = [0.0; PANEL];
+    // SAFETY: `width` floats are readable.
+    whole[..width].copy_from_slice(unsafe { std::slice::from_raw_parts(from, width) });
+    V::load(&whole)
+}
+
+/// # Safety
+/// `width` floats are writable, at most sixteen.
+#[inline(always)]
+unsafe fn store<V: Lanes>(lanes: V, to: *mut f32, width: usize) {
+    if width == PANEL {
+        // SAFETY: sixteen floats are writable.
+        return lanes.store(unsafe { &mut *to.cast() });
+    }
+    let mut whole = [0.0; PANEL];
+    lanes.store(&mut whole);
+    // SAFETY: `width` floats are writable.
+    unsafe { std::slice::from_raw_parts_mut(to, width) }.copy_from_slice(&whole[..width]);
+}
