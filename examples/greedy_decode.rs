@@ -15,7 +15,7 @@ use taper::plan::TinyShape;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let question = std::env::args().nth(1).unwrap_or_else(|| "3+5-2+4?".into());
-    let shape = TinyShape { hidden: 128, layers: 8, heads: 4, kv_heads: 4, ffn: 352, positions_max: 512 };
+    let shape = TinyShape { hidden: 128, layers: 10, heads: 4, kv_heads: 1, ffn: 352, positions_max: 512 };
     let config = Config::tiny(&shape)?;
     let weights = load_tiny(Path::new("workflows/quickstart.safetensors"), &config, None)?;
     let weights = Weights::from_raw(&config, &weights)?;

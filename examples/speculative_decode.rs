@@ -47,7 +47,7 @@ fn decode(
 }
 
 fn main() -> Result<()> {
-    let shape = TinyShape { hidden: 128, layers: 8, heads: 4, kv_heads: 4, ffn: 352, positions_max: 512 };
+    let shape = TinyShape { hidden: 128, layers: 10, heads: 4, kv_heads: 1, ffn: 352, positions_max: 512 };
     let config = Config::tiny(&shape)?;
     let weights = load_tiny(Path::new("workflows/quickstart.safetensors"), &config, None)?;
     let weights = Weights::from_raw(&config, &weights)?;

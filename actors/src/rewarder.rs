@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use models::Answer;
+use models::data::Problem;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use state::algorithm::Outcome;
 use state::reward::{self, correct, score};
@@ -46,20 +47,21 @@ impl Actor for Rewarder {
 
     async fn handle(&self, _: ActorRef<Score>, message: Score, state: &mut Scoring) -> Result<(), ActorProcessingErr> {
         let Score { rollout, group } = message;
-        let reference = &rollout.groups[group].problem.answer;
-        let verdicts = rollout.answers(group).iter().map(|a| state.judge(a, reference, &rollout)).collect();
+        let problem = &rollout.groups[group].problem;
+        let verdicts = rollout.answers(group).iter().map(|a| state.judge(a, problem, &rollout)).collect();
         state.supervisor.cast(Message::Scored { rollout: rollout.number, group, verdicts })?;
         Ok(())
     }
 }
 
 impl Scoring {
-    fn judge(&self, answer: &Answer, reference: &str, rollout: &Rollout) -> Verdict {
+    fn judge(&self, answer: &Answer, problem: &Problem, rollout: &Rollout) -> Verdict {
         let tokens = &answer.tokens[answer.prompt..];
         let text = self.job.tokenizer.decode(tokens);
         let answer = reward::Answer {
             text: &text,
-            reference,
+            reference: &problem.answer,
+            solution: problem.solution.as_deref(),
             tokens: tokens.len(),
             tokens_max: rollout.decoding.tokens_max,
             truncated: answer.truncated,

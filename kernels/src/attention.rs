@@ -11,6 +11,7 @@ pub use sequences::{SequencesGradient, attend_sequences, attend_sequences_gradie
 use crate::dispatch::simd;
 use crate::math;
 use crate::matrix::PANEL;
+use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, multiply};
 
 /// Shape of the heads.
@@ -46,14 +47,20 @@ impl Heads {
     }
 }
 
-/// Keys, already turned, and values of consecutive positions in one layer, in the layouts that attention streams.
+/// Keys, already turned, and values of consecutive positions in one layer. Each head's stand together, so that attention
+/// streams them.
 #[derive(Debug, Clone)]
 pub struct KeyValues {
     shape: Heads,
     rows: usize,
-    /// Panels of 16 positions: `(panels, kv_heads * head_dim, PANEL)`.
+    heads: Vec<HeadRows>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct HeadRows {
+    /// Panels of 16 positions: `(panels, head_dim, PANEL)`.
     keys: Vec<f32>,
-    /// `(rows, kv_heads * padded head_dim)`.
+    /// `(rows, padded head_dim)`.
     values: Vec<f32>,
 }
 
@@ -61,7 +68,7 @@ impl KeyValues {
     /// None yet.
     #[must_use]
     pub fn new(shape: Heads) -> Self {
-        Self { shape, rows: 0, keys: Vec::new(), values: Vec::new() }
+        Self { shape, rows: 0, heads: vec![HeadRows::default(); shape.kv_heads] }
     }
 
     /// Positions stored.
@@ -73,23 +80,26 @@ impl KeyValues {
     /// Forgets all positions and keeps the memory.
     pub fn clear(&mut self) {
         self.rows = 0;
-        self.keys.clear();
-        self.values.clear();
+        for head in &mut self.heads {
+            head.keys.clear();
+            head.values.clear();
+        }
     }
 
     /// Appends a position: key and value, `(kv_heads * head_dim)` each.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
         let (lane, dim, padded) = (self.rows % PANEL, self.shape.head_dim, self.shape.padded());
-        if lane == 0 {
-            self.keys.resize(self.keys.len() + key.len() * PANEL, 0.0);
-        }
-        let base = self.rows / PANEL * PANEL * key.len() + lane;
-        for (i, v) in key.iter().enumerate() {
-            self.keys[base + i * PANEL] = *v;
-        }
-        for head in value.chunks_exact(dim) {
-            self.values.extend_from_slice(head);
-            self.values.resize(self.values.len() + padded - dim, 0.0);
+        let base = self.rows / PANEL * PANEL * dim + lane;
+        let own = key.chunks_exact(dim).zip(value.chunks_exact(dim));
+        for (head, (key, value)) in self.heads.iter_mut().zip(own) {
+            if lane == 0 {
+                head.keys.resize(base + dim * PANEL, 0.0);
+            }
+            for (to, v) in head.keys[base..].iter_mut().step_by(PANEL).zip(key) {
+                *to = *v;
+            }
+            head.values.extend_from_slice(value);
+            head.values.resize((self.rows + 1) * padded, 0.0);
         }
         self.rows += 1;
     }
@@ -119,6 +129,39 @@ pub struct Context<'a> {
     pub fresh: &'a KeyValues,
     /// For each query its rows of `fresh`, in the order of their positions, its own last.
     pub paths: &'a [&'a [usize]],
+}
+
+/// [`attend`] for many requests whose rows stand one after another, on all threads. `scratch` gets one for each thread.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn attend_requests(
+    pool: &Pool,
+    queries: &[f32],
+    requests: &[Context<'_>],
+    shape: Heads,
+    scratch: &mut Vec<Scratch>,
+    out: &mut [f32],
+) {
+    let width = shape.width();
+    let mut firsts = vec![0];
+    firsts.extend(requests.iter().scan(0, |row, request| {
+        *row += request.paths.len();
+        Some(*row)
+    }));
+    assert!(queries.len() == firsts[requests.len()] * width && out.len() == queries.len(), "attention of requests");
+    let parts = pool.threads().min(requests.len());
+    scratch.resize_with(parts.max(scratch.len()), Scratch::default);
+    let (out, scratch) = (Shares::of(out), Shares::of(scratch));
+    pool.run(parts, &|part| {
+        // SAFETY: each part has a scratch of its own.
+        let scratch = unsafe { &mut scratch.part(part..part + 1)[0] };
+        for i in requests.len() * part / parts..requests.len() * (part + 1) / parts {
+            let at = firsts[i] * width..firsts[i + 1] * width;
+            // SAFETY: requests have rows of their own.
+            attend(&queries[at.clone()], requests[i], shape, scratch, unsafe { out.part(at) });
+        }
+    });
 }
 
 /// Attention of query rows `(paths.len(), heads * head_dim)` into `out`, of the same shape.
@@ -172,17 +215,16 @@ fn attend_head(
     mixed.fill(0.0);
     done = 0;
     for run in context.shared {
-        let width = shape.kv_heads * padded;
-        let strides = Strides { x_row: stride, w_step: width, w_panel: PANEL, y_row: padded, y_panel: PANEL };
+        let strides = Strides { x_row: stride, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
         if run.rows > 0 {
-            let (x, w) = (&scores[done..], &run.values[kv_head * padded..]);
+            let (x, w) = (&scores[done..], run.heads[kv_head].values.as_slice());
             multiply(Operands { x, w, shape: [rows, run.rows, padded], strides, keep: true }, mixed);
         }
         done += run.rows;
     }
     for (row, mixed) in mixed.chunks_exact_mut(padded).enumerate() {
         let weights = &scores[row * stride + shared..];
-        add_path(mixed, weights, context.paths[row / group], &context.fresh.values[kv_head * padded..], shape);
+        add_path(mixed, weights, context.paths[row / group], &context.fresh.heads[kv_head].values);
         let at = row / group * shape.width() + (kv_head * group + row % group) * dim;
         let inverse = 1.0 / own[row];
         out[at..at + dim].iter_mut().zip(mixed).for_each(|(o, m)| *o = *m * inverse);
@@ -191,21 +233,20 @@ fn attend_head(
 
 /// `q · key` of every position, rows of `to` `stride` floats apart.
 fn key_products(queries: &[f32], run: &KeyValues, kv_head: usize, stride: usize, to: &mut [f32]) {
-    let (dim, width) = (run.shape.head_dim, run.shape.kv_width());
+    let dim = run.shape.head_dim;
     if run.rows > 0 {
-        let strides = Strides { x_row: dim, w_step: PANEL, w_panel: width * PANEL, y_row: stride, y_panel: PANEL };
+        let strides = Strides::packed(dim, stride);
         let shape = [queries.len() / dim, dim, run.rows];
-        let w = &run.keys[kv_head * dim * PANEL..];
+        let w = run.heads[kv_head].keys.as_slice();
         multiply(Operands { x: queries, w, shape, strides, keep: false }, to);
     }
 }
 
 simd! {
     /// Adds the values along a path, in order.
-    fn add_path<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[f32], shape: Heads) {
-        let width = shape.kv_heads * shape.padded();
+    fn add_path<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[f32]) {
         for (weight, node) in weights.iter().zip(path) {
-            let row = values[node * width..].as_chunks::<PANEL>().0;
+            let row = values[node * mixed.len()..].as_chunks::<PANEL>().0;
             for (to, value) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
                 V::splat(*weight).mul_add(V::load(value), V::load(to)).store(to);
             }

@@ -29,7 +29,8 @@ mod swiglu;
 
 pub use adam::{AdamRule, AdamTensor, adam_step};
 pub use attention::{
-    Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_sequences, attend_sequences_gradient,
+    Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_requests, attend_sequences,
+    attend_sequences_gradient,
 };
 pub use dispatch::variant;
 pub use embed::{embed, embed_gradient};

@@ -18,6 +18,9 @@ const ROWS: usize = 120;
 /// Up to here the panel is read once or from the second-level cache, and blocks of k would only cost.
 const ROWS_FEW: usize = 24;
 
+/// Rows of w that are fetched ahead where its panels stand side by side.
+const ROWS_AHEAD: usize = 24;
+
 /// Operands of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<'a, E> {
@@ -242,8 +245,11 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     let xs: [*const f32; R] = std::array::from_fn(|r| unsafe { x.as_ptr().add((row + r) * x_row + from) });
     // SAFETY: inside w, by the promise above.
     let ws: [*const E; P] = std::array::from_fn(|p| unsafe { w.as_ptr().add((panel + p) * w_panel + from * w_step) });
-    // The next panels stand behind these; each tile fetches a stretch of them while it computes.
-    let (next, share) = (P * w_panel + depth * w_step * tile / tiles, w_step.div_ceil(tiles));
+    // Panels that stand behind each other: each tile fetches a stretch of the next ones while it computes. Panels side by
+    // side in rows: the rows to come.
+    let is_behind = w_panel > w_step;
+    let next = if is_behind { P * w_panel + depth * w_step * tile / tiles } else { ROWS_AHEAD * w_step };
+    let share = if is_behind { w_step.div_ceil(tiles) } else { w_step };
     // SAFETY: inside y, by the promise above.
     let at = |r: usize, p: usize| unsafe { y.pointer().add((row + r) * y_row + (panel + p) * y_panel) };
     let width = |p: usize| PANEL.min(n - (panel + p) * PANEL);
@@ -256,11 +262,13 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
             }
         }
     }
+    let (mut here, mut ahead) = (ws, ws.map(|w| w.wrapping_add(next)));
     for i in 0..depth {
         for p in 0..P {
-            // SAFETY: i < depth, so that the sixteen numbers lie inside the panel.
-            let w: V = E::lanes(unsafe { &*ws[p].add(i * w_step).cast() });
-            V::prefetch(ws[p].wrapping_add(next + i * share).cast());
+            // SAFETY: step i < depth of a panel, so that the sixteen numbers lie inside w.
+            let w: V = E::lanes(unsafe { &*here[p].cast() });
+            V::prefetch(ahead[p].cast());
+            (here[p], ahead[p]) = (here[p].wrapping_add(w_step), ahead[p].wrapping_add(share));
             for r in 0..R {
                 // SAFETY: i < depth, inside the row.
                 acc[r][p] = V::splat(unsafe { *xs[r].add(i) }).mul_add(w, acc[r][p]);

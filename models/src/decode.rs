@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::{Context, KeyValues, NoiseKey, Pool, attend, log_prob, noise};
+use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, noise};
 use state::plan::Strategy;
 
 use crate::cache::{Cache, Layers, no_rows};
@@ -107,6 +107,9 @@ struct Batch {
 struct NewRows {
     /// Keys and values by layer, `(r, kv_heads * head_dim)` each.
     layers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Keys and values of each slot's rows in the layer that is being computed.
+    fresh: Vec<KeyValues>,
+    scratch: Vec<Scratch>,
     logits: Vec<f32>,
 }
 
@@ -114,7 +117,7 @@ impl Decoder {
     /// An empty decoder that computes on these threads.
     #[must_use]
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
-        let new = NewRows { layers: vec![Default::default(); target.config().layers], logits: Vec::new() };
+        let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
         Self { target, decoding, pool, slots: Vec::new(), next_id: 0, memory: Memory::default(), new }
     }
 
@@ -259,30 +262,31 @@ impl Decoder {
 
     fn forward(&mut self, batch: &Batch) {
         let Self { target, pool, slots, memory, new, .. } = self;
+        let NewRows { layers, fresh, scratch, logits } = new;
         let shape = heads(target.config());
-        let (width, kv_width) = (shape.width(), shape.kv_width());
+        let kv_width = shape.kv_width();
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
         let slots = &slots[..];
-        let mut scratch = (kernels::Scratch::default(), KeyValues::new(shape));
+        fresh.resize_with(slots.len().max(fresh.len()), || KeyValues::new(shape));
         let mut attend_rows = |layer: usize, [q, keys, values]: [&[f32]; 3], out: &mut [f32]| {
-            for (slot, rows) in slots.iter().zip(&batch.rows) {
+            for (fresh, rows) in fresh.iter_mut().zip(&batch.rows) {
                 let here = rows.start * kv_width..rows.end * kv_width;
-                let (scratch, fresh) = &mut scratch;
                 fresh.clear();
                 fresh.extend(&keys[here.clone()], &values[here]);
-                let shared = [&slot.cache.prefix[layer], &slot.cache.own[layer]];
-                let context = Context { shared: &shared, fresh, paths: &paths[rows.clone()] };
-                let at = rows.start * width..rows.end * width;
-                attend(&q[at.clone()], context, shape, scratch, &mut out[at]);
             }
-            let (stored_keys, stored_values) = &mut new.layers[layer];
+            let shared: Vec<[&KeyValues; 2]> =
+                slots.iter().map(|s| [&s.cache.prefix[layer], &s.cache.own[layer]]).collect();
+            let context = |((shared, fresh), rows)| Context { shared, fresh, paths: &paths[rows] };
+            let requests = shared.iter().map(|s| &s[..]).zip(&*fresh).zip(batch.rows.iter().cloned());
+            attend_requests(pool, q, &requests.map(context).collect::<Vec<_>>(), shape, scratch, out);
+            let (stored_keys, stored_values) = &mut layers[layer];
             stored_keys.clear();
             stored_keys.extend_from_slice(keys);
             stored_values.clear();
             stored_values.extend_from_slice(values);
         };
         target.forward(pool, &batch.ids, &batch.positions, &mut attend_rows, memory);
-        target.logits_into(pool, &memory.hidden, &mut new.logits);
+        target.logits_into(pool, &memory.hidden, logits);
     }
 
     /// The target's own token after each row of a slot.

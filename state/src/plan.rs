@@ -174,6 +174,8 @@ pub struct Grpo {
 pub struct Evaluate {
     /// Held-out problems asked; at most `data.heldout`.
     pub problems: usize,
+    /// Temperature of the answers; 0 is greedy. Sampled answers are the same at every evaluation of a run but for the policy.
+    pub temperature: f32,
 }
 
 /// Writes the policy.
@@ -273,6 +275,11 @@ pub enum Reward {
     Format {
         /// Text that must be there.
         marker: String,
+    },
+    /// Share of the worked solution's steps that the answer gives in order, from the first to the first that differs.
+    Steps {
+        /// Text between two steps.
+        separator: String,
     },
     /// Minus the share of `tokens_max` that was used.
     Length,

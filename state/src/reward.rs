@@ -8,6 +8,7 @@ mod format;
 mod length;
 mod number;
 mod numeric;
+mod steps;
 
 pub use number::Number;
 
@@ -21,6 +22,8 @@ pub struct Answer<'a> {
     pub text: &'a str,
     /// What the data says is right.
     pub reference: &'a str,
+    /// The worked solution, where the data has one.
+    pub solution: Option<&'a str>,
     /// Length, in tokens.
     pub tokens: usize,
     /// Longest allowed length, in tokens.
@@ -59,6 +62,7 @@ fn value(reward: &Reward, answer: &Answer<'_>) -> Result<f32, String> {
         Reward::Exact { marker } => exact::value(marker, answer),
         Reward::Numeric { marker } => numeric::value(marker, answer),
         Reward::Format { marker } => Ok(format::value(marker, answer)),
+        Reward::Steps { separator } => steps::value(separator, answer),
         Reward::Length => length::value(answer),
     }
 }
@@ -73,7 +77,7 @@ fn after_last<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 fn answer<'a>(text: &'a str, reference: &'a str) -> Answer<'a> {
-    Answer { text, reference, tokens: 5, tokens_max: 20, truncated: false }
+    Answer { text, reference, solution: None, tokens: 5, tokens_max: 20, truncated: false }
 }
 
 #[cfg(test)]

@@ -46,17 +46,17 @@ fn word_problems_have_answers() {
 fn the_quickstart_is_what_it_says() {
     let plan = plan(QUICKSTART);
     let Model::Tiny { shape, weights, sha256 } = &plan.model else { panic!("{:?}", plan.model) };
-    assert_eq!((shape.hidden, shape.layers, shape.heads, shape.positions_max), (128, 8, 4, 512));
+    assert_eq!((shape.hidden, shape.layers, shape.heads, shape.positions_max), (128, 10, 4, 512));
     assert_eq!(weights.as_deref(), Some(Path::new("/here/quickstart.safetensors")));
     assert_eq!(*sha256, None);
     let Step::Grpo(grpo) = &plan.steps[1] else { panic!("{:?}", plan.steps) };
-    assert_eq!((grpo.prompts, grpo.group, grpo.micro_batch, grpo.clip), (8, 8, 8, (0.2, 0.2)));
+    assert_eq!((grpo.prompts, grpo.group, grpo.micro_batch, grpo.clip), (16, 8, 16, (0.2, 0.2)));
     let Controller::Bandit { strategies, .. } = &plan.speculation.controller else { panic!() };
     let shapes: Vec<_> = strategies.iter().map(|s| (s.drafter, s.depth, s.width, s.budget)).collect();
-    assert_eq!(shapes, [(0, 4, 1, 4), (0, 6, 2, 12), (1, 8, 1, 8)]);
+    assert_eq!(shapes, [(0, 2, 1, 2), (0, 5, 1, 5), (0, 4, 2, 8), (1, 8, 1, 8)]);
     let summary = workflows::describe(&plan);
-    assert_eq!((summary.rollouts, summary.evaluations, summary.optimizer_steps), (1280, 400, 20));
-    assert_eq!(summary.tokens_max, (1280 + 400) * 256);
+    assert_eq!((summary.rollouts, summary.evaluations, summary.optimizer_steps), (14_080, 2000, 110));
+    assert_eq!(summary.tokens_max, (14_080 + 2000) * 256);
 }
 
 const SHORT: &str =
@@ -70,11 +70,12 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(plan.data.template, "{question}");
     assert_eq!(plan.rewards[0].reward, Reward::Numeric { marker: "####".into() });
     assert_eq!(plan.speculation.drafters, [Drafter::Eagle { ffn: 0 }, Drafter::Suffix { match_min: 2, match_max: 8 }]);
-    assert!(matches!(&plan.speculation.controller, Controller::Bandit { strategies, .. } if strategies.len() == 3));
+    assert!(matches!(&plan.speculation.controller, Controller::Bandit { strategies, .. } if strategies.len() == 4));
     assert!(plan.speculation.training.is_some());
     let quickstart = workflows::parse(QUICKSTART, Path::new("")).unwrap();
     assert_eq!(plan.speculation, quickstart.speculation);
-    assert_eq!((plan.sampling, plan.devices), (quickstart.sampling, quickstart.devices));
+    assert_eq!((plan.sampling.temperature, plan.sampling.tokens_max), (1.0, 256));
+    assert_eq!(plan.devices, quickstart.devices);
     assert_eq!((plan.supervision, plan.checkpoint), (quickstart.supervision, quickstart.checkpoint));
 }
 

@@ -18,8 +18,9 @@ use crate::rewarder::{Score, Verdict};
 use crate::rollout::{Group, Rollout};
 use crate::update::Item;
 
-/// Separates the noise of rollouts from other uses.
+/// Separate the noise of rollouts and of evaluations from other uses.
 const STREAM: u32 = 1;
+const EVALUATION: u32 = 2;
 
 pub(crate) struct Rolling {
     rollout: Arc<Rollout>,
@@ -47,11 +48,11 @@ impl State {
 
     pub(super) fn begin_evaluate(&mut self, evaluate: &Evaluate) -> Result<()> {
         let job = self.job.clone();
-        // Greedy: the noise is not used.
-        let noise = NoiseKey::new(job.plan.seed, STREAM, 0, 0, 0);
+        // The same noise at every evaluation, so that a difference is the policy's.
+        let noise = |i: u64| NoiseKey::new(job.plan.seed, EVALUATION, 0, i as u32, 0);
         let problems = 0..evaluate.problems as u64;
-        let groups = problems.map(|i| self.group(job.dataset.heldout(i), vec![noise])).collect::<Result<_>>()?;
-        self.begin_rollout(groups, 0.0, false);
+        let groups = problems.map(|i| self.group(job.dataset.heldout(i), vec![noise(i)])).collect::<Result<_>>()?;
+        self.begin_rollout(groups, evaluate.temperature, false);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ fn plan() -> Plan {
             heldout: 10,
         },
         steps: vec![
-            plan::Step::Evaluate(plan::Evaluate { problems: 10 }),
+            plan::Step::Evaluate(plan::Evaluate { problems: 10, temperature: 0.0 }),
             plan::Step::Export(plan::Export { to: PathBuf::from("out"), precision: plan::Precision::F32 }),
         ],
         sampling: plan::Sampling { temperature: 1.0, tokens_max: 64 },

@@ -23,9 +23,9 @@ fn plan() -> Plan {
         compute: crate::plan::Compute::F32,
         data: Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 1 },
         steps: vec![
-            Step::Evaluate(Evaluate { problems: 1 }),
+            Step::Evaluate(Evaluate { problems: 1, temperature: 0.0 }),
             Step::Grpo(grpo),
-            Step::Evaluate(Evaluate { problems: 1 }),
+            Step::Evaluate(Evaluate { problems: 1, temperature: 0.0 }),
         ],
         sampling: Sampling { temperature: 1.0, tokens_max: 8 },
         rewards: Vec::new(),

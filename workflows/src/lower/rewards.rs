@@ -28,12 +28,24 @@ fn marker(data: &spec::Data) -> &'static str {
     }
 }
 
+/// What stands between two steps of a worked solution in the data.
+fn separator(data: &spec::Data) -> &'static str {
+    match data {
+        spec::Data::Chains(_) => ";",
+        spec::Data::Jsonl(_) => "\n",
+    }
+}
+
 fn one(check: &mut Check<'_>, path: &str, reward: &spec::Reward, data: &spec::Data) -> WeightedReward {
     let text = |marked: &spec::Marked| marked.marker.clone().unwrap_or_else(|| marker(data).to_owned());
     let (lowered, weight) = match reward {
         spec::Reward::Exact(marked) => (Reward::Exact { marker: text(marked) }, marked.weight),
         spec::Reward::Numeric(marked) => (Reward::Numeric { marker: text(marked) }, marked.weight),
         spec::Reward::Format(marked) => (Reward::Format { marker: text(marked) }, marked.weight),
+        spec::Reward::Steps(steps) => {
+            let separator = steps.separator.clone().unwrap_or_else(|| separator(data).to_owned());
+            (Reward::Steps { separator }, steps.weight)
+        }
         spec::Reward::Length(length) => (Reward::Length, length.weight),
     };
     let is_good = weight.is_finite() && weight != 0.0;
@@ -51,6 +63,15 @@ fn one(check: &mut Check<'_>, path: &str, reward: &spec::Reward, data: &spec::Da
             &format!("{path}.marker"),
             message,
             format!("write `marker: \"{}\"`", marker(data)),
+        );
+    }
+    if matches!(&lowered, Reward::Steps { separator } if separator.is_empty()) {
+        let message = "`Steps` splits solutions at a separator, and this one is empty";
+        check.wrong(
+            "workflow::separator",
+            &format!("{path}.separator"),
+            message,
+            format!("write `separator: {:?}`", separator(data)),
         );
     }
     WeightedReward { reward: lowered, weight }

@@ -48,7 +48,7 @@ fn comparable(check: &mut Check<'_>, path: &str, plan: &Plan) {
             "workflow::greedy",
             "sampling.temperature",
             message,
-            "write `temperature: 1.0`; `Evaluate` is greedy anyway",
+            "write `temperature: 1.0`; `Evaluate` is greedy unless it says otherwise",
         );
     }
 }

@@ -27,11 +27,11 @@ fn standard_drafters() -> Vec<spec::Drafter> {
     vec![spec::Drafter::Eagle(spec::Eagle::default()), spec::Drafter::Suffix(spec::Suffix::default())]
 }
 
-/// A bandit over a chain and a tree of the learned drafter, and a long chain of the cheap one.
+/// A bandit over chains and a tree of the learned drafter, and a long chain of the cheap one.
 fn standard_controller(words: &[Word]) -> Controller {
     let arms = |(drafter, word): (usize, &Word)| {
         let shapes: &[(usize, usize, usize)] = match word {
-            Word::Eagle => &[(4, 1, 4), (6, 2, 12)],
+            Word::Eagle => &[(2, 1, 2), (5, 1, 5), (4, 2, 8)],
             Word::Suffix => &[(8, 1, 8)],
         };
         shapes.iter().map(move |(depth, width, budget)| Strategy {

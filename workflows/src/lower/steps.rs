@@ -28,7 +28,9 @@ fn one(check: &mut Check<'_>, path: &str, step: &spec::Step) -> Step {
         spec::Step::Grpo(grpo) => Step::Grpo(lower_grpo(check, path, grpo)),
         spec::Step::Evaluate(evaluate) => {
             check.count(&format!("{path}.problems"), evaluate.problems, 1, 1_000_000_000);
-            Step::Evaluate(Evaluate { problems: evaluate.problems })
+            let spec::Evaluate { problems, temperature } = *evaluate;
+            check.at_least_zero(&format!("{path}.temperature"), temperature.into());
+            Step::Evaluate(Evaluate { problems, temperature })
         }
         spec::Step::Export(export) => {
             check.path(&format!("{path}.to"), &export.to);

@@ -57,6 +57,8 @@ impl Grpo {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Evaluate {
     pub(crate) problems: usize,
+    #[serde(default)]
+    pub(crate) temperature: f32,
 }
 
 /// Writes the policy.
@@ -74,6 +76,7 @@ pub(crate) enum Reward {
     Exact(Marked),
     Numeric(Marked),
     Format(Marked),
+    Steps(Steps),
     Length(Weight),
 }
 
@@ -82,6 +85,15 @@ pub(crate) enum Reward {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Marked {
     pub(crate) marker: Option<String>,
+    #[serde(default = "one")]
+    pub(crate) weight: f32,
+}
+
+/// A reward that compares steps.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Steps {
+    pub(crate) separator: Option<String>,
     #[serde(default = "one")]
     pub(crate) weight: f32,
 }

@@ -143,11 +143,12 @@ fn names(path: &str) -> &'static [&'static str] {
         ("model", _) => &["Tiny", "HuggingFace", "Gguf"],
         ("data", _) => &["Chains", "Jsonl"],
         ("steps", true) => &["Sft", "Grpo", "Evaluate", "Export"],
-        ("rewards", true) => &["Exact", "Numeric", "Format", "Length"],
+        ("rewards", true) => &["Exact", "Numeric", "Format", "Steps", "Length"],
         ("drafters", true) | ("drafter", _) => &["Eagle", "Suffix"],
         ("controller", _) => &["Off", "Fixed", "Bandit"],
         ("schedule", _) => &["Constant", "Cosine"],
         ("precision", _) => &["F32", "F16"],
+        ("compute", _) => &["F32", "Bf16"],
         _ => &[],
     }
 }

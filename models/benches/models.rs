@@ -1,0 +1,235 @@
+//! Whole models against the machine: cycles of the quickstart's model, and SmolLM2-135M where it is installed.
+//!
+//!     cargo bench -p taper-models
+//!
+//! Prints tables and writes them to target/bench/models.json. Peers (llama.cpp, torch) run the same work in
+//! models/benches/peers.py.
+
+#![expect(clippy::print_stdout, reason = "a bench reports")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kernels::{NoiseKey, Pool, Storage};
+use models::data::Dataset;
+use models::drafter::learn::{Example, Learner};
+use models::drafter::{Context, Drafter, eagle, eagle::Eagle};
+use models::load::{gguf, load_tiny};
+use models::optim::AdamW;
+use models::tokenizer::Tokenizer;
+use models::train::{Sequence, gradient};
+use models::{Config, Decoder, Decoding, Result, Target, Weights};
+use state::plan::{Chains, Data, Optimizer, Schedule, Source, Strategy, TinyShape};
+use state::speculation::tree::{DraftTree, ROOT};
+
+fn main() {
+    let mut rows = Vec::new();
+    speculation(&mut rows);
+    tiny(&mut rows);
+    match gguf_file() {
+        Some(file) => smollm2(&file, &mut rows),
+        None => println!("SmolLM2-135M is not in target/models (README.md tells how): left out"),
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("models.json"), serde_json::to_string_pretty(&rows).unwrap()).unwrap();
+}
+
+fn tell(rows: &mut Vec<serde_json::Value>, name: &str, value: f64, unit: &str) {
+    println!("{name:<58} {value:>10.2} {unit}");
+    rows.push(serde_json::json!({ "name": name, "value": value, "unit": unit }));
+}
+
+/// Proposes a chain of given length that is never right: every cycle costs its rows and emits one token.
+struct Wrong;
+
+impl Drafter for Wrong {
+    fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
+        let chain = |request: &Context<'_>| {
+            let mut tree = DraftTree::default();
+            let mut parent = ROOT;
+            for _ in 0..strategy.depth.min(request.depth_max) {
+                parent = tree.push(parent, 1);
+            }
+            tree
+        };
+        Ok(requests.iter().map(chain).collect())
+    }
+}
+
+fn decoder(target: &Arc<Target>, requests: usize, pool: &Arc<Pool>) -> Decoder {
+    let decoding = Decoding { temperature: 1.0, tokens_max: 4096, eos: Vec::new(), keep_hidden: true };
+    let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
+    for group in 0..requests {
+        let prompt: Vec<u32> = (0..100).map(|i| 1 + (i * 7 + group as u32) % 19).collect();
+        decoder.admit(group, &prompt, &[(0, NoiseKey::new(1, 0, 0, group as u32, 0))]).unwrap();
+    }
+    decoder
+}
+
+/// Median seconds of a cycle.
+fn cycle(decoder: &mut Decoder, cycles: usize, mut drafter: Option<(&mut dyn Drafter, Strategy)>) -> f64 {
+    let mut times = Vec::new();
+    for _ in 0..cycles {
+        let began = Instant::now();
+        let draft = drafter.as_mut().map(|(d, s)| (&mut **d as &mut dyn Drafter, &*s));
+        decoder.cycle(draft).unwrap();
+        times.push(began.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn chain(depth: usize) -> Strategy {
+    Strategy { drafter: 0, depth, width: 1, budget: depth }
+}
+
+fn tiny(rows: &mut Vec<serde_json::Value>) {
+    let shape = TinyShape { hidden: 128, layers: 10, heads: 4, kv_heads: 1, ffn: 352, positions_max: 512 };
+    for storage in [Storage::F32, Storage::Bf16] {
+        let config = Config { storage, ..Config::tiny(&shape).unwrap() };
+        let weights = Weights::random(&config, 1).unwrap();
+        let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+        let pool = Arc::new(Pool::default());
+        for requests in [1, 2, 4, 8, 16] {
+            for depth in [0, 3, 7, 15] {
+                let mut decoder = decoder(&target, requests, &pool);
+                let mut wrong = Wrong;
+                let draft = (depth > 0).then(|| (&mut wrong as &mut dyn Drafter, chain(depth)));
+                let seconds = cycle(&mut decoder, 60, draft);
+                let name = format!("tiny {storage:?}, cycle of {requests} x {} rows", depth + 1);
+                tell(rows, &name, seconds * 1e6, "us");
+            }
+        }
+        let drafter = Weights::random_layout(eagle::parameters(&config), storage, 2, 1).unwrap();
+        for (requests, depth) in [(1, 4), (4, 4), (8, 4)] {
+            let mut eagle = Eagle::new(target.clone(), &drafter, 0, pool.clone()).unwrap();
+            let mut decoder = decoder(&target, requests, &pool);
+            let seconds = cycle(&mut decoder, 60, Some((&mut eagle, chain(depth))));
+            tell(rows, &format!("tiny {storage:?}, eagle of {depth} for {requests}, whole cycle"), seconds * 1e6, "us");
+        }
+    }
+}
+
+/// The quickstart's model with a drafter trained on its own answers: tokens a second by batch and strategy.
+fn speculation(rows: &mut Vec<serde_json::Value>) {
+    let shape = TinyShape { hidden: 128, layers: 10, heads: 4, kv_heads: 1, ffn: 352, positions_max: 512 };
+    let config = Config::tiny(&shape).unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../workflows/quickstart.safetensors");
+    let weights = Weights::from_raw(&config, &load_tiny(&file, &config, None).unwrap()).unwrap();
+    let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+    let pool = Arc::new(Pool::default());
+    let chains = Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20 };
+    let data = Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 0 };
+    let data = Dataset::open(&data, 3).unwrap();
+    let tokenizer = Tokenizer::chars();
+    let prompt = |i: u64| tokenizer.encode(&data.problem(i).question).unwrap();
+    let decoding = Decoding { temperature: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
+    let roll = |first: u64, requests: u64, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
+        let mut decoder = Decoder::new(target.clone(), decoding.clone(), pool.clone());
+        // Groups of four, as a tail has them.
+        for i in 0..requests.div_ceil(4) {
+            let noise = |s: u64| (s as usize, NoiseKey::new(1, 0, 0, (first + i) as u32, s as u32));
+            let samples: Vec<_> = (0..4.min(requests - 4 * i)).map(noise).collect();
+            decoder.admit(i as usize, &prompt(first + i), &samples).unwrap();
+        }
+        let (mut answers, mut drafted, began) = (Vec::new(), (0, 0), Instant::now());
+        while decoder.running() > 0 {
+            let draft = drafter.as_mut().map(|(d, s)| (&mut **d as &mut dyn Drafter, &*s));
+            let cycle = decoder.cycle(draft).unwrap();
+            drafted = (drafted.0 + cycle.drafted.0, drafted.1 + cycle.drafted.1);
+            answers.extend(cycle.ended);
+        }
+        let tokens: usize = answers.iter().map(|a| a.log_probs.len()).sum();
+        (answers, tokens as f64 / began.elapsed().as_secs_f64(), drafted.1 as f64 / drafted.0.max(1) as f64)
+    };
+    let (answers, ..) = roll(100, 64, None);
+    let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, config.hidden, 512)).collect();
+    let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1).unwrap(), 3e-3);
+    let began = Instant::now();
+    for i in 0..600 {
+        learner.learn(&pool, &target, &examples[i * 2 % 64..][..2]).unwrap();
+        if [100, 300, 599].contains(&i) {
+            let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool.clone()).unwrap();
+            let accept = roll(0, 4, Some((&mut eagle, chain(6)))).2;
+            tell(
+                rows,
+                &format!("accept length at depth 6 after {} s of training", began.elapsed().as_secs()),
+                accept,
+                "",
+            );
+        }
+    }
+    for requests in [1, 2, 4, 8, 16] {
+        let plain = roll(0, requests, None).1;
+        tell(rows, &format!("quickstart, {requests} requests, plain"), plain, "tokens/s");
+        for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
+            let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool.clone()).unwrap();
+            let strategy = Strategy { drafter: 0, depth, width, budget };
+            let (_, rate, accept) = roll(0, requests, Some((&mut eagle, strategy)));
+            let name = format!("quickstart, {requests} requests, eagle {depth}x{width}, accept {accept:.2}");
+            tell(rows, &name, rate / plain, "x plain");
+        }
+    }
+}
+
+fn gguf_file() -> Option<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/models");
+    let files = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path());
+    files.into_iter().find(|p| p.extension().is_some_and(|e| e == "gguf"))
+}
+
+fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
+    let loaded = gguf::load(file).unwrap();
+    for storage in [Storage::Bf16, Storage::F32] {
+        let config = Config { storage, ..loaded.config.clone() };
+        let weights = Weights::from_raw(&config, &loaded.weights).unwrap();
+        let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+        let pool = Arc::new(Pool::default());
+        for requests in [1, 8, 32] {
+            let mut decoder = decoder(&target, requests, &pool);
+            let seconds = cycle(&mut decoder, 20, None);
+            let name = format!("SmolLM2 {storage:?}, decode, 1 thread, batch {requests}");
+            tell(rows, &name, requests as f64 / seconds, "tokens/s");
+        }
+        step(&config, &weights, rows);
+    }
+}
+
+/// Forward, backward and AdamW on 8 sequences of 256 tokens.
+fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
+    let pool = Pool::new(2);
+    let rope = Target::rope_table(config);
+    let token = |i: u32| 100 + i * 37 % 40_000;
+    let sequence = |s: u32| Sequence { tokens: (0..=256).map(|i| token(s * 257 + i)).collect(), prompt: 1 };
+    let sequences: Vec<Sequence> = (0..8).map(sequence).collect();
+    let mut adam = AdamW::new(weights);
+    let optimizer = Optimizer {
+        lr: 1e-6,
+        betas: (0.9, 0.95),
+        weight_decay: 0.0,
+        clip_norm: 1.0,
+        warmup: 0,
+        schedule: Schedule::Constant,
+    };
+    let mut seconds = f64::INFINITY;
+    for _ in 0..2 {
+        let began = Instant::now();
+        let slopes = |l: &[Vec<f32>]| l.iter().map(|s| vec![-1.0 / 2048.0; s.len()]).collect();
+        let gradients = gradient(&pool, config, weights, &rope, &sequences, 1.0, slopes).unwrap();
+        let forth = began.elapsed().as_secs_f64();
+        drop(adam.step(&pool, weights, &gradients, &optimizer, 1e-6));
+        seconds = seconds.min(began.elapsed().as_secs_f64());
+        println!("    gradient {forth:.2} s, AdamW {:.2} s", began.elapsed().as_secs_f64() - forth);
+    }
+    let name = format!("SmolLM2 {:?}, training step of 2,048 tokens, 2 threads", config.storage);
+    tell(rows, &name, 2048.0 / seconds, "tokens/s");
+    tell(rows, "peak memory so far", peak_gb(), "GB");
+}
+
+fn peak_gb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0) / 1e6
+}

@@ -1,0 +1,126 @@
+"""The same work by peers, for the tables of LOG.md: llama.cpp decoding and a torch training step, on SmolLM2-135M.
+
+    python3 -m venv target/peers && target/peers/bin/pip install xllamacpp gguf numpy torch transformers
+    target/peers/bin/python models/benches/peers.py
+
+Run it beside `cargo bench -p taper-models`, on the same quiet machine. Prints one line a figure.
+"""
+
+import glob
+import json
+import os
+import sys
+import threading
+import time
+
+FOLDER = os.path.join(os.path.dirname(__file__), "../../target/models")
+
+
+def convert(source, target, kind):
+    """Writes a copy of a quantised GGUF with every matrix as `kind`."""
+    import gguf
+    import numpy as np
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind_of, sub = field.types[0], field.types[-1] if len(field.types) > 1 else None
+        value = field.contents()
+        if name == "general.file_type":
+            value = int(gguf.LlamaFileType.MOSTLY_BF16 if kind == "bf16" else gguf.LlamaFileType.ALL_F32)
+        writer.add_key_value(name, value, kind_of, sub_type=sub)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if kind == "bf16" and values.ndim == 2:
+            data = gguf.quants.quantize(values, gguf.GGMLQuantizationType.BF16)
+            writer.add_tensor(tensor.name, data, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(tensor.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama(path, batch, threads=1, tokens=48):
+    """Tokens a second of `batch` streams of 100 prompt tokens."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.n_parallel = batch
+    params.n_ctx = 512 * batch
+    params.n_batch = 2048
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.warmup = False
+    server = xllamacpp.Server(params)
+
+    def complete(i, count):
+        prompt = [1 + (i * 131 + j * 7) % 40_000 for j in range(100)]
+        request = {"prompt": prompt, "n_predict": count, "ignore_eos": True, "temperature": 1.0, "cache_prompt": True, "id_slot": i}
+        return server.handle_completions(request)
+
+    def run(count):
+        workers = [threading.Thread(target=complete, args=(i, count)) for i in range(batch)]
+        began = time.time()
+        [w.start() for w in workers]
+        [w.join() for w in workers]
+        return time.time() - began
+
+    run(1)
+    # The prompt is cached by now; the difference of two lengths is decoding alone.
+    short, long = run(8), run(8 + tokens)
+    return batch * tokens / (long - short)
+
+
+def torch_step(rows=8, length=256, threads=2):
+    """Tokens a second of forward, backward and AdamW in eager f32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(threads)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    ids = torch.randint(0, 49152, (rows, length))
+    best = 0.0
+    for _ in range(2):
+        began = time.time()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        best = max(best, rows * length / (time.time() - began))
+    return best
+
+
+def peak_gb():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6
+
+
+def main():
+    figures = {}
+    if "torch" in sys.argv[1:] or len(sys.argv) == 1:
+        figures["torch eager f32, training step of 8 x 256, 2 threads, tokens/s"] = torch_step()
+        figures["torch peak memory, GB"] = peak_gb()
+    if "llama" in sys.argv[1:] or len(sys.argv) == 1:
+        source = next(f for f in glob.glob(os.path.join(FOLDER, "*.gguf")) if "Q4_1" in f)
+        for kind in ["bf16", "f32"]:
+            path = os.path.join(FOLDER, f"peer-{kind}.model")
+            if not os.path.exists(path):
+                convert(source, path, kind)
+            for batch in [1, 8, 32]:
+                figures[f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s"] = llama(path, batch)
+    for name, value in figures.items():
+        print(f"{name:<70} {value:8.1f}")
+    print(json.dumps(figures))
+
+
+main()
