@@ -5,7 +5,7 @@
 //! in a batch of 1 and of 16, in a draft tree, and in the training forward (invariants L1 and L2 of ARCHITECTURE.md).
 //!
 //! Operations are explicit: they read slices and write slices, each with its backward beside it and a plain specification
-//! in [`reference`]. They know nothing of models or of learning. Shapes that do not fit are mistakes of the caller and
+//! in [`mod@reference`]. They know nothing of models or of learning. Shapes that do not fit are mistakes of the caller and
 //! panic.
 //!
 //! Legend of shapes: `r` rows (tokens), `k` input features, `n` output features, `p = ceil(n / PANEL)` panels.

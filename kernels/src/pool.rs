@@ -214,7 +214,6 @@ impl<'a, T> Shares<'a, T> {
     ///
     /// # Safety
     /// No other part that is in use at the same time may overlap it.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {} numbers", self.len);
         // SAFETY: inside the slice; disjoint by the caller's promise.

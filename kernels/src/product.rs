@@ -228,6 +228,7 @@ unsafe fn sized<V: Lanes, E: Element>(
 /// # Safety
 /// Rows `row..row + R` and panels `panel..panel + P` lie within the operands and y, nobody else uses these elements of y,
 /// and `from + depth <= k`.
+#[expect(clippy::needless_range_loop, reason = "constant indices keep the accumulators in registers")]
 #[inline(always)]
 unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     operands: Operands<'_, E>,

@@ -169,6 +169,7 @@ impl Layer {
 
     /// Backward over sequences laid end to end: `d` `(r, hidden)`, the gradient by the output, becomes that by the input
     /// `x`. Adds to `gradients`, this layer's parameters in the order of the layout.
+    #[expect(clippy::too_many_arguments, reason = "a layer's backward, from its input to its gradients")]
     pub(crate) fn backward(
         &self,
         pool: &Pool,
