@@ -263,14 +263,8 @@ simd! {
 
 #[inline(always)]
 fn soften_here(scores: &mut [f32], scale: f32) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
     scores.iter_mut().for_each(|s| *s *= scale);
-    let (whole, rest) = scores.as_chunks::<16>();
-    for chunk in whole {
-        lanes = std::array::from_fn(|i| larger(lanes[i], chunk[i]));
-    }
-    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
+    let max = math::lane_max(scores);
     for s in scores.iter_mut() {
         *s = math::exp(*s - max);
     }

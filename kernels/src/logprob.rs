@@ -120,13 +120,7 @@ simd! {
 /// Largest scaled logit, and the sum of exponentials relative to it.
 #[inline(always)]
 fn partition(logits: &[f32], inverse_temperature: f32) -> (f32, f32) {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, rest) = logits.as_chunks::<16>();
-    for chunk in whole {
-        lanes = std::array::from_fn(|i| larger(lanes[i], chunk[i] * inverse_temperature));
-    }
-    let rest = rest.iter().map(|l| l * inverse_temperature);
-    let max = lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, larger);
+    // 1/T is positive, and rounding keeps order: the largest logit is the largest scaled one.
+    let max = math::lane_max(logits) * inverse_temperature;
     (max, math::lane_sum(logits.len(), |i| math::exp(logits[i] * inverse_temperature - max)))
 }

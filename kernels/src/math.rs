@@ -77,6 +77,19 @@ pub fn lane_sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     reduce(lanes)
 }
 
+/// The largest of the values, sixteen at a time; a number that is none is passed over.
+#[inline(always)]
+#[must_use]
+pub fn lane_max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = values.as_chunks::<16>();
+    for chunk in whole {
+        lanes = std::array::from_fn(|i| larger(lanes[i], chunk[i]));
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
+}
+
 /// Dot product in the lane order of [`lane_sum`], with fused multiply-adds.
 #[inline(always)]
 #[must_use]

@@ -119,7 +119,7 @@ simd! {
     fn largest(logits: &[f32]) -> (f32, u32) {
         let mut best = (f32::NEG_INFINITY, 0);
         for (block, chunk) in (0_u32..).zip(logits.chunks(BLOCK)) {
-            if largest_of(chunk) > best.0 {
+            if math::lane_max(chunk) > best.0 {
                 for (v, logit) in (0_u32..).zip(chunk) {
                     if *logit > best.0 {
                         best = (*logit, block * BLOCK as u32 + v);
@@ -131,24 +131,13 @@ simd! {
     }
 }
 
-#[inline(always)]
-fn largest_of(chunk: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, rest) = chunk.as_chunks::<16>();
-    for chunk in whole {
-        lanes = std::array::from_fn(|i| larger(lanes[i], chunk[i]));
-    }
-    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
-}
-
 simd! {
     fn sample_noisy(logits: &[f32], inverse: f32, key: &NoiseKey, position: u32) -> u32 {
         // A good first candidate lets most blocks be passed over.
         let top = largest(logits).1;
         let mut best = (logits[top as usize] * inverse + key.gumbel(position, top), top);
         for (block, chunk) in (0_u32..).zip(logits.chunks(BLOCK)) {
-            let most = largest_of(chunk) * inverse;
+            let most = math::lane_max(chunk) * inverse;
             if most + GUMBEL_MAX < best.0 {
                 continue;
             }

@@ -30,6 +30,8 @@ pub(crate) struct Memory {
     pub(crate) x: Vec<f32>,
     pub(crate) hidden: Vec<f32>,
     pub(crate) values: Values,
+    /// Where the input of each layer is to be kept, for a backward.
+    pub(crate) inputs: Option<Vec<Vec<f32>>>,
 }
 
 impl Target {
@@ -80,9 +82,12 @@ impl Target {
         memory: &mut Memory,
     ) {
         let rows = Rows { positions, rope: &self.rope };
-        let Memory { x, hidden, values } = memory;
+        let Memory { x, hidden, values, inputs } = memory;
         embed(ids, &self.embedding, x);
         for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(inputs) = inputs {
+                inputs.push(x.clone());
+            }
             let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
             layer.forward(pool, x, rows, &mut attend_here as &mut Attend<'_>, values);
         }

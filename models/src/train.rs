@@ -76,20 +76,12 @@ impl Forward {
         let inputs: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..s.tokens.len() - 1]).collect();
         let packed = Packed::new(&inputs);
         let (shape, width) = (heads(target.config()), target.config().hidden);
-        let mut memory = Memory::default();
-        let mut attend =
-            |qkv: [&[f32]; 3], out: &mut [f32]| kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);
-        let layout = Rows { positions: &packed.positions, rope: target.rope() };
-        kernels::embed(&packed.ids, &target.embedding, &mut memory.x);
-        let mut kept = Vec::new();
-        for layer in &target.layers {
-            if keep {
-                kept.push(memory.x.clone());
-            }
-            layer.forward(pool, &mut memory.x, layout, &mut attend, &mut memory.values);
-        }
-        memory.hidden.resize(memory.x.len(), 0.0);
-        kernels::rms_norm(pool, &memory.x, &target.norm, target.config().eps, &mut memory.hidden);
+        let mut memory = Memory { inputs: keep.then(Vec::new), ..Memory::default() };
+        let mut attend = |_: usize, qkv: [&[f32]; 3], out: &mut [f32]| {
+            kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);
+        };
+        target.forward(pool, &packed.ids, &packed.positions, &mut attend, &mut memory);
+        let mut kept = memory.inputs.unwrap_or_default();
         kept.push(memory.x);
         let (mut rows, mut first) = (Vec::new(), 0);
         for sequence in sequences {
