@@ -4,13 +4,13 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let text = std::fs::read_to_string("workflows/quickstart.ron")?;
 //! let plan = taper::parse(&text, std::path::Path::new("workflows")).map_err(|problems| format!("{problems:?}"))?;
-//! let options = taper::Options { dir: "runs/mine".into(), fault: None };
+//! let options = taper::Options { dir: "runs/mine".into(), ..Default::default() };
 //! taper::run(&plan, options, |progress| eprintln!("{progress:?}"), std::future::pending()).await?;
 //! # Ok(())
 //! # }
 //! ```
 
-pub use actors::{Ended, Error, Fault, Options, Progress, inspect, run};
+pub use actors::{Ended, Error, Fault, Options, Past, Progress, inspect, look, run};
 pub use kernels;
 pub use models;
 pub use state::metrics::{Report, StepMetrics};

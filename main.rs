@@ -2,12 +2,18 @@
 
 #[path = "main/commands.rs"]
 mod commands;
+#[path = "main/compare.rs"]
+mod compare;
 #[path = "main/failure.rs"]
 mod failure;
+#[path = "main/output.rs"]
+mod output;
 #[path = "main/picture.rs"]
 mod picture;
 #[path = "main/show.rs"]
 mod show;
+#[path = "main/signals.rs"]
+mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,13 +23,16 @@ use clap::{Parser, Subcommand};
 /// Trains reasoning language models with reinforcement learning; the long tail of each rollout pays for its own speed-up.
 ///
 /// A run is declared in a workflow file (see workflows/quickstart.ron) and lives in a folder. It can be stopped at any
-/// moment, with Ctrl-C or kill -9, and goes on where it stopped with the same command.
+/// moment, with Ctrl-C or kill -9, and goes on where it stopped with `taper resume DIR`.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done; 2 bad input; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP; 1 else.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -34,7 +43,8 @@ enum Command {
         /// Folder of the run. Default: runs/NAME, by the workflow's name.
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Remove what an earlier run of this workflow left in the folder, and begin anew.
+        /// Remove what an earlier run made in the folder (journal, checkpoints, exported models), and begin anew. Other
+        /// files stay.
         #[arg(long)]
         fresh: bool,
     },
@@ -55,7 +65,7 @@ enum Command {
     Compare {
         /// The workflow.
         file: PathBuf,
-        /// Folder for both runs. Default: runs/compare-NAME. What is there from an earlier comparison is removed.
+        /// Folder for both runs. Default: runs/compare-NAME. The runs of an earlier comparison there are removed.
         #[arg(long)]
         out: Option<PathBuf>,
         /// For machines: one JSON object.
@@ -74,12 +84,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TAPER_LOG").unwrap_or_else(|_| "error".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A terminal that is gone takes no logs, and no complaints about that.
+    logs.log_internal_errors(false).init();
     let result = match Cli::parse().command {
         Command::Run { file, out, fresh } => commands::run(&file, out, fresh),
         Command::Resume { dir } => commands::resume(&dir),
         Command::Report { dir, json } => commands::report(&dir, json),
-        Command::Compare { file, out, json } => commands::compare(&file, out, json),
+        Command::Compare { file, out, json } => compare::compare(&file, out, json),
         Command::Check { file, json } => commands::check(&file, json),
     };
     match result {

@@ -24,7 +24,7 @@ const WORKFLOW: &str = r##"Workflow(
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = parse(WORKFLOW, Path::new(".")).map_err(|problems| problems[0].render(WORKFLOW))?;
-    let options = Options { dir: "runs/example".into(), fault: None };
+    let options = Options { dir: "runs/example".into(), ..Options::default() };
     let dir = options.dir.clone();
     let observer = |progress| {
         if let Progress::StepDone(step) = progress {

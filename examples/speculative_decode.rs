@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use taper::kernels::{NoiseKey, Pool};
-use taper::models::drafter::Drafter;
 use taper::models::drafter::eagle::Eagle;
 use taper::models::drafter::learn::{Example, Learner};
+use taper::models::drafter::{Drafter, Vocabulary};
 use taper::models::load::load_tiny;
 use taper::models::tokenizer::Tokenizer;
 use taper::models::{Answer, Config, Decoder, Decoding, Target, Weights};
@@ -54,15 +54,16 @@ fn main() -> Result<()> {
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config))?);
 
     let pool = Arc::new(Pool::default());
+    let vocabulary = Arc::new(Vocabulary::whole(&target));
     let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1)?, 2e-3);
     let (answers, _) = decode(&target, &LEARNED, None)?;
     let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, config.hidden, 256)).collect();
     for _ in 0..60 {
-        learner.learn(&pool, &target, &examples)?;
+        learner.learn(&pool, &vocabulary, &examples)?;
     }
 
     let (plain, plain_forwards) = decode(&target, &ASKED, None)?;
-    let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool)?;
+    let mut eagle = Eagle::new(vocabulary, learner.weights(), 0, pool)?;
     let (drafted, drafted_forwards) = decode(&target, &ASKED, Some(&mut eagle))?;
     for (plain, drafted) in plain.iter().zip(&drafted) {
         assert_eq!(plain.tokens, drafted.tokens, "speculation changes no token");

@@ -4,6 +4,8 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::output;
+
 /// What can go wrong on the command line.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -16,15 +18,15 @@ pub(crate) enum Failure {
     /// A run that failed.
     #[error(transparent)]
     Run(#[from] actors::Error),
-    /// Output that could not be made.
+    /// A report that cannot be made.
     #[error("cannot write the report")]
     Json(#[from] serde_json::Error),
-    /// A folder that cannot be removed.
-    #[error("cannot remove {}; check permissions", path.display())]
-    Remove { path: PathBuf, source: std::io::Error },
-    /// A folder that is not a run's.
-    #[error("{} is not the folder of a run; --fresh removes only runs", path.display())]
-    NotARun { path: PathBuf },
+    /// A report that has nowhere to go.
+    #[error("cannot write to stdout; check free space")]
+    Output(#[source] std::io::Error),
+    /// A comparison of a run with itself.
+    #[error("the speculation of {} is off: there is nothing to compare; give it drafters and a controller", path.display())]
+    NothingToCompare { path: PathBuf },
     /// The runtime did not start.
     #[error("the runtime cannot start")]
     Runtime(#[source] std::io::Error),
@@ -44,7 +46,7 @@ impl Failure {
     pub(crate) fn tell(&self) -> ExitCode {
         if let Self::Workflow { text, problems, .. } = self {
             for problem in problems {
-                eprintln!("{}", problem.render(text));
+                output::note(&problem.render(text));
             }
         }
         let mut message = format!("error: {self}");
@@ -56,7 +58,7 @@ impl Failure {
             }
             cause = error.source();
         }
-        eprintln!("{message}");
+        output::note(&message);
         ExitCode::from(if self.is_input() { 2 } else { 1 })
     }
 
@@ -65,6 +67,8 @@ impl Failure {
         !matches!(
             self,
             Self::Runtime(_)
+                | Self::Json(_)
+                | Self::Output(_)
                 | Self::Run(
                     Error::Device { .. }
                         | Error::Runtime { .. }

@@ -7,7 +7,7 @@ use actors::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use state::metrics::{Report, StepMetrics};
 
-use crate::picture;
+use crate::{output, picture};
 
 /// Bars for the stage and for the step in it; lines where there is no terminal.
 pub(crate) struct Show {
@@ -31,7 +31,7 @@ impl Show {
 
     pub(crate) fn line(&self, text: &str) {
         if self.bars.is_hidden() {
-            eprintln!("{text}");
+            output::note(text);
         } else {
             let _ = self.bars.println(text);
         }
@@ -51,7 +51,11 @@ impl Show {
             Progress::DeviceLost { device, reason, after_ms } => {
                 self.line(&format!("  device {device} was lost ({reason}); it starts again in {after_ms} ms"));
             }
-            Progress::Stopping => self.line("  stopping; the same command goes on from here"),
+            Progress::Warning(text) => self.line(&format!("warning: {text}")),
+            Progress::AlreadyComplete => {
+                self.line("the run is already complete: nothing to do; `taper run` with --fresh begins anew");
+            }
+            Progress::Stopping => self.line("  stopping"),
         }
     }
 
@@ -99,7 +103,7 @@ fn step_line(m: &StepMetrics) -> Option<String> {
             times_plain(m.tokens_per_s, m.plain_tokens_per_s),
             m.idle_s,
             percent(m.idle_used_s, m.idle_s),
-            m.wall_s + m.checkpoint_s,
+            m.wall_s,
         )),
         "evaluate" => Some(format!(
             "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s",
@@ -116,7 +120,8 @@ fn times_plain(rate: f64, plain: f64) -> String {
 }
 
 fn percent(part: f64, whole: f64) -> String {
-    if whole > 0.0 { format!("{:.0} %", part / whole * 100.0) } else { "0 %".into() }
+    // A sum of nothing is -0, which adding 0 mends.
+    if whole > 0.0 { format!("{:.0} %", part / whole * 100.0 + 0.0) } else { "0 %".into() }
 }
 
 /// The report for people.

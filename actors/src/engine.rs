@@ -10,7 +10,9 @@ use std::time::Instant;
 use kernels::{NoiseKey, Pool};
 use models::Decoder;
 use models::drafter::Drafter;
+use models::train::Workspace;
 use state::plan;
+use state::speculation::Measured;
 
 use crate::error::{Error, Result};
 use crate::rollout::Rollout;
@@ -34,6 +36,11 @@ pub(crate) enum Command {
 /// What an engine reports.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Report {
+    /// So many answers ended: there is room for others.
+    Ended {
+        rollout: u64,
+        answers: usize,
+    },
     GroupDone {
         rollout: u64,
         group: usize,
@@ -79,7 +86,17 @@ impl Engine {
         let (commands, inbox) = channel();
         let body = move || {
             let pool = Arc::new(Pool::new(threads));
-            let mut state = State { inbox, later: VecDeque::new(), work: None, cycles: 0, fault_at, pool };
+            let workspace = Workspace::default();
+            let mut state = State {
+                inbox,
+                later: VecDeque::new(),
+                work: None,
+                kept: Vec::new(),
+                cycles: 0,
+                fault_at,
+                pool,
+                workspace,
+            };
             let result = catch_unwind(AssertUnwindSafe(|| state.serve(&report)));
             let reason = match result {
                 Ok(Ok(())) => return,
@@ -118,10 +135,13 @@ struct State {
     /// Commands met while polling for another.
     later: VecDeque<Command>,
     work: Option<Work>,
+    /// Drafters of the rollout before: those that learn nothing from weights go on.
+    kept: Vec<Option<Box<dyn Drafter>>>,
     cycles: u64,
     fault_at: Option<u64>,
     /// The device's threads; this one is the first of them.
     pool: Arc<Pool>,
+    workspace: Workspace,
 }
 
 impl State {
@@ -155,8 +175,8 @@ impl State {
             // It had stopped by itself.
             Command::Preempt => Ok(()),
             Command::Compute { update, part } => {
-                self.work = None;
-                update.compute(&self.pool, part)?;
+                self.put_away();
+                update.compute((&self.pool, &mut self.workspace), part);
                 report(Report::Computed { part });
                 Ok(())
             }
@@ -171,7 +191,13 @@ impl State {
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize) -> Result<()> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
-            let drafters = rollout.speculator.drafters(&rollout.target, &self.pool)?;
+            let mut drafters = rollout.speculator.drafters(&rollout.vocabulary, &self.pool)?;
+            self.put_away();
+            for ((new, old), kind) in drafters.iter_mut().zip(&mut self.kept).zip(&rollout.speculator.plan.drafters) {
+                if matches!(kind, plan::Drafter::Suffix { .. }) && old.is_some() {
+                    *new = old.take();
+                }
+            }
             let version = rollout.speculator.version();
             let pool = self.pool.clone();
             self.work = Some(Work { rollout: rollout.clone(), decoder, drafters, version, pool });
@@ -182,11 +208,23 @@ impl State {
         Ok(work.decoder.admit(group, &rollout.groups[group].prompt, &samples)?)
     }
 
+    fn put_away(&mut self) {
+        if let Some(work) = self.work.take() {
+            self.kept = work.drafters;
+        }
+    }
+
     fn cycle(&mut self, report: &dyn Fn(Report)) -> Result<()> {
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         self.cycles += 1;
         assert!(self.fault_at != Some(self.cycles), "a fault was asked for at cycle {}", self.cycles);
-        for group in work.cycle(self.cycles)? {
+        let before = work.decoder.running();
+        let complete = work.cycle(self.cycles)?;
+        let answers = before - work.decoder.running();
+        if answers > 0 {
+            report(Report::Ended { rollout: work.rollout.number, answers });
+        }
+        for group in complete {
             work.rollout.harvest(group);
             report(Report::GroupDone { rollout: work.rollout.number, group });
         }
@@ -204,7 +242,7 @@ impl State {
             }
             Err(std::sync::mpsc::TryRecvError::Empty) => false,
         };
-        let (batches, loss) = rollout.speculator.train(&self.pool, &rollout.target, stop)?;
+        let (batches, loss) = rollout.speculator.train(&self.pool, &rollout.vocabulary, stop)?;
         rollout.count(|c| {
             c.drafter_batches += batches;
             c.drafter_loss = if batches > 0 { loss } else { c.drafter_loss };
@@ -220,7 +258,7 @@ impl Work {
         if speculator.version() != self.version {
             // Hot swap between two cycles: only the learned drafter is replaced.
             self.version = speculator.version();
-            let fresh = speculator.drafters(&self.rollout.target, &self.pool)?;
+            let fresh = speculator.drafters(&self.rollout.vocabulary, &self.pool)?;
             for ((old, new), kind) in self.drafters.iter_mut().zip(fresh).zip(&speculator.plan.drafters) {
                 if matches!(kind, plan::Drafter::Eagle { .. }) {
                     *old = new;
@@ -240,7 +278,8 @@ impl Work {
         let seconds = began.elapsed().as_secs_f64();
         let plain_rate = {
             let mut controller = lock(&speculator.controller);
-            controller.observe(batch, strategy, cycle.tokens as u64, seconds, cycle.requests);
+            let (tokens, requests, catch_up_s) = (cycle.tokens as u64, cycle.requests, cycle.catch_up_s);
+            controller.observe(batch, strategy, Measured { tokens, requests, seconds, catch_up_s });
             controller.plain_rate(batch)
         };
         let is_learned = strategy

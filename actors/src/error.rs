@@ -36,6 +36,34 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The journal does not say where the run goes on.
+    #[error("{} holds a run that cannot go on: {problem}{}; restore {} from a backup, or begin anew with `taper run` and --fresh", dir.display(), newest_is(newest.as_ref()), dir.join("journal").display())]
+    Lost {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with its journal.
+        problem: String,
+        /// Its newest checkpoint, if it has one.
+        newest: Option<String>,
+        /// What the journal said.
+        source: Option<Box<state::Error>>,
+    },
+    /// A checkpoint that is needed cannot be used, and no older one can.
+    #[error("the checkpoint {} is missing or damaged, and no older one is whole; restore it from a backup, or begin anew with `taper run` and --fresh", path.display())]
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// The list of a checkpoint's parts is not what was written.
+    #[error("{} is damaged", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// The run draws its tokens with another noise function.
     #[error("the run in {} draws with noise version {found}, this taper has version {supported}; use the taper that began it", dir.display())]
     Noise {
@@ -68,7 +96,7 @@ pub enum Error {
     },
     /// The weights are no longer numbers.
     #[error(
-        "step {step} of stage {stage}: the gradient is {norm}; lower the learning rate and resume from an earlier run"
+        "step {step} of stage {stage}: the gradient is {norm}; lower the learning rate and begin anew with --fresh"
     )]
     NotFinite {
         /// Stage of the plan, from 0.
@@ -84,6 +112,10 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+}
+
+fn newest_is(newest: Option<&String>) -> String {
+    newest.map_or_else(String::new, |name| format!(" (its newest checkpoint is {name})"))
 }
 
 impl Error {

@@ -9,9 +9,13 @@ use models::load::export::{Precision, write_tensors};
 use models::load::load_part;
 use models::optim::AdamW;
 use models::{RawWeights, Weights, sha};
+use state::plan::{Plan, Step};
 
 use crate::error::{Error, Result};
 use crate::speculator::Published;
+
+/// Stage of a checkpoint, and steps of that stage that it holds; what names of checkpoints are made of.
+type Place = (u64, u64);
 
 /// What a run needs to go on.
 pub(crate) struct Checkpoint {
@@ -22,6 +26,8 @@ pub(crate) struct Checkpoint {
 
 /// Names of the parts and the hashes of their files.
 const MANIFEST: &str = "manifest.json";
+/// End of the names of checkpoints that are being written.
+const PARTIAL: &str = ".partial";
 
 #[derive(Debug, Clone)]
 pub(crate) struct RunFolder {
@@ -47,7 +53,7 @@ impl RunFolder {
 
     /// Writes a checkpoint beside its place, then moves it there.
     pub(crate) fn write(&self, name: &str, checkpoint: &Checkpoint) -> Result<()> {
-        let (place, partial) = (self.checkpoints().join(name), self.checkpoints().join(format!("{name}.partial")));
+        let (place, partial) = (self.checkpoints().join(name), self.checkpoints().join(format!("{name}{PARTIAL}")));
         remove(&partial)?;
         fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
         let written = self.write_parts(&partial, checkpoint);
@@ -82,41 +88,94 @@ impl RunFolder {
         sync(folder)
     }
 
-    /// Reads a checkpoint; `like` has the layout of its weights, `drafter` that of its drafter.
-    pub(crate) fn read(&self, name: &str, like: &Weights, drafter: Option<&Weights>) -> Result<Checkpoint> {
-        let folder = self.checkpoints().join(name);
-        let manifest = folder.join(MANIFEST);
-        let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
-        let damaged =
-            |e: serde_json::Error| Error::Runtime { reason: format!("{} is damaged: {e}", manifest.display()) };
-        let hashes: BTreeMap<String, String> = serde_json::from_str(&text).map_err(damaged)?;
-        let part = |name: &str| -> Result<Option<RawWeights>> {
-            let Some(hash) = hashes.get(name) else { return Ok(None) };
-            Ok(Some(load_part(&folder.join(format!("{name}.safetensors")), hash)?))
-        };
-        let need = |name: &str| Ok::<_, Error>(part(name)?.unwrap_or_default());
+    /// Reads a checkpoint; `like` has the layout of its weights. Its drafter is a part of its own, [`Self::drafter`].
+    pub(crate) fn read(&self, name: &str, like: &Weights) -> Result<Checkpoint> {
+        let need = |part: &str| Ok::<_, Error>(self.part(name, part)?.unwrap_or_default());
         let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &need("weights")?)?;
         let adam = AdamW::from_raw(&weights, &need("moments")?)?;
-        let drafter = match (part("drafter")?, drafter) {
-            (Some(raw), Some(like)) => {
-                let version = raw.tensors.get("version").map_or(0, |v| v.1[0] as u64);
-                let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
-                Some(Published { version, weights })
-            }
-            _ => None,
-        };
-        Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), drafter })
+        Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), drafter: None })
     }
 
-    /// Removes all but the `keep` newest checkpoints; names sort by age.
-    pub(crate) fn prune(&self, keep: usize) -> Result<()> {
-        let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(Error::io("read", &folder))?;
-        let mut names: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-        names.sort();
-        let old = names.len().saturating_sub(keep);
-        names[..old].iter().try_for_each(|path| remove(path))
+    /// Reads the drafter of a checkpoint, if it has one; `like` has the layout of its weights.
+    pub(crate) fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
+        let Some(raw) = self.part(name, "drafter")? else { return Ok(None) };
+        let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
+        let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
+        Ok(Some(Published { version, weights }))
     }
+
+    fn part(&self, name: &str, part: &str) -> Result<Option<RawWeights>> {
+        let folder = self.checkpoint(name);
+        let manifest = folder.join(MANIFEST);
+        let text = fs::read(&manifest).map_err(Error::io("read", &manifest))?;
+        let hashes: BTreeMap<String, String> =
+            serde_json::from_slice(&text).map_err(|source| Error::Manifest { path: manifest, source })?;
+        let Some(hash) = hashes.get(part) else { return Ok(None) };
+        Ok(Some(load_part(&folder.join(format!("{part}.safetensors")), hash)?))
+    }
+
+    /// Folder of a checkpoint.
+    pub(crate) fn checkpoint(&self, name: &str) -> PathBuf {
+        self.checkpoints().join(name)
+    }
+
+    /// Name of the checkpoint that is furthest in the run.
+    pub(crate) fn newest(&self) -> Option<String> {
+        let whole = self.entries().into_iter().filter(|(_, name)| !name.ends_with(PARTIAL));
+        whole.max().map(|(_, name)| name)
+    }
+
+    /// Folders of checkpoints, half-written ones included; whatever else is there is not the run's.
+    fn entries(&self) -> Vec<(Place, String)> {
+        let Ok(entries) = fs::read_dir(self.checkpoints()) else { return Vec::new() };
+        let folders = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        let names = folders.filter_map(|e| e.file_name().into_string().ok());
+        names.filter_map(|name| Some((place(&name)?, name))).collect()
+    }
+
+    /// Removes all but the `keep` newest checkpoints up to `newest`, which has just been written and stays. What is
+    /// further is of a journal that has lost its end: it is written again when the run comes there.
+    pub(crate) fn prune(&self, newest: &str, keep: usize) -> Result<()> {
+        let Some(at) = place(newest) else { return Ok(()) };
+        let (partial, mut older): (Vec<_>, Vec<_>) = self
+            .entries()
+            .into_iter()
+            .filter(|(place, name)| *place <= at && name != newest)
+            .partition(|(_, name)| name.ends_with(PARTIAL));
+        older.sort();
+        older.truncate((older.len() + 1).saturating_sub(keep.max(1)));
+        partial.iter().chain(&older).try_for_each(|(_, name)| remove(&self.checkpoint(name)))
+    }
+
+    /// Removes checkpoints, and the exports of a plan; other files stay.
+    pub(crate) fn clear(&self, plan: &Plan) -> Result<()> {
+        for (_, name) in self.entries() {
+            remove(&self.checkpoint(&name))?;
+        }
+        // Fails, as it should, if there is something else in it.
+        let _ = fs::remove_dir(self.checkpoints());
+        plan.steps.iter().filter_map(|step| self.exported(step)).try_for_each(|folder| remove(&folder))
+    }
+
+    /// The folder of an export of this run, if the step has written one inside the run's folder.
+    fn exported(&self, step: &Step) -> Option<PathBuf> {
+        let Step::Export(export) = step else { return None };
+        let own = [self.dir.clone(), self.journal(), self.checkpoints()];
+        let folder = self.dir.join(&export.to);
+        let is_model = folder.join("config.json").is_file() && folder.join("model.safetensors").is_file();
+        // Links are followed to see where it is.
+        let (dir, real) = (self.dir.canonicalize().ok()?, folder.canonicalize().ok()?);
+        let is_inside =
+            real.starts_with(dir) && !own.iter().any(|o| o.canonicalize().is_ok_and(|o| o.starts_with(&real)));
+        (is_model && is_inside).then_some(folder)
+    }
+}
+
+/// The numbers in the name of a checkpoint, `STAGE-STEPS`.
+fn place(name: &str) -> Option<Place> {
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
+    let (stage, steps) = name.strip_suffix(PARTIAL).unwrap_or(name).split_once('-')?;
+    Some((number(stage)?, number(steps)?))
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -129,3 +188,6 @@ fn remove(folder: &Path) -> Result<()> {
 fn sync(path: &Path) -> Result<()> {
     fs::File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("write", path))
 }
+
+#[cfg(test)]
+mod tests;

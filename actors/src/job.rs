@@ -7,9 +7,9 @@ use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
 use models::{Config, Target, Weights};
-use state::plan::{Compute, Model, Plan};
+use state::plan::{Compute, Model, Plan, Source, Step};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Everything of a run that does not change while it runs.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) rope: RopeTable,
     /// The weights the run started from.
     pub(crate) initial: Weights,
+    /// How often each token stands in the data, as far as it is listed.
+    pub(crate) seen: Vec<u64>,
 }
 
 impl Job {
@@ -51,12 +53,51 @@ impl Job {
             }
         };
         let rope = Target::rope_table(&config);
-        Ok(Self { plan: plan.clone(), config, tokenizer, chat_source, chat, dataset, rope, initial })
+        let seen = vec![0; config.vocab];
+        let mut job = Self { plan: plan.clone(), config, tokenizer, chat_source, chat, dataset, rope, initial, seen };
+        job.read_problems()?;
+        Ok(job)
+    }
+
+    /// Finds problems that would stop the run later on, and counts tokens.
+    fn read_problems(&mut self) -> Result<()> {
+        let Source::Jsonl(path) = &self.plan.data.source else { return Ok(()) };
+        let mut seen = vec![0; self.config.vocab];
+        for (i, problem) in self.dataset.listed().iter().enumerate() {
+            let tokens = self.tokens(problem).map_err(|error| match error {
+                Error::Model(reason) => Error::Model(models::Error::Problem {
+                    path: path.clone(),
+                    number: i + 1,
+                    question: problem.question.chars().take(40).collect(),
+                    reason: Box::new(reason),
+                }),
+                other => other,
+            })?;
+            tokens.iter().for_each(|token| seen[*token as usize] += 1);
+        }
+        self.seen = seen;
+        Ok(())
+    }
+
+    /// Tokens of a problem and its solution; an error if they cannot be used.
+    fn tokens(&self, problem: &Problem) -> Result<Vec<u32>> {
+        let prompt = self.prompt(problem)?;
+        let (tokens, positions_max) = (prompt.len(), self.config.positions_max);
+        if tokens == 0 || tokens >= positions_max {
+            return Err(models::Error::PromptLength { tokens, positions_max }.into());
+        }
+        match self.solution(problem) {
+            Ok(sequence) => Ok(sequence.tokens),
+            // Only learning from solutions needs to read them.
+            Err(_) if !self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_))) => Ok(prompt),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn prompt(&self, problem: &Problem) -> Result<Vec<u32>> {
         let text = self.dataset.prompt(problem, self.chat.as_ref())?;
-        Ok(self.tokenizer.encode(&text)?)
+        // A chat template writes its own special tokens.
+        Ok(if self.plan.data.chat { self.tokenizer.encode(&text)? } else { self.tokenizer.encode_first(&text)? })
     }
 
     /// A worked solution to learn from, with the token that ends it.

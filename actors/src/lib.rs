@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod folder;
 mod job;
+mod past;
 mod progress;
 mod recorder;
 mod rewarder;
@@ -19,5 +20,6 @@ mod update;
 
 pub use engine::Fault;
 pub use error::{Error, Result};
+pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
-pub use run::{Options, inspect, run};
+pub use run::{Options, run};

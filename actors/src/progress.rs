@@ -50,6 +50,10 @@ pub enum Progress {
         /// When, in milliseconds.
         after_ms: u64,
     },
+    /// Something that an earlier session left cannot be used, and the run goes on without it.
+    Warning(String),
+    /// All steps were done before: there is nothing to do.
+    AlreadyComplete,
     /// The run is ending because the user asked for it.
     Stopping,
 }

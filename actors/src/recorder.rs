@@ -62,15 +62,14 @@ impl Books {
             Record::Commit { event, checkpoint } => (event, checkpoint, true),
             Record::Note(event) => (event, None, false),
         };
-        let has_checkpoint = checkpoint.is_some();
-        if let Some((name, checkpoint)) = checkpoint {
-            self.folder.write(&name, &checkpoint)?;
+        if let Some((name, checkpoint)) = &checkpoint {
+            self.folder.write(name, checkpoint)?;
         }
         self.journal.append(&event)?;
         self.journal.commit()?;
-        if has_checkpoint {
+        if let Some((name, _)) = &checkpoint {
             // Only now is the older one not needed any more.
-            self.folder.prune(self.keep)?;
+            self.folder.prune(name, self.keep)?;
         }
         Ok(is_awaited)
     }

@@ -59,9 +59,9 @@ impl Scoring {
         let tokens = &answer.tokens[answer.prompt..];
         let text = self.job.tokenizer.decode(tokens);
         let answer = reward::Answer {
-            text: &text,
+            text: self.job.dataset.attempt(&text),
             reference: &problem.answer,
-            solution: problem.solution.as_deref(),
+            solution: problem.solution.as_deref().map(|text| self.job.dataset.attempt(text)),
             tokens: tokens.len(),
             tokens_max: rollout.decoding.tokens_max,
             truncated: answer.truncated,

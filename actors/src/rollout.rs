@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use kernels::NoiseKey;
 use models::data::Problem;
+use models::drafter::Vocabulary;
 use models::{Answer, Decoding, Target};
 
 use crate::speculator::{Speculator, lock};
@@ -38,6 +39,7 @@ pub(crate) struct Rollout {
     pub(crate) decoding: Decoding,
     pub(crate) groups: Vec<Group>,
     pub(crate) speculator: Arc<Speculator>,
+    pub(crate) vocabulary: Arc<Vocabulary>,
     /// Answers by group, in the order of their samples once a group is complete.
     answers: Vec<Mutex<Vec<Answer>>>,
     counts: Mutex<Counts>,
@@ -52,7 +54,8 @@ impl Rollout {
         speculator: Arc<Speculator>,
     ) -> Self {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
-        Self { number, target, decoding, groups, speculator, answers, counts: Mutex::default() }
+        let vocabulary = speculator.vocabulary(&target);
+        Self { number, target, decoding, groups, speculator, vocabulary, answers, counts: Mutex::default() }
     }
 
     /// Forgets what a lost device had made of a group.

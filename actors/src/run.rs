@@ -10,22 +10,25 @@ use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
 use state::plan::{Drafter, Plan};
-use state::run::RunState;
+use state::run::{Position, RunState};
 use tokio::sync::oneshot;
 
 use crate::engine::Fault;
 use crate::error::{Error, Result};
-use crate::folder::RunFolder;
+use crate::folder::{Checkpoint, RunFolder};
 use crate::job::Job;
+use crate::past::Past;
 use crate::progress::{Ended, Observer, Progress};
-use crate::speculator::Speculator;
+use crate::speculator::{Published, Speculator};
 use crate::supervisor::{Message, Setup, Supervisor};
 
 /// How to run a plan.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Folder of the run: its journal, checkpoints and exports.
     pub dir: PathBuf,
+    /// Remove what an earlier run left in the folder, and begin anew. Other files stay.
+    pub fresh: bool,
     /// A device that fails on purpose.
     pub fault: Option<Fault>,
 }
@@ -61,22 +64,6 @@ pub async fn run(
     result.unwrap_or_else(|_| Err(Error::Runtime { reason: "the supervisor ended without a result".into() }))
 }
 
-/// What the journal in a run's folder says.
-///
-/// # Errors
-/// If there is no run, or its journal cannot be read.
-pub fn inspect(dir: &Path) -> Result<RunState> {
-    let folder = RunFolder::new(dir);
-    if !folder.journal().is_dir() {
-        return Err(Error::NoRun { dir: dir.into() });
-    }
-    let state = RunState::replay(&SledJournal::open_read_only(&folder.journal())?.events()?);
-    if state.plan.is_none() {
-        return Err(Error::NoRun { dir: dir.into() });
-    }
-    Ok(state)
-}
-
 /// Everything the supervisor starts with; nothing if the run is complete.
 fn prepare(
     plan: &Plan,
@@ -84,16 +71,26 @@ fn prepare(
     observer: Observer,
     ended: oneshot::Sender<Result<Ended>>,
 ) -> Result<Option<Setup>> {
-    // First the model and the data: a mistake there leaves no folder behind.
+    let folder = RunFolder::new(&options.dir);
+    if SledJournal::is_in_use(&folder.journal()) {
+        return Err(state::Error::InUse { dir: folder.journal() }.into());
+    }
+    if !options.fresh {
+        let past = Past::read(&folder)?;
+        check(&past.state, plan, &options.dir)?;
+        if past.state.is_complete {
+            observer.tell(Progress::AlreadyComplete);
+            return Ok(None);
+        }
+        past.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
+    }
+    // Then the model and the data: a mistake there leaves no folder behind, and an earlier run as it was.
     let job = Arc::new(Job::load(plan)?);
     std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
-    let folder = RunFolder::new(&options.dir);
-    let mut journal = SledJournal::open(&folder.journal())?;
-    let state = RunState::replay(&journal.events()?);
-    check(&state, plan, &options.dir)?;
-    if state.is_complete {
-        return Ok(None);
-    }
+    let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
+    let events = journal.events()?;
+    let state = RunState::replay(&events);
+    let (position, from) = start(&folder, &job, &events, &observer)?;
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
         journal.append(&Event::RunStarted { plan: Box::new(plan.clone()), plan_sha256: hash(plan), noise_version })?;
@@ -102,18 +99,76 @@ fn prepare(
     let kernels = kernels::variant().to_owned();
     journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels })?;
     journal.commit()?;
-    let drafter = drafter_layout(&job)?;
-    let from = match &state.checkpoint {
-        Some(name) => Some(folder.read(name, &job.initial, drafter.as_ref())?),
-        None => None,
-    };
     let (weights, adam, published) = match from {
         Some(from) => (from.weights, Some(from.adam), from.drafter),
         None => (Arc::new(job.initial.clone()), None, None),
     };
-    let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, published));
-    let (fault, position) = (options.fault, state.next);
+    let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, published, job.seen.clone()));
+    let fault = options.fault;
     Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, fault, observer, ended }))
+}
+
+/// An empty journal, after removing what the run in the folder has made.
+fn begin_anew(folder: &RunFolder, plan: &Plan) -> Result<SledJournal> {
+    let was_run = folder.journal().is_dir() || folder.newest().is_some();
+    let earlier = SledJournal::open_read_only(&folder.journal()).and_then(|journal| journal.events());
+    let journal = SledJournal::begin_anew(&folder.journal())?;
+    // A model in a folder that no run was in is somebody's.
+    if was_run {
+        let earlier = earlier.ok().and_then(|events| RunState::replay(&events).plan);
+        folder.clear(earlier.as_deref().unwrap_or(plan))?;
+    }
+    Ok(journal)
+}
+
+/// Where to go on, and from which checkpoint: the newest that can be read. What follows an older one is done again, with
+/// the same result.
+fn start(
+    folder: &RunFolder,
+    job: &Job,
+    mut events: &[Event],
+    observer: &Observer,
+) -> Result<(Position, Option<Checkpoint>)> {
+    let mut damaged = None;
+    loop {
+        let state = RunState::replay(events);
+        let Some(name) = state.checkpoint else { return damaged.map_or(Ok((state.next, None)), Err) };
+        match folder.read(&name, &job.initial) {
+            Ok(mut checkpoint) => {
+                if let Some(error) = damaged {
+                    observer.tell(Progress::Warning(older(&name, &error)));
+                }
+                checkpoint.drafter = drafter(folder, &name, job, observer)?;
+                return Ok((state.next, Some(checkpoint)));
+            }
+            Err(source) => {
+                let path = folder.checkpoint(&name);
+                damaged.get_or_insert(Error::Checkpoint { path, source: Box::new(source) });
+            }
+        }
+        let is_older = |event: &Event| matches!(event, Event::StepCommitted { checkpoint: Some(c), .. } if *c != name);
+        events = &events[..events.iter().rposition(is_older).map_or(0, |at| at + 1)];
+    }
+}
+
+fn older(name: &str, error: &Error) -> String {
+    match error {
+        Error::Checkpoint { path, source } => {
+            format!("the checkpoint {} cannot be used ({source}); going on from {name}", path.display())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The drafter of a checkpoint; one that does not fit is as good as none, because it changes no token.
+fn drafter(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Option<Published>> {
+    let Some(like) = drafter_layout(job)? else { return Ok(None) };
+    Ok(folder.drafter(name, &like).unwrap_or_else(|error| {
+        let path = folder.checkpoint(name);
+        let text = format!("the drafter in {} cannot be used ({error}); a new one is trained", path.display());
+        observer.tell(Progress::Warning(text));
+        None
+    }))
 }
 
 fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kernels::Pool;
 use models::drafter::eagle::Eagle;
 use models::drafter::learn::{Example, Learner};
+use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Drafter, suffix::Suffix};
 use models::{Answer, Config, Target, Weights};
 use state::plan::{self, Speculation};
@@ -28,6 +29,8 @@ pub(crate) struct Speculator {
     published: Mutex<Option<Published>>,
     learner: Mutex<Option<Learner>>,
     buffer: Mutex<VecDeque<Example>>,
+    /// How often each token was seen, in the data and in rollouts.
+    seen: Mutex<Vec<u64>>,
     seed: u64,
 }
 
@@ -37,7 +40,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Speculator {
-    pub(crate) fn new(plan: &Speculation, config: &Config, seed: u64, published: Option<Published>) -> Self {
+    pub(crate) fn new(
+        plan: &Speculation,
+        config: &Config,
+        seed: u64,
+        published: Option<Published>,
+        seen: Vec<u64>,
+    ) -> Self {
         Self {
             plan: plan.clone(),
             config: config.clone(),
@@ -45,6 +54,7 @@ impl Speculator {
             published: Mutex::new(published),
             learner: Mutex::new(None),
             buffer: Mutex::new(VecDeque::new()),
+            seen: Mutex::new(seen),
             seed,
         }
     }
@@ -70,8 +80,18 @@ impl Speculator {
         lock(&self.published).as_ref().map_or(0, |p| p.version)
     }
 
+    /// The tokens that are drafted for this target, from what was seen so far.
+    pub(crate) fn vocabulary(&self, target: &Arc<Target>) -> Arc<Vocabulary> {
+        let ids = self.eagle_ffn().and_then(|_| frequent(&lock(&self.seen)));
+        Arc::new(Vocabulary::of(target, ids.as_ref()))
+    }
+
     /// The drafters of one device; the learned one only once a version was published.
-    pub(crate) fn drafters(&self, target: &Arc<Target>, pool: &Arc<Pool>) -> Result<Vec<Option<Box<dyn Drafter>>>> {
+    pub(crate) fn drafters(
+        &self,
+        vocabulary: &Arc<Vocabulary>,
+        pool: &Arc<Pool>,
+    ) -> Result<Vec<Option<Box<dyn Drafter>>>> {
         let published = self.published();
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
             Ok(match (d, &published) {
@@ -79,7 +99,7 @@ impl Speculator {
                     Some(Box::new(Suffix::new(*match_min, *match_max)))
                 }
                 (plan::Drafter::Eagle { ffn }, Some(p)) => {
-                    Some(Box::new(Eagle::new(target.clone(), &p.weights, *ffn, pool.clone())?))
+                    Some(Box::new(Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?))
                 }
                 (plan::Drafter::Eagle { .. }, None) => None,
             })
@@ -90,6 +110,13 @@ impl Speculator {
     /// Takes in finished answers; the oldest leave when there are too many tokens.
     pub(crate) fn collect(&self, answers: &[Answer]) {
         let Some(training) = &self.plan.training else { return };
+        let mut seen = lock(&self.seen);
+        for token in answers.iter().flat_map(|a| &a.tokens[a.prompt..]) {
+            if let Some(count) = seen.get_mut(*token as usize) {
+                *count += 1;
+            }
+        }
+        drop(seen);
         let mut buffer = lock(&self.buffer);
         buffer.extend(answers.iter().filter_map(|a| Example::of(a, self.config.hidden, training.tokens_max)));
         let mut tokens: usize = buffer.iter().map(Example::tokens).sum();
@@ -99,7 +126,12 @@ impl Speculator {
     }
 
     /// Trains the drafter, longest answers first, until `stop` says so. Returns micro-batches and the last loss.
-    pub(crate) fn train(&self, pool: &Pool, target: &Target, mut stop: impl FnMut() -> bool) -> Result<(u64, f64)> {
+    pub(crate) fn train(
+        &self,
+        pool: &Pool,
+        vocabulary: &Vocabulary,
+        mut stop: impl FnMut() -> bool,
+    ) -> Result<(u64, f64)> {
         let (Some(training), Some(ffn)) = (&self.plan.training, self.eagle_ffn()) else { return Ok((0, 0.0)) };
         let mut held = lock(&self.learner);
         let learner = match held.as_mut() {
@@ -118,7 +150,7 @@ impl Speculator {
             if batch.is_empty() {
                 break;
             }
-            loss = learner.learn(pool, target, &batch)?;
+            loss = learner.learn(pool, vocabulary, &batch)?;
             batches += 1;
             if batches % training.publish_every as u64 == 0 {
                 self.publish(learner.weights());

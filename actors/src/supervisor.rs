@@ -102,6 +102,9 @@ pub(crate) struct State {
     activity: Activity,
     metrics: StepMetrics,
     began: Instant,
+    /// When the newest step went to the recorder, and how long the one before took there.
+    recorded_from: Instant,
+    recording_s: f64,
     rollouts: u64,
     fault: Option<Fault>,
     observer: Observer,
@@ -136,6 +139,8 @@ impl Actor for Supervisor {
             activity: Activity::Recording { pending: 0, then: None },
             metrics: StepMetrics::default(),
             began: Instant::now(),
+            recorded_from: Instant::now(),
+            recording_s: 0.0,
             clock: Instant::now(),
             rollouts: 0,
             ended: Some(ended),
@@ -239,6 +244,7 @@ impl State {
             return;
         }
         match report {
+            Report::Ended { rollout, answers } => self.answers_ended(device, rollout, answers),
             Report::GroupDone { rollout, group } => self.group_done(device, epoch, rollout, group),
             Report::DrafterStopped { training } => self.drafter_stopped(device, epoch, training),
             Report::Computed { part } => self.computed(device, epoch, part),

@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use kernels::{Pool, RopeTable};
-use models::optim::{AdamW, Gradients, learning_rate, tree_sum};
-use models::train::{Sequence, gradient, log_probs};
-use models::{Answer, Config, Target, Weights};
+use kernels::Pool;
+use models::optim::{AdamW, TreeSum, learning_rate};
+use models::train::{Sequence, Workspace, gradient, log_probs};
+use models::{Answer, Target, Weights};
 use state::algorithm::token_signal;
 use state::plan::{Grpo, Optimizer};
 
-use crate::error::Result;
 use crate::speculator::lock;
 
 /// A sequence, and for reinforcement its recorded log-probabilities and its advantage.
@@ -30,8 +29,7 @@ pub(crate) enum Objective {
 }
 
 pub(crate) struct Update {
-    pub(crate) config: Config,
-    pub(crate) rope: RopeTable,
+    pub(crate) target: Target,
     pub(crate) weights: Arc<Weights>,
     pub(crate) objective: Objective,
     pub(crate) tokens: usize,
@@ -41,9 +39,22 @@ pub(crate) struct Update {
     pub(crate) step: (usize, usize),
     /// Moments before the step.
     pub(crate) adam: Arc<AdamW>,
-    pub(crate) parts: Vec<Vec<Item>>,
-    pub(crate) gradients: Vec<Mutex<Option<(Gradients, f64)>>>,
+    pub(crate) parts: Arc<Vec<Vec<Item>>>,
+    pub(crate) sums: Mutex<Sums>,
     pub(crate) outcome: Mutex<Option<Outcome>>,
+}
+
+/// What the micro-batches so far add up to.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    gradients: TreeSum,
+    losses: Vec<f64>,
+}
+
+impl Sums {
+    pub(crate) fn new(parts: usize) -> Mutex<Self> {
+        Mutex::new(Self { gradients: TreeSum::new(parts), losses: vec![0.0; parts] })
+    }
 }
 
 /// What a step made.
@@ -56,24 +67,40 @@ pub(crate) struct Outcome {
 }
 
 impl Update {
+    /// The same step from the beginning, for when a device was lost with its part of the sum.
+    pub(crate) fn anew(&self) -> Self {
+        Self {
+            target: self.target.clone(),
+            weights: self.weights.clone(),
+            objective: self.objective.clone(),
+            optimizer: self.optimizer.clone(),
+            adam: self.adam.clone(),
+            parts: self.parts.clone(),
+            sums: Sums::new(self.parts.len()),
+            outcome: Mutex::new(None),
+            ..*self
+        }
+    }
+
     /// Gradient of one micro-batch; the same bits on any device.
-    pub(crate) fn compute(&self, pool: &Pool, part: usize) -> Result<()> {
+    pub(crate) fn compute(&self, (pool, workspace): (&Pool, &mut Workspace), part: usize) {
         let items = self.learned(part);
         let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence.clone()).collect();
         let mut loss = 0.0;
-        let gradients = if sequences.is_empty() {
-            self.weights.zeros()
-        } else {
+        let mut gradients = self.weights.zeros();
+        if !sequences.is_empty() {
             let reference = self.reference(pool, &sequences);
             let signal = |now: &[Vec<f32>]| {
                 let (total, slopes) = self.signal(&items, now, reference.as_deref());
                 loss = total;
                 slopes
             };
-            gradient(pool, &self.config, &self.weights, &self.rope, &sequences, self.inverse_temperature, signal)?
-        };
-        *lock(&self.gradients[part]) = Some((gradients, loss));
-        Ok(())
+            let inverse = self.inverse_temperature;
+            gradient((pool, workspace), &self.target, &sequences, inverse, signal, &mut gradients);
+        }
+        let mut sums = lock(&self.sums);
+        sums.losses[part] = loss;
+        sums.gradients.insert(part, gradients);
     }
 
     /// Items that pull the weights: an advantage of zero without a KL term adds exactly nothing.
@@ -111,11 +138,13 @@ impl Update {
         (total, slopes)
     }
 
-    /// Sums all micro-batches and takes the step.
+    /// Takes the step, once all micro-batches are in.
     pub(crate) fn finish(&self, pool: &Pool) {
-        let parts: Vec<(Gradients, f64)> = self.gradients.iter().filter_map(|g| lock(g).take()).collect();
-        let loss = parts.iter().map(|p| p.1).sum();
-        let sum = tree_sum(parts.into_iter().map(|p| p.0).collect());
+        let (loss, sum) = {
+            let mut sums = lock(&self.sums);
+            let Some(sum) = sums.gradients.take() else { return };
+            (sums.losses.iter().sum(), sum)
+        };
         let mut adam = (*self.adam).clone();
         let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
         let (weights, norm) = adam.step(pool, &self.weights, &sum, &self.optimizer, lr);

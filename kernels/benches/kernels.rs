@@ -34,6 +34,7 @@ fn main() {
         forward(&pool, floor, &mut table);
         backward(&pool, floor, &mut table);
         attention(&pool, floor, &mut table);
+        small(&pool, floor, &mut table);
     }
     table.write();
 }
@@ -213,6 +214,33 @@ fn backward(pool: &Pool, floor: Floor, table: &mut Table) {
     }
 }
 
+/// Matrices of the quickstart's model: few features, many rows.
+fn small(pool: &Pool, floor: Floor, table: &mut Table) {
+    for ([n, k], names) in [
+        ([352, 128], ["wide linear", "wide input gradient", "wide weight gradient"]),
+        ([128, 352], ["narrow linear", "narrow input gradient", "narrow weight gradient"]),
+    ] {
+        let weight = Matrix::new(&Arc::new(values(5, kernels::packed_len(n, k))), n, k, Storage::F32);
+        for rows in [4, 8, 16, 1536] {
+            let (x, g) = (values(1, rows * k), values(2, rows * n));
+            let (mut y, mut dx, mut dw) = (g.clone(), x.clone(), vec![0.0; kernels::packed_len(n, k)]);
+            // What one call does is too short to time.
+            let calls = 1536 / rows;
+            let least = floor.seconds(0.0, (2 * rows * n * k * calls) as f64);
+            let many = |f: &mut dyn FnMut()| time(7, || (0..calls).for_each(|_| f()));
+            let (threads, dtype) = (pool.threads(), "f32");
+            let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
+            table.add(row(names[0], many(&mut || linear(pool, &x, &weight, &mut y))));
+            if rows > 16 {
+                table.add(row(names[1], many(&mut || input_gradient(pool, &g, &weight, &mut dx, false))));
+                let mut turned = Turned::default();
+                let seconds = many(&mut || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
+                table.add(row(names[2], seconds));
+            }
+        }
+    }
+}
+
 fn attention(pool: &Pool, floor: Floor, table: &mut Table) {
     let shape = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
     let lengths = [256; 8];
@@ -258,7 +286,7 @@ impl Table {
         let ms = seconds * 1e3;
         if self.rows.is_empty() {
             println!(
-                "{:<20} {:>5} {:>7} {:>5} {:>9} {:>8} {:>7} {:>9}",
+                "{:<22} {:>5} {:>7} {:>5} {:>9} {:>8} {:>7} {:>9}",
                 "", "rows", "threads", "", "ms", "of floor", "to 1", "to candle"
             );
         }
@@ -266,7 +294,7 @@ impl Table {
         let to_one = (one_row > 0.0).then(|| seconds / one_row);
         let to_candle = candle.map(|c| c / seconds);
         println!(
-            "{name:<20} {rows:>5} {threads:>7} {dtype:>5} {ms:>9.2} {:>7.0}% {:>7} {:>9}",
+            "{name:<22} {rows:>5} {threads:>7} {dtype:>5} {ms:>9.2} {:>7.0}% {:>7} {:>9}",
             least / seconds * 100.0,
             times(to_one),
             times(to_candle)

@@ -215,7 +215,8 @@ fn attend_head(
     mixed.fill(0.0);
     done = 0;
     for run in context.shared {
-        let strides = Strides { x_row: stride, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
+        let strides =
+            Strides { x_row: stride, x_step: 1, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
         if run.rows > 0 {
             let (x, w) = (&scores[done..], run.heads[kv_head].values.as_slice());
             multiply(Operands { x, w, shape: [rows, run.rows, padded], strides, keep: true }, mixed);

@@ -1,5 +1,7 @@
 //! `y = x Wᵀ` over packed weights, and its backward. All three products run through one tile loop.
 
+use std::ops::Range;
+
 use crate::dispatch::simd;
 use crate::matrix::{Matrix, PANEL, Panels};
 use crate::pool::{Pool, Shares};
@@ -97,7 +99,6 @@ simd! {
 /// Memory that calls of [`weight_gradient`] reuse.
 #[derive(Debug, Default)]
 pub struct Turned {
-    x: Vec<f32>,
     grad: Vec<f32>,
 }
 
@@ -110,40 +111,30 @@ pub fn weight_gradient(pool: &Pool, x: &[f32], grad: &[f32], dw: &mut [f32], [n,
     let rows = x.len() / k;
     let panels = n.div_ceil(PANEL);
     assert!(x.len() == rows * k && grad.len() == rows * n && dw.len() == panels * k * PANEL, "gradient of ({n}, {k})");
-    turned.x.resize(k * rows, 0.0);
-    let shares = Shares::of(&mut turned.x);
-    pool.split(k, PANEL, |columns| {
-        // SAFETY: ranges of a split are disjoint.
-        transpose(x, k, columns.start, unsafe { shares.part(columns.start * rows..columns.end * rows) });
-    });
     turned.grad.resize(panels * rows * PANEL, 0.0);
-    for (panel, to) in turned.grad.chunks_exact_mut(rows * PANEL).enumerate() {
-        let lanes = panel * PANEL..n.min((panel + 1) * PANEL);
-        for (to, row) in to.chunks_exact_mut(PANEL).zip(grad.chunks_exact(n)) {
-            to[..lanes.len()].copy_from_slice(&row[lanes.clone()]);
-            to[lanes.len()..].fill(0.0);
+    let shares = Shares::of(&mut turned.grad);
+    pool.split(panels, 1, |panels| {
+        for panel in panels {
+            // SAFETY: ranges of a split are disjoint.
+            let to = unsafe { shares.part(panel * rows * PANEL..(panel + 1) * rows * PANEL) };
+            pack_panel(grad, n, panel * PANEL..n.min((panel + 1) * PANEL), to);
         }
-    }
-    let (x, w) = (turned.x.as_slice(), turned.grad.as_slice());
-    let strides = Strides { y_row: PANEL, y_panel: k * PANEL, ..Strides::packed(rows, 0) };
+    });
+    // Input features are the rows of this product, batch rows its depth: x is read column by column where it stands.
+    let strides = Strides { x_row: 1, x_step: k, y_row: PANEL, y_panel: k * PANEL, ..Strides::packed(rows, 0) };
     let shape = [k, rows, panels * PANEL];
-    product(pool, Operands { x, w, shape, strides, keep: true }, dw);
+    product(pool, Operands { x, w: turned.grad.as_slice(), shape, strides, keep: true }, dw);
 }
 
-simd! {
-    /// Columns of x `(rows, k)` from `first` on, each as a row of `to`.
-    fn transpose(x: &[f32], k: usize, first: usize, to: &mut [f32]) {
-        let rows = x.len() / k;
-        if rows == 0 {
-            return;
-        }
-        for (block, columns) in to.chunks_mut(PANEL * rows).enumerate() {
-            let from = first + block * PANEL;
-            let width = columns.len() / rows;
-            for row in 0..rows {
-                for (column, value) in x[row * k + from..][..width].iter().enumerate() {
-                    columns[column * rows + row] = *value;
-                }
+/// Some columns of g `(r, n)` become a panel.
+fn pack_panel(grad: &[f32], n: usize, columns: Range<usize>, to: &mut [f32]) {
+    let width = columns.len();
+    for (to, row) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(grad.chunks_exact(n)) {
+        match row[columns.start..].first_chunk() {
+            Some(row) if width == PANEL => *to = *row,
+            _ => {
+                to[..width].copy_from_slice(&row[columns.clone()]);
+                to[width..].fill(0.0);
             }
         }
     }

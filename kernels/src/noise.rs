@@ -98,6 +98,29 @@ simd! {
     }
 }
 
+/// [`perturb`] for some tokens only: logits of these `ids`.
+pub fn perturb_some(logits: &[f32], ids: &[u32], temperature: f32, key: &NoiseKey, position: u32, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend_from_slice(logits);
+    if temperature != 0.0 {
+        add_noise_of(out, ids, 1.0 / temperature, key, position);
+    }
+}
+
+simd! {
+    fn add_noise_of(logits: &mut [f32], ids: &[u32], inverse: f32, key: &NoiseKey, position: u32) {
+        for (logits, ids) in logits.chunks_mut(16).zip(ids.chunks(16)) {
+            let mut words = [0; 16];
+            for (word, id) in words.iter_mut().zip(ids) {
+                *word = key.words(position, id / 4)[(id % 4) as usize];
+            }
+            for (logit, word) in logits.iter_mut().zip(words) {
+                *logit = *logit * inverse + gumbel(word);
+            }
+        }
+    }
+}
+
 /// No noise is larger: `-ln(-ln(1 - 2^-33))`, rounded up.
 const GUMBEL_MAX: f32 = 22.9;
 /// Covers the rounding of [`gumbel`], which is increasing only up to it.

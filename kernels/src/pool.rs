@@ -23,6 +23,8 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Held by the one caller that the helpers work for.
+    turn: Mutex<()>,
     job: Mutex<Job>,
     wake: Condvar,
     /// Number of the newest job; helpers poll it before they sleep.
@@ -59,6 +61,9 @@ impl Default for Pool {
     }
 }
 
+/// Parts of a split for each thread.
+const PARTS: usize = 3;
+
 impl Pool {
     /// A pool of `threads` threads, the caller included.
     ///
@@ -82,7 +87,8 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Calls `task` once for every part, on any of the threads, and returns when all parts are done.
+    /// Calls `task` once for every part, on any of the threads, and returns when all parts are done. While the threads are at
+    /// work for another caller, this one does all parts itself.
     ///
     /// # Panics
     /// If a part panics.
@@ -90,6 +96,8 @@ impl Pool {
         if self.helpers.is_empty() || parts <= 1 {
             return (0..parts).for_each(task);
         }
+        let Ok(_turn) = self.shared.turn.try_lock() else { return (0..parts).for_each(task) };
+        self.shared.has_panicked.store(false, Ordering::Relaxed);
         // SAFETY: only the lifetime is forgotten; `finish` waits until no helper can use the pointer any more.
         let forgotten = TaskPointer(unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) });
         self.shared.begin(forgotten, parts);
@@ -99,10 +107,11 @@ impl Pool {
         assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a part of a kernel panicked");
     }
 
-    /// Splits `0..len` into ranges whose bounds are multiples of `grain`, about one for each thread, and runs them.
+    /// Splits `0..len` into ranges whose bounds are multiples of `grain`, a few for each thread, so that one that is held up
+    /// does not hold up all, and runs them.
     pub fn split(&self, len: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
         let grains = len.div_ceil(grain);
-        let parts = self.threads().min(grains).max(1);
+        let parts = if self.helpers.is_empty() { 1 } else { (PARTS * self.threads()).min(grains).max(1) };
         let bound = |i: usize| (grains * i / parts * grain).min(len);
         self.run(parts, &|i| task(bound(i)..bound(i + 1)));
     }

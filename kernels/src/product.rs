@@ -18,6 +18,8 @@ const ROWS: usize = 120;
 /// Up to here the panel is read once or from the second-level cache, and blocks of k would only cost.
 const ROWS_FEW: usize = 24;
 
+/// From this depth on a single row reads several panels at once.
+const ROW_DEPTH: usize = 512;
 /// Rows of w that are fetched ahead where its panels stand side by side.
 const ROWS_AHEAD: usize = 24;
 
@@ -38,8 +40,9 @@ pub(crate) struct Operands<'a, E> {
 /// Distances between elements, in numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strides {
-    /// In x, between rows.
+    /// In x, between rows and between steps of k. Either is 1.
     pub(crate) x_row: usize,
+    pub(crate) x_step: usize,
     /// In w, between steps of k and between panels.
     pub(crate) w_step: usize,
     pub(crate) w_panel: usize,
@@ -51,7 +54,7 @@ pub(crate) struct Strides {
 impl Strides {
     /// x `(rows, k)`, w `(p, k, PANEL)`, y `(rows, n)`, nothing between.
     pub(crate) fn packed(k: usize, n: usize) -> Self {
-        Self { x_row: k, w_step: PANEL, w_panel: k * PANEL, y_row: n, y_panel: PANEL }
+        Self { x_row: k, x_step: 1, w_step: PANEL, w_panel: k * PANEL, y_row: n, y_panel: PANEL }
     }
 }
 
@@ -59,9 +62,9 @@ impl<E> Operands<'_, E> {
     /// What the unchecked accesses of the tiles rely on.
     fn check(&self, y: &[f32]) {
         let [rows, k, n] = self.shape;
-        let Strides { x_row, w_step, w_panel, y_row, y_panel } = self.strides;
+        let Strides { x_row, x_step, w_step, w_panel, y_row, y_panel } = self.strides;
         let last = n.div_ceil(PANEL) - 1;
-        let x_len = (rows - 1) * x_row + k;
+        let x_len = (rows - 1) * x_row + (k - 1) * x_step + 1;
         let w_len = last * w_panel + (k - 1) * w_step + PANEL;
         let y_len = (rows - 1) * y_row + last * y_panel + (n - last * PANEL);
         let fits = x_len <= self.x.len() && w_len <= self.w.len() && y_len <= y.len();
@@ -142,12 +145,46 @@ simd! {
 fn block<V: Lanes, E: Element>(operands: Operands<'_, E>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
     let k = operands.shape[1];
     let depth = if rows.len() <= ROWS_FEW { k } else { DEPTH };
+    let mut gathered = Vec::new();
     for first in rows.clone().step_by(ROWS) {
         let some_rows = first..rows.end.min(first + ROWS);
         for from in (0..k).step_by(depth) {
             let keep = operands.keep || from > 0;
-            let place = Place { row: 0, panel: 0, from, depth: depth.min(k - from), keep, ahead: (0, 1) };
+            let depth = depth.min(k - from);
+            let mut place = Place { row: 0, panel: 0, from, depth, keep, ahead: (0, 1), origin: [0, 0] };
+            let mut operands = operands;
+            if operands.strides.x_step > 1 {
+                gather(operands.x, operands.strides, some_rows.clone(), from..from + depth, &mut gathered);
+                operands.x = &gathered;
+                operands.strides = Strides { x_row: depth + PANEL, x_step: 1, ..operands.strides };
+                place.origin = [first, from];
+            }
             strip::<V, E>(operands, y, some_rows.clone(), panels.clone(), place);
+        }
+    }
+}
+
+/// A block of an x whose rows stand in columns, packed row by row, square by square: its columns stand far apart. Rows get
+/// PANEL floats of room between them, so that they do not fall on each other in a cache.
+#[inline(always)]
+fn gather(x: &[f32], strides: Strides, rows: Range<usize>, steps: Range<usize>, to: &mut Vec<f32>) {
+    let stride = steps.len() + PANEL;
+    to.resize(rows.len() * stride, 0.0);
+    for first in rows.clone().step_by(PANEL) {
+        let height = PANEL.min(rows.end - first);
+        for from in steps.clone().step_by(PANEL) {
+            let width = PANEL.min(steps.end - from);
+            let mut square = [[0.0_f32; PANEL]; PANEL];
+            for step in 0..width {
+                let line = &x[first * strides.x_row + (from + step) * strides.x_step..][..height];
+                for (square, value) in square.iter_mut().zip(line) {
+                    square[step] = *value;
+                }
+            }
+            let to = &mut to[(first - rows.start) * stride + from - steps.start..];
+            for (row, square) in square[..height].iter().enumerate() {
+                to[row * stride..][..width].copy_from_slice(&square[..width]);
+            }
         }
     }
 }
@@ -162,6 +199,8 @@ struct Place {
     keep: bool,
     /// Which of how many tiles over the same panels this is: each asks for its share of the panels that come next.
     ahead: (usize, usize),
+    /// Row and step at which x begins.
+    origin: [usize; 2],
 }
 
 /// All panels, each for all rows.
@@ -176,10 +215,12 @@ fn strip<V: Lanes, E: Element>(
     // Tiles of about the same height keep more chains in flight than full ones and a rest.
     let tiles = rows.len().div_ceil(V::TILE.0);
     let height = rows.len().div_ceil(tiles);
-    let wide = match (V::TILE.0 * V::TILE.1) / height {
-        0 | 1 => 1,
-        2 | 3 => 2,
-        _ => 4,
+    // A row of its own reads several panels at once where they come from memory; else one after another is what caches and
+    // their prefetchers like best.
+    let wide = match height {
+        1 if place.depth >= ROW_DEPTH => 4,
+        6.. => V::TILE.1,
+        _ => 1,
     };
     place.panel = panels.start;
     while place.panel < panels.end {
@@ -218,8 +259,7 @@ unsafe fn sized<V: Lanes, E: Element>(
         };
     }
     sizes!(
-        1 4, 1 2, 1 1, 2 4, 2 2, 2 1, 3 4, 3 2, 3 1, 4 4, 4 2, 4 1, 5 4, 5 2, 5 1, 6 4, 6 2, 6 1, 7 2, 7 1, 8 2, 8 1,
-        9 2, 9 1, 10 2, 10 1, 11 2, 11 1, 12 2, 12 1
+        1 4, 1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2
     );
 }
 
@@ -240,10 +280,11 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
         return;
     }
     let Operands { x, w, shape: [_, _, n], strides, .. } = operands;
-    let Strides { x_row, w_step, w_panel, y_row, y_panel } = strides;
-    let Place { row, panel, from, depth, keep, ahead: (tile, tiles) } = place;
+    let Strides { x_row, w_step, w_panel, y_row, y_panel, .. } = strides;
+    let Place { row, panel, from, depth, keep, ahead: (tile, tiles), origin } = place;
     // SAFETY: inside x, by the promise above.
-    let xs: [*const f32; R] = std::array::from_fn(|r| unsafe { x.as_ptr().add((row + r) * x_row + from) });
+    let xs: [*const f32; R] =
+        std::array::from_fn(|r| unsafe { x.as_ptr().add((row - origin[0] + r) * x_row + from - origin[1]) });
     // SAFETY: inside w, by the promise above.
     let ws: [*const E; P] = std::array::from_fn(|p| unsafe { w.as_ptr().add((panel + p) * w_panel + from * w_step) });
     // Panels that stand behind each other: each tile fetches a stretch of the next ones while it computes. Panels side by

@@ -88,3 +88,15 @@ pub fn log_probs(hidden: &[f64], head: &[f64], k: usize, targets: &[u32], invers
     };
     linear(hidden, head, n, k).chunks_exact(n).zip(targets).map(row).collect()
 }
+
+/// A number, its first and its second moment after one step of AdamW, from those before and the gradient.
+#[must_use]
+pub fn adam([value, first, second]: [f64; 3], gradient: f64, rule: crate::AdamRule) -> [f64; 3] {
+    let crate::AdamRule { beta1, beta2, scale, keep, rate, second_correction } = rule;
+    let [beta1, beta2, scale, keep] = [beta1, beta2, scale, keep].map(f64::from);
+    let gradient = gradient * scale;
+    let first = beta1 * first + (1.0 - beta1) * gradient;
+    let second = beta2 * second + (1.0 - beta2) * gradient * gradient;
+    let step = f64::from(rate) * first / ((second * f64::from(second_correction)).sqrt() + 1e-8);
+    [value * keep - step, first, second]
+}

@@ -2,9 +2,9 @@
 //! differences in f64.
 
 use kernels::{
-    Chosen, Heads, Matrix, NoiseKey, Pool, RopeTable, SequencesGradient, Storage, Turn, Turned, embed, embed_gradient,
-    input_gradient, linear, log_probs, log_probs_gradient, pack, reference, rms_norm, rms_norm_gradient, rope, swiglu,
-    swiglu_gradient, unpack, weight_gradient,
+    AdamRule, AdamTensor, Chosen, Heads, Matrix, NoiseKey, Pool, RopeTable, SequencesGradient, Storage, Turn, Turned,
+    adam_step, embed, embed_gradient, input_gradient, linear, log_probs, log_probs_gradient, pack, reference, rms_norm,
+    rms_norm_gradient, rope, swiglu, swiglu_gradient, unpack, weight_gradient,
 };
 
 fn random(stream: u32, len: usize) -> Vec<f32> {
@@ -168,4 +168,42 @@ fn attention_matches() {
             }
         }
     }
+}
+
+#[test]
+fn adam_matches_and_rounds_what_it_wrote() {
+    let (n, k) = (32, 70);
+    let rule = AdamRule {
+        beta1: 0.9,
+        beta2: 0.98,
+        scale: 0.7,
+        keep: 0.999,
+        rate: 1e-2,
+        second_correction: 1.0 / (1.0 - 0.98),
+    };
+    let (old, gradients) = (random(1, n * k), random(2, n * k));
+    let (mut first, mut second) = (random(3, n * k), random(4, n * k).iter().map(|v| v * v).collect::<Vec<_>>());
+    let before: Vec<[f64; 3]> = (0..n * k).map(|i| [old[i], first[i], second[i]].map(f64::from)).collect();
+    let (mut new, mut rounded) = (vec![0.0; n * k], vec![0; n * k]);
+    let tensor = AdamTensor {
+        values: (&old, &mut new),
+        gradients: &gradients,
+        first: &mut first,
+        second: &mut second,
+        rounded: &mut rounded,
+    };
+    adam_step(&Pool::new(2), rule, tensor);
+    let want: Vec<[f64; 3]> = before.iter().zip(wide(&gradients)).map(|(b, g)| reference::adam(*b, g, rule)).collect();
+    for (which, found) in [&new, &first, &second].into_iter().enumerate() {
+        close(&format!("adam {which}"), found, &want.iter().map(|w| w[which]).collect::<Vec<_>>());
+    }
+    // The rounded weights are those that a matrix would make of the new numbers.
+    let [mut by_step, mut by_matrix] = [vec![0.0; n], vec![0.0; n]];
+    let x = random(5, k);
+    linear(&Pool::default(), &x, &Matrix::of_bf16(rounded.into(), n, k), &mut by_step);
+    linear(&Pool::default(), &x, &Matrix::new(&new.into(), n, k, Storage::Bf16), &mut by_matrix);
+    assert_eq!(
+        by_step.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+        by_matrix.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    );
 }

@@ -88,6 +88,24 @@ impl Dataset {
         self.len() == Some(0)
     }
 
+    /// What rewards compare of an answer or a solution: a generated sum's first attempt, without what it checks itself with.
+    #[must_use]
+    pub fn attempt<'a>(&self, text: &'a str) -> &'a str {
+        match &self.problems {
+            Problems::Chains(_) => text.split('?').next().unwrap_or_default(),
+            Problems::Jsonl(_) => text,
+        }
+    }
+
+    /// Every problem of a file, in its order; none of a generator, whose problems all look alike.
+    #[must_use]
+    pub fn listed(&self) -> &[Problem] {
+        match &self.problems {
+            Problems::Chains(_) => &[],
+            Problems::Jsonl(lines) => lines.all(),
+        }
+    }
+
     /// The prompt of a problem: the question in the template, in the model's chat template if the plan says so.
     ///
     /// # Errors
@@ -113,7 +131,8 @@ mod tests {
     use super::*;
 
     fn data(template: &str, chat: bool) -> Data {
-        let chains = Chains { terms_min: 2, terms_mean: 3.0, terms_max: 9, tail: 0.1, tail_min: 7 };
+        let chains =
+            Chains { terms_min: 2, terms_mean: 3.0, terms_max: 9, tail: 0.1, tail_min: 7, check: 0.0, checks_max: 1 };
         Data { source: Source::Chains(chains), template: template.into(), chat, heldout: 10 }
     }
 

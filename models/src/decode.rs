@@ -59,6 +59,8 @@ pub struct Cycle {
     pub tokens: usize,
     /// Requests with a draft, and the tokens they emitted.
     pub drafted: (usize, usize),
+    /// Seconds that the drafter spent on what earlier cycles had left undone.
+    pub catch_up_s: f64,
     /// Answers that ended.
     pub ended: Vec<Answer>,
 }
@@ -191,6 +193,7 @@ impl Decoder {
             None => vec![DraftTree::default(); self.slots.len()],
         };
         let mut cycle = self.verify(&trees);
+        cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
         cycle.ended = self.take_ended();
         Ok(cycle)
     }

@@ -3,12 +3,14 @@
 pub mod eagle;
 pub mod learn;
 pub mod suffix;
+pub mod vocabulary;
 
 use kernels::NoiseKey;
 use state::plan::Strategy;
 
 use crate::error::Result;
 use state::speculation::DraftTree;
+pub use vocabulary::Vocabulary;
 
 /// What a drafter may see of a request.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +46,11 @@ pub trait Drafter: Send {
     /// # Errors
     /// If a tensor operation fails.
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>>;
+
+    /// Seconds of the last draft that went into what earlier cycles had left undone because they drafted in another way.
+    fn catch_up_s(&self) -> f64 {
+        0.0
+    }
 
     /// The request has ended with these tokens (prompt and answer).
     fn ended(&mut self, _id: u64, _tokens: &[u32], _prompt: usize) {}

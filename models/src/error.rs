@@ -18,6 +18,18 @@ pub enum Error {
         /// The model's longest sequence.
         positions_max: usize,
     },
+    /// A problem of a data file cannot be used with this model.
+    #[error("problem {number} of {} (`{question}`): {reason}", path.display())]
+    Problem {
+        /// The file.
+        path: PathBuf,
+        /// Its place in the file, from 1.
+        number: usize,
+        /// How its question begins.
+        question: String,
+        /// What is wrong with it.
+        reason: Box<Error>,
+    },
     /// A file that must be there is not.
     #[error("{what} `{}` does not exist; check the path", path.display())]
     FileMissing {

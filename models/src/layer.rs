@@ -22,6 +22,13 @@ pub(crate) struct Rows<'a> {
     pub(crate) rope: &'a RopeTable,
 }
 
+/// Rows of whole sequences laid end to end.
+#[derive(Clone, Copy)]
+pub(crate) struct Sequences<'a> {
+    pub(crate) rows: Rows<'a>,
+    pub(crate) lengths: &'a [usize],
+}
+
 /// Parameters in a layer.
 pub(crate) const PARAMETERS: usize = 9;
 
@@ -72,14 +79,30 @@ pub(crate) struct Values {
     gate: Vec<f32>,
     up: Vec<f32>,
     gated: Vec<f32>,
-    /// Of either half, before it is added to the residual stream, which may be a thousand times larger.
-    out: Vec<f32>,
+    /// What each half adds to the residual stream, which may be a thousand times larger.
+    mixed: Vec<f32>,
+    fed: Vec<f32>,
+}
+
+impl Values {
+    /// Bytes of a layer's values of r rows.
+    pub(crate) fn bytes(config: &Config, rows: usize) -> usize {
+        let Heads { heads, kv_heads, head_dim } = heads(config);
+        rows * (4 * config.hidden + (2 * heads + 2 * kv_heads) * head_dim + 3 * config.ffn) * size_of::<f32>()
+    }
 }
 
 /// Memory that calls of [`Layer::backward`] reuse.
 #[derive(Debug, Default)]
 pub(crate) struct Gradient {
+    /// Values of a layer that kept none.
     values: Values,
+    work: Work,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// Between the halves.
     x: Vec<f32>,
     wide: Vec<f32>,
     narrow: Vec<f32>,
@@ -128,7 +151,7 @@ impl Layer {
     /// The first half: attention and its residual.
     fn mix(&self, pool: &Pool, x: &mut [f32], rows: Rows<'_>, attend: &mut Attend<'_>, values: &mut Values) {
         let (count, width, kv_width) = (rows.positions.len(), self.heads.width(), self.heads.kv_width());
-        let Values { normed, q, k, v, attended, out, .. } = values;
+        let Values { normed, q, k, v, attended, mixed, .. } = values;
         normed.resize(x.len(), 0.0);
         for (values, width) in [(&mut *q, width), (k, kv_width), (v, kv_width), (attended, width)] {
             values.resize(count * width, 0.0);
@@ -140,17 +163,17 @@ impl Layer {
         rope(q, width, rows.positions, rows.rope, Turn::Forth);
         rope(k, kv_width, rows.positions, rows.rope, Turn::Forth);
         attend([q, k, v], attended);
-        out.resize(x.len(), 0.0);
-        linear(pool, attended, &self.o, out);
-        add(x, out);
+        mixed.resize(x.len(), 0.0);
+        linear(pool, attended, &self.o, mixed);
+        add(x, mixed);
     }
 
     /// The second half: the feed-forward network and its residual.
     fn feed(&self, pool: &Pool, x: &mut [f32], values: &mut Values) {
         self.gate(pool, x, values);
-        values.out.resize(x.len(), 0.0);
-        linear(pool, &values.gated, &self.down, &mut values.out);
-        add(x, &values.out);
+        values.fed.resize(x.len(), 0.0);
+        linear(pool, &values.gated, &self.down, &mut values.fed);
+        add(x, &values.fed);
     }
 
     /// The feed-forward network up to its gated values.
@@ -168,31 +191,47 @@ impl Layer {
     }
 
     /// Backward over sequences laid end to end: `d` `(r, hidden)`, the gradient by the output, becomes that by the input
-    /// `x`. Adds to `gradients`, this layer's parameters in the order of the layout.
-    #[expect(clippy::too_many_arguments, reason = "a layer's backward, from its input to its gradients")]
+    /// `x`. Takes the values that the forward kept, or makes them again, with the same bits. Adds to `gradients`, this layer's
+    /// parameters in the order of the layout.
     pub(crate) fn backward(
         &self,
         pool: &Pool,
-        x: &[f32],
-        rows: Rows<'_>,
-        lengths: &[usize],
+        (x, kept): (&[f32], Option<&mut Values>),
+        sequences: Sequences<'_>,
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
         memory: &mut Gradient,
     ) {
-        let mut attend = |[q, k, v]: [&[f32]; 3], out: &mut [f32]| {
-            kernels::attend_sequences(pool, [q, k, v], lengths, self.heads, out);
+        let Gradient { values: again, work } = memory;
+        work.x.clear();
+        work.x.extend_from_slice(x);
+        let values = match kept {
+            Some(kept) => {
+                add(&mut work.x, &kept.mixed);
+                kept
+            }
+            None => {
+                let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| {
+                    kernels::attend_sequences(pool, qkv, sequences.lengths, self.heads, out);
+                };
+                self.mix(pool, &mut work.x, sequences.rows, &mut attend, again);
+                self.gate(pool, &work.x, again);
+                again
+            }
         };
-        memory.x.clear();
-        memory.x.extend_from_slice(x);
-        self.mix(pool, &mut memory.x, rows, &mut attend, &mut memory.values);
-        self.feed_backward(pool, d, &mut gradients[5..PARAMETERS], memory);
-        self.mix_backward(pool, x, rows, lengths, d, &mut gradients[..5], memory);
+        self.feed_backward(pool, d, &mut gradients[5..PARAMETERS], values, work);
+        self.mix_backward(pool, x, sequences, d, &mut gradients[..5], values, work);
     }
 
-    fn feed_backward(&self, pool: &Pool, d: &mut [f32], gradients: &mut [Vec<f32>], memory: &mut Gradient) {
-        let Gradient { values, x, wide, narrow, turned, .. } = memory;
-        self.gate(pool, x, values);
+    fn feed_backward(
+        &self,
+        pool: &Pool,
+        d: &mut [f32],
+        gradients: &mut [Vec<f32>],
+        values: &mut Values,
+        work: &mut Work,
+    ) {
+        let Work { x, wide, narrow, turned, .. } = work;
         let shape = |m: &Matrix| [m.n(), m.k()];
         wide.resize(values.gated.len(), 0.0);
         input_gradient(pool, d, &self.down, wide, false);
@@ -211,13 +250,13 @@ impl Layer {
         &self,
         pool: &Pool,
         x: &[f32],
-        rows: Rows<'_>,
-        lengths: &[usize],
+        Sequences { rows, lengths }: Sequences<'_>,
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
-        memory: &mut Gradient,
+        values: &Values,
+        work: &mut Work,
     ) {
-        let Gradient { values, wide, narrow, dq, dk, dv, turned, .. } = memory;
+        let Work { wide, narrow, dq, dk, dv, turned, .. } = work;
         let Values { normed, q, k, v, attended, .. } = values;
         let shape = |m: &Matrix| [m.n(), m.k()];
         let (width, kv_width) = (self.heads.width(), self.heads.kv_width());

@@ -1,5 +1,7 @@
 //! AdamW with saveable moments, over packed parameters. Every sum runs in the order of the layout.
 
+use std::collections::BTreeMap;
+
 use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step};
 use state::plan::{Optimizer, Schedule};
 
@@ -48,21 +50,47 @@ pub fn add(gradients: &mut Gradients, other: &Gradients) {
     }
 }
 
-/// Sum of micro-batches as a balanced binary tree over their indices: the same bits however they were spread.
-#[must_use]
-pub fn tree_sum(mut parts: Vec<Gradients>) -> Gradients {
-    while parts.len() > 1 {
-        let mut sums = Vec::with_capacity(parts.len().div_ceil(2));
-        let mut rest = parts.into_iter();
-        while let Some(mut left) = rest.next() {
-            if let Some(right) = rest.next() {
-                add(&mut left, &right);
-            }
-            sums.push(left);
-        }
-        parts = sums;
+/// Sum of micro-batches as a balanced binary tree over their indices: the same bits however they were spread and whenever
+/// they arrive. Neighbours are added as soon as both are there, so that about as many sums wait as the tree has levels.
+#[derive(Debug)]
+pub struct TreeSum {
+    parts: usize,
+    /// By level, from the micro-batches up, and index.
+    waiting: BTreeMap<(usize, usize), Gradients>,
+}
+
+impl TreeSum {
+    /// Nothing yet of so many micro-batches.
+    #[must_use]
+    pub fn new(parts: usize) -> Self {
+        Self { parts, waiting: BTreeMap::new() }
     }
-    parts.pop().unwrap_or_default()
+
+    /// Takes in one micro-batch.
+    pub fn insert(&mut self, part: usize, mut sum: Gradients) {
+        let (mut level, mut index, mut width) = (0, part, self.parts);
+        while width > 1 {
+            let neighbour = index ^ 1;
+            // The last one of an odd number goes up alone.
+            if neighbour < width {
+                let Some(mut other) = self.waiting.remove(&(level, neighbour)) else { break };
+                if neighbour > index {
+                    add(&mut sum, &other);
+                } else {
+                    add(&mut other, &sum);
+                    sum = other;
+                }
+            }
+            (level, index, width) = (level + 1, index / 2, width.div_ceil(2));
+        }
+        self.waiting.insert((level, index), sum);
+    }
+
+    /// The sum of all, once they are there.
+    pub fn take(&mut self) -> Option<Gradients> {
+        let levels = self.parts.max(1).next_power_of_two().trailing_zeros() as usize;
+        self.waiting.remove(&(levels, 0))
+    }
 }
 
 impl AdamW {

@@ -30,8 +30,28 @@ pub(crate) struct Memory {
     pub(crate) x: Vec<f32>,
     pub(crate) hidden: Vec<f32>,
     pub(crate) values: Values,
-    /// Where the input of each layer is to be kept, for a backward.
-    pub(crate) inputs: Option<Vec<Vec<f32>>>,
+    /// What is to be kept for a backward, if one follows.
+    pub(crate) tape: Option<Tape>,
+}
+
+/// What a forward keeps for its backward, in memory that forwards reuse.
+#[derive(Debug, Default)]
+pub(crate) struct Tape {
+    /// Input of each layer.
+    pub(crate) inputs: Vec<Vec<f32>>,
+    /// All values of layers from `first` on; the backward makes those of earlier layers again.
+    pub(crate) values: Vec<Values>,
+    pub(crate) first: usize,
+}
+
+impl Tape {
+    /// Keeps the values of as many layers as fit into so many bytes.
+    pub(crate) fn begin(&mut self, config: &Config, rows: usize, bytes_max: usize) {
+        let kept = (bytes_max / Values::bytes(config, rows).max(1)).min(config.layers);
+        self.first = config.layers - kept;
+        self.inputs.resize_with(config.layers, Vec::new);
+        self.values.resize_with(config.layers, Values::default);
+    }
 }
 
 impl Target {
@@ -82,11 +102,15 @@ impl Target {
         memory: &mut Memory,
     ) {
         let rows = Rows { positions, rope: &self.rope };
-        let Memory { x, hidden, values, inputs } = memory;
+        let Memory { x, hidden, values, tape } = memory;
         embed(ids, &self.embedding, x);
         for (i, layer) in self.layers.iter().enumerate() {
-            if let Some(inputs) = inputs {
-                inputs.push(x.clone());
+            let mut values = &mut *values;
+            if let Some(tape) = tape {
+                tape.inputs[i].clone_from(x);
+                if i >= tape.first {
+                    values = &mut tape.values[i];
+                }
             }
             let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
             layer.forward(pool, x, rows, &mut attend_here as &mut Attend<'_>, values);

@@ -121,7 +121,26 @@ impl Tokenizer {
         {
             return Err(Error::UnknownChar { found, position });
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Encode { reason: e.to_string() })?;
+        self.encode_with(text, false)
+    }
+
+    /// Tokens of a text that begins a sequence: with the special tokens, such as one for the beginning, that the tokenizer
+    /// puts around it.
+    ///
+    /// # Errors
+    /// If a character has no token.
+    pub fn encode_first(&self, text: &str) -> Result<Vec<u32>> {
+        let plain = self.encode(text)?;
+        let mut all = self.encode_with(text, true)?;
+        // What it would put behind a whole text does not belong behind a prompt.
+        if let Some(at) = all.windows(plain.len().max(1)).position(|w| w == plain) {
+            all.truncate(at + plain.len());
+        }
+        Ok(all)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| Error::Encode { reason: e.to_string() })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -262,5 +281,27 @@ mod tests {
         assert!(matches!(Tokenizer::from_gguf(&parts, Path::new("x"), &[]), Err(Error::Tokenizer { .. })));
         let unknown = GgufParts { types: vec![1, 1], pre: "tekken".into(), ..parts };
         assert!(matches!(Tokenizer::from_gguf(&unknown, Path::new("x"), &[]), Err(Error::Tokenizer { .. })));
+    }
+
+    #[test]
+    fn a_sequence_begins_as_the_tokenizer_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        Tokenizer::chars().save(&path).unwrap();
+        assert_eq!(Tokenizer::chars().encode_first("1+2").unwrap(), Tokenizer::chars().encode("1+2").unwrap());
+        let mut description: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let special = json!({"SpecialToken": {"id": "<eos>", "type_id": 0}});
+        let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+        description["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [special, text("A"), special],
+            "pair": [special, text("A"), text("B"), special],
+            "special_tokens": {"<eos>": {"id": "<eos>", "ids": [0], "tokens": ["<eos>"]}},
+        });
+        std::fs::write(&path, description.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_file(&path, &[0]).unwrap();
+        assert_eq!(tokenizer.encode("1+2").unwrap(), [2, 11, 3]);
+        // The token at the end would end the prompt.
+        assert_eq!(tokenizer.encode_first("1+2").unwrap(), [0, 2, 11, 3]);
     }
 }

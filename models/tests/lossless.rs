@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{NoiseKey, Pool, Storage};
-use models::drafter::{Context, Drafter, eagle, suffix::Suffix};
+use models::drafter::{Context, Drafter, Vocabulary, eagle, suffix::Suffix};
 use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
 use state::plan::{Strategy, TinyShape};
@@ -91,7 +91,9 @@ fn decode(
     mut drafter: Option<(&mut dyn Drafter, Strategy)>,
 ) -> Vec<Answer> {
     let decoding = Decoding { temperature, tokens_max: 40, eos: vec![0], keep_hidden: true };
-    let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
+    // With a drafter also on several threads.
+    let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
+    let mut decoder = Decoder::new(target.clone(), decoding, pool);
     let (mut ended, mut next) = (Vec::new(), 0);
     // Six groups of three samples, admitted as there is room: the batch's make-up depends on who ends when.
     while ended.len() < 18 {
@@ -142,7 +144,9 @@ fn answers_are_those_of_plain_decoding() {
                     }
                     let shape = eagle::config(&config(), 0);
                     let weights = Weights::random_layout(eagle::parameters(&shape), shape.storage, 5, 1).unwrap();
-                    let mut learned = eagle::Eagle::new(target.clone(), &weights, 0, Arc::default()).unwrap();
+                    let mut learned =
+                        eagle::Eagle::new(Arc::new(Vocabulary::whole(&target)), &weights, 0, Arc::new(Pool::new(2)))
+                            .unwrap();
                     assert_same(
                         &plain,
                         &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),

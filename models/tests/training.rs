@@ -2,9 +2,9 @@
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::learn::{Example, Learner};
-use models::drafter::{Drafter, eagle::Eagle};
-use models::optim::{AdamW, Gradients, learning_rate, tree_sum};
-use models::train::{Sequence, gradient, log_probs};
+use models::drafter::{Drafter, Vocabulary, eagle::Eagle};
+use models::optim::{AdamW, Gradients, TreeSum, learning_rate};
+use models::train::{Sequence, Workspace, gradient, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Target, Weights};
 use state::plan::{Optimizer, Schedule, Strategy, TinyShape};
 use std::sync::Arc;
@@ -19,6 +19,12 @@ fn sequences(count: u32) -> Vec<Sequence> {
     let key = NoiseKey::new(8, 0, 0, 0, 0);
     let start = |i| (key.uniform(0, i) * 9.0) as u32 + 1;
     (0..count).map(|i| Sequence { tokens: (start(i)..start(i) + 6 + i % 4).chain([0]).collect(), prompt: 2 }).collect()
+}
+
+fn tree_sum(parts: Vec<Gradients>) -> Gradients {
+    let mut sum = TreeSum::new(parts.len());
+    parts.into_iter().enumerate().for_each(|(i, part)| sum.insert(i, part));
+    sum.take().unwrap()
 }
 
 /// Mean negative log-probability of `total` tokens: its slope is the same everywhere.
@@ -39,9 +45,12 @@ fn optimizer() -> Optimizer {
 
 fn gradients(weights: &Weights, sequences: &[Sequence], micro: usize) -> Vec<Gradients> {
     let total = sequences.iter().map(|s| s.answer().len()).sum();
-    let rope = Target::rope_table(&config());
+    let target = Target::new(&config(), weights, &Target::rope_table(&config())).unwrap();
+    let (pool, mut workspace) = (Pool::new(2), Workspace::default());
     let of = |part: &[Sequence]| {
-        gradient(&Pool::new(2), &config(), weights, &rope, part, 1.0, |l| slopes(l, total)).unwrap()
+        let mut gradients = weights.zeros();
+        gradient((&pool, &mut workspace), &target, part, 1.0, |l| slopes(l, total), &mut gradients);
+        gradients
     };
     sequences.chunks(micro).map(of).collect()
 }
@@ -124,13 +133,33 @@ fn a_drafter_learns_the_target() {
     let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, 32, 64)).collect();
     let mut learner = Learner::new(&config(), 0, Learner::fresh(&config(), 0, 2).unwrap(), 3e-3);
     let mut accept_length = || {
-        let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, Arc::default()).unwrap();
+        let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, Arc::default()).unwrap();
         let found = rollout(&target, 2, Some(&mut eagle)).1;
         for i in 0..150 {
-            learner.learn(&Pool::default(), &target, &examples[i % 4 * 4..i % 4 * 4 + 4]).unwrap();
+            learner.learn(&Pool::default(), &Vocabulary::whole(&target), &examples[i % 4 * 4..i % 4 * 4 + 4]).unwrap();
         }
         found
     };
     let (before, after) = (accept_length(), accept_length());
     assert!(after > before + 0.1, "accept length {before} became {after}");
+}
+
+#[test]
+fn sums_do_not_see_the_order_of_arrival() {
+    let key = NoiseKey::new(4, 0, 0, 0, 0);
+    for parts in 1..12_u32 {
+        let all: Vec<Gradients> =
+            (0..parts).map(|p| vec![(0..9).map(|i| key.uniform(p, i) as f32 - 0.5).collect()]).collect();
+        let want = tree_sum(all.clone());
+        for round in 0..20 {
+            let mut order: Vec<u32> = (0..parts).collect();
+            order.sort_by(|a, b| key.uniform(100 + round, *a).total_cmp(&key.uniform(100 + round, *b)));
+            let mut sum = TreeSum::new(parts as usize);
+            for (done, part) in order.iter().enumerate() {
+                assert_eq!(sum.take(), None, "after {done} of {parts}");
+                sum.insert(*part as usize, all[*part as usize].clone());
+            }
+            assert_eq!(sum.take().as_ref(), Some(&want), "{order:?}");
+        }
+    }
 }

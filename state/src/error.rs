@@ -12,6 +12,12 @@ pub enum Error {
         /// Folder of the journal.
         dir: PathBuf,
     },
+    /// The folder is no journal's.
+    #[error("{} holds files, but none of a taper run's journal: move them, or name another folder with --out", dir.display())]
+    Foreign {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}", path.display())]
     Io {

@@ -49,7 +49,7 @@ pub struct StepMetrics {
     pub rollout_s: f64,
     /// Seconds of forward, backward and optimiser.
     pub update_s: f64,
-    /// Seconds spent making the step durable.
+    /// Seconds that making the step before durable took; `wall_s` includes them.
     pub checkpoint_s: f64,
     /// Device-seconds waited in rollout for the last device.
     pub idle_s: f64,

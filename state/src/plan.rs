@@ -100,7 +100,7 @@ pub struct Data {
 pub enum Source {
     /// One JSON object a line: `question`/`answer` (with `####`), `problem`/`answer`, `prompt`/`response`, or `messages`.
     Jsonl(PathBuf),
-    /// Generated one-digit sums `3+5-2?3+5=8;8-2=6#6`, with step-by-step solutions.
+    /// Generated one-digit sums `3+5-2?3+5=8;8-2=6#6`, with step-by-step solutions, some of which check themselves.
     Chains(Chains),
 }
 
@@ -120,6 +120,10 @@ pub struct Chains {
     pub tail: f64,
     /// Fewest terms of a problem from the tail.
     pub tail_min: usize,
+    /// Chance that a solution checks itself, 0 to 1: after its answer come `?` and the same steps again.
+    pub check: f64,
+    /// Most checks of a solution; one that checks itself does so 1 to `checks_max` times, each number as likely.
+    pub checks_max: usize,
 }
 
 /// One stage of a run.

@@ -10,8 +10,9 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).sum::<f64>();
     let of_kind = |kind: &'static str| history.iter().filter(move |m| m.kind == kind);
     let grpo = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).collect();
-    let (rollout_s, tokens) = (sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
-    let grpo_s: f64 = of_kind("grpo").map(|m| m.rollout_s).sum();
+    // Evaluations decode too, but neither learn nor train the drafter.
+    let grpo_sum = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).sum::<f64>();
+    let (rollout_s, tokens) = (grpo_sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
     // The same tokens at each step's estimated plain rate.
     let rated = || of_kind("grpo").filter(|m| m.plain_tokens_per_s > 0.0);
     let plain_s: f64 = rated().map(|m| m.tokens as f64 / m.plain_tokens_per_s).sum();
@@ -30,12 +31,12 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         rollout_s,
         update_s: sum(|m| m.update_s),
         tokens,
-        tokens_per_s: if grpo_s > 0.0 { tokens as f64 / grpo_s } else { 0.0 },
+        tokens_per_s: if rollout_s > 0.0 { tokens as f64 / rollout_s } else { 0.0 },
         plain_tokens_per_s: if plain_s > 0.0 { rated_tokens as f64 / plain_s } else { 0.0 },
         accept_length: grpo(|m| m.accept_length),
         learned_accept_length: grpo(|m| m.learned_accept_length),
-        idle_s: sum(|m| m.idle_s),
-        idle_used_s: sum(|m| m.idle_used_s),
+        idle_s: grpo_sum(|m| m.idle_s),
+        idle_used_s: grpo_sum(|m| m.idle_used_s),
         accuracy_before: accuracies.first().copied(),
         accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),
         weights_sha256: run.weights_sha256.clone(),

@@ -122,7 +122,8 @@ impl RunState {
         } else if changes_weights {
             *is_ahead = true;
         }
-        if !*is_ahead {
+        // An evaluation done again from an older checkpoint does not take back what the newer one holds.
+        if checkpoint.is_some() || (!*is_ahead && at == self.next) {
             self.next = at.after(plan);
         }
     }

@@ -3,16 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use super::{completed, taper, text, workflow};
+use super::{completed, refusal, text, workflow};
 
 /// Runs a workflow that must fail; returns what it says.
 fn refused(file: &Path, out: &Path) -> String {
-    let output = taper(&["run", text(file), "--out", text(out)]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{message}");
-    assert_eq!(message.matches("error:").count(), 1, "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    message
+    refusal(&["run", text(file), "--out", text(out)])
 }
 
 #[test]
@@ -101,4 +96,14 @@ fn another_workflow_does_not_take_over_a_run() {
     let message = refused(&workflow(folder.path(), |w| w.replace("seed: 5", "seed: 6")), &out);
     assert!(message.contains("--fresh"), "{message}");
     assert_eq!(super::report(&out), before);
+}
+
+#[test]
+fn a_run_without_speculation_has_nothing_to_compare() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w.replace("devices:", "speculation: (drafters: []), devices:"));
+    let out = folder.path().join("both");
+    let message = refusal(&["compare", text(&file), "--out", text(&out)]);
+    assert!(message.contains("nothing to compare"), "{message}");
+    assert!(!out.exists());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kernels::NoiseKey;
 
-use super::{completed, report, text, workflow};
+use super::{at_work, completed, long, message, report, signalled, taper, text, workflow};
 
 #[test]
 fn a_run_killed_ten_times_ends_with_the_same_weights() {
@@ -44,22 +44,37 @@ fn a_run_killed_ten_times_ends_with_the_same_weights() {
 }
 
 #[test]
-fn an_interrupted_run_says_so_and_goes_on() {
+fn a_run_that_was_stopped_says_so_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 200"));
+    let file = long(folder.path());
     let dir = folder.path().join("run");
-    let child = Command::new(env!("CARGO_BIN_EXE_taper"))
-        .args(["run", text(&file), "--out", text(&dir)])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(report(&dir).status, "interrupted");
-    completed(&["resume", text(&dir)]);
+    let run = ["run", text(&file), "--out", text(&dir)];
+    let resume = ["resume", text(&dir)];
+    for (arguments, signal, code) in [(&run[..], "INT", 130), (&resume[..], "TERM", 143), (&run[..], "HUP", 129)] {
+        let output = signalled(at_work(arguments, &dir, 1), signal);
+        let message = message(&output);
+        assert_eq!(output.status.code(), Some(code), "{message}");
+        assert!(message.contains(&format!("`taper resume {}` goes on", dir.display())), "{message}");
+        assert_eq!(report(&dir).status, "interrupted");
+    }
+    completed(&resume);
     let report = report(&dir);
-    assert_eq!((report.status.as_str(), report.steps), ("complete", 208));
+    assert_eq!((report.status.as_str(), report.steps), ("complete", 128));
+    for arguments in [&run[..], &resume[..]] {
+        let output = taper(arguments);
+        assert!(message(&output).contains("already complete"), "{}", message(&output));
+        assert!(output.status.success());
+    }
+}
+
+#[test]
+fn a_run_at_work_is_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = long(folder.path());
+    let dir = folder.path().join("run");
+    let mut child = at_work(&["run", text(&file), "--out", text(&dir)], &dir, 1);
+    assert_eq!(report(&dir).status, "running");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(report(&dir).status, "interrupted");
 }

@@ -21,7 +21,7 @@ fn a_lost_device_costs_time_only() {
                 *seen.lock().unwrap() += 1;
             }
         };
-        let options = Options { dir: dir.clone(), fault };
+        let options = Options { dir: dir.clone(), fault, ..Options::default() };
         let ended = runtime.block_on(taper::run(&plan, options, observer, std::future::pending())).unwrap();
         assert_eq!(ended, Ended::Complete);
         assert_eq!(*lost.lock().unwrap(), usize::from(fault.is_some()));

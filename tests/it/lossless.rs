@@ -1,26 +1,30 @@
 //! The whole learns the same with and without speculation, and on another number of devices.
 
+use taper::Report;
+
 use super::{completed, report, taper, text, workflow};
 
 #[test]
 fn speculation_changes_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let file = workflow(folder.path(), |w| w);
-    let output = taper(&["compare", text(&file), "--out", text(&folder.path().join("both")), "--json"]);
+    let both = folder.path().join("both");
+    let output = taper(&["compare", text(&file), "--out", text(&both), "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["identical"], true);
     assert_eq!(found["weights_sha256_with"], found["weights_sha256_without"]);
+    assert!(found["with"].get("history").is_none() && found["without"].get("history").is_none());
     // The comparison compares something: drafts were made with speculation only.
-    let drafted = |side: &str| {
-        found[side]["history"].as_array().unwrap().iter().map(|m| m["drafted_cycles"].as_u64().unwrap()).sum::<u64>()
-    };
-    assert!(drafted("with") > 0 && drafted("without") == 0);
-    let batches: u64 =
-        found["with"]["history"].as_array().unwrap().iter().map(|m| m["drafter_batches"].as_u64().unwrap()).sum();
-    assert!(batches > 0, "the drafter was trained");
-    let idle = |key: &str| found["with"][key].as_f64().unwrap();
-    assert!(idle("idle_used_s") > 0.0 && idle("idle_used_s") <= idle("idle_s"));
+    let (with, without) = (report(&both.join("with")), report(&both.join("without")));
+    let drafted = |side: &Report| side.history.iter().map(|m| m.drafted_cycles).sum::<u64>();
+    assert!(drafted(&with) > 0 && drafted(&without) == 0);
+    assert!(with.history.iter().any(|m| m.drafter_batches > 0), "the drafter was trained");
+    assert!(with.idle_used_s > 0.0 && with.idle_used_s <= with.idle_s);
+    assert_eq!(found["with"]["tokens"], with.tokens);
+    // A second comparison takes the place of the first.
+    completed(&["compare", text(&file), "--out", text(&both)]);
+    assert_eq!(taper::inspect(&both.join("with")).unwrap().sessions, 1);
 }
 
 #[test]

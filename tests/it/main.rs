@@ -2,11 +2,15 @@
 
 mod bad_input;
 mod crash;
+mod damage;
 mod devices;
+mod fresh;
 mod lossless;
+mod output;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use taper::Report;
 
@@ -45,6 +49,57 @@ fn text(path: &Path) -> &str {
 fn completed(arguments: &[&str]) {
     let output = taper(arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A workflow that takes a while.
+fn long(folder: &Path) -> std::path::PathBuf {
+    workflow(folder, |w| w.replace("steps: 10", "steps: 120"))
+}
+
+/// A run at work that has written `checkpoints` checkpoints of GRPO, those from earlier sessions not counted.
+fn at_work(arguments: &[&str], dir: &Path, checkpoints: usize) -> Child {
+    let earlier = checkpoints_of(dir);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taper"));
+    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < checkpoints {
+        std::thread::sleep(Duration::from_millis(2));
+        let names = checkpoints_of(dir);
+        seen.extend(
+            names.into_iter().filter(|n| n.starts_with("002-") && !n.ends_with(".partial") && !earlier.contains(n)),
+        );
+        assert!(child.try_wait().unwrap().is_none(), "{arguments:?} ended too early");
+    }
+    child
+}
+
+/// Names in the folder of checkpoints, oldest first.
+fn checkpoints_of(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir.join("checkpoints")) else { return Vec::new() };
+    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What a child says after a signal.
+fn signalled(child: Child, signal: &str) -> Output {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+    child.wait_with_output().unwrap()
+}
+
+fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a command says that must end with one error and exit code 2.
+fn refusal(arguments: &[&str]) -> String {
+    let output = taper(arguments);
+    let message = message(&output);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert_eq!(message.matches("error:").count(), 1, "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
 }
 
 fn report(dir: &Path) -> Report {

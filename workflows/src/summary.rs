@@ -98,10 +98,22 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     let (target, drafter) = (parameters(shape), drafter(plan, shape));
     let has_reference = plan.steps.iter().any(|step| matches!(step, Step::Grpo(grpo) if grpo.kl > 0.0));
     // Weights, gradients, two moments; a reference is weights only.
-    let weights = sum(&[product(&[4, target.saturating_add(drafter)]), if has_reference { target } else { 0 }]);
+    let copies = |gradients: u64| gradients + 3 + u64::from(has_reference);
+    let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[4, drafter])]);
     let kept = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_tokens_max));
     let buffer = product(&[kept, wide(shape.hidden)]);
     product(&[F32, sum(&[weights, cache(plan, shape), buffer, activations(plan, shape)])])
+}
+
+/// Sums of gradients that wait for their neighbours: one a level of the tree over micro-batches, and one in the making.
+fn sums(plan: &Plan) -> u64 {
+    let parts = |step: &Step| match step {
+        Step::Sft(sft) => sft.batch / sft.micro_batch.max(1),
+        Step::Grpo(grpo) => grpo.prompts.saturating_mul(grpo.group) / grpo.micro_batch.max(1),
+        _ => 1,
+    };
+    let parts = plan.steps.iter().map(parts).max().unwrap_or(1).max(1);
+    u64::from(parts.ilog2()) + 2
 }
 
 /// Keys and values of all slots.

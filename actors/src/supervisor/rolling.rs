@@ -26,8 +26,9 @@ pub(crate) struct Rolling {
     rollout: Arc<Rollout>,
     machine: StepMachine,
     verdicts: Vec<Option<Vec<Verdict>>>,
-    /// Groups a device may have at once.
-    room: usize,
+    /// Answers of a group, and those that each device has in the works.
+    samples: usize,
+    running: Vec<usize>,
     /// Seconds since the step began when the last group was done.
     drained_s: f64,
 }
@@ -77,8 +78,8 @@ impl State {
         let verdicts = vec![None; groups.len()];
         self.rollouts += 1;
         let rollout = Arc::new(Rollout::new(self.rollouts, target, decoding, groups, self.speculator.clone()));
-        let room = (job.plan.devices.slots_max / samples).max(1);
-        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, room, drained_s: 0.0 });
+        let running = vec![0; self.seats.len()];
+        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, samples, running, drained_s: 0.0 });
         for device in 0..self.seats.len() {
             if self.seats[device].machine.is_up() {
                 self.offer_room(device);
@@ -91,12 +92,16 @@ impl State {
     /// Tells the machine what a device can take.
     pub(super) fn offer_room(&mut self, device: usize) {
         let Activity::Rolling(rolling) = &self.activity else { return };
-        let room = rolling.room.saturating_sub(rolling.machine.in_flight(device));
+        let free = self.job.plan.devices.slots_max.saturating_sub(rolling.running[device]);
+        let room = free / rolling.samples;
         let epoch = self.seats[device].machine.epoch();
         self.advance(Event::DeviceReady { device, epoch, room });
     }
 
     pub(super) fn rolling_without(&mut self, device: usize) {
+        if let Activity::Rolling(rolling) = &mut self.activity {
+            rolling.running[device] = 0;
+        }
         self.advance(Event::DeviceLost { device });
     }
 
@@ -108,10 +113,11 @@ impl State {
     }
 
     fn perform(&mut self, effect: Effect) {
-        let Activity::Rolling(rolling) = &self.activity else { return };
+        let Activity::Rolling(rolling) = &mut self.activity else { return };
         let rollout = rolling.rollout.clone();
         match effect {
             Effect::Assign { device, group } => {
+                rolling.running[device] += rolling.samples;
                 self.request(device, device::Event::Assigned, Command::Decode { rollout, group });
             }
             Effect::TrainDrafter { device, training } => {
@@ -122,6 +128,14 @@ impl State {
                 self.request(device, device::Event::PreemptionRequested, Command::Preempt);
             }
             Effect::StartUpdate => self.rolled_out(),
+        }
+    }
+
+    pub(super) fn answers_ended(&mut self, device: usize, rollout: u64, answers: usize) {
+        let Activity::Rolling(rolling) = &mut self.activity else { return };
+        if rolling.rollout.number == rollout {
+            rolling.running[device] = rolling.running[device].saturating_sub(answers);
+            self.offer_room(device);
         }
     }
 

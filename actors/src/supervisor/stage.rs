@@ -97,7 +97,10 @@ impl State {
             let (weights, adam) = (self.weights.clone(), self.adam.clone());
             (format!("{stage:03}-{:06}", step + 1), Checkpoint { weights, adam, drafter: self.speculator.published() })
         });
-        self.metrics.wall_s = self.began.elapsed().as_secs_f64();
+        // The event is part of what takes this time, so that the next step tells it.
+        self.metrics.checkpoint_s = self.recording_s;
+        self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.recording_s;
+        self.recorded_from = Instant::now();
         let event = Event::StepCommitted {
             metrics: Box::new(self.metrics.clone()),
             weights_sha256: self.weights_sha256.clone(),
@@ -125,7 +128,7 @@ impl State {
         if let Some(ended) = *then {
             return self.end(Ok(ended));
         }
-        self.metrics.checkpoint_s = self.began.elapsed().as_secs_f64() - self.metrics.wall_s;
+        self.recording_s = self.recorded_from.elapsed().as_secs_f64();
         self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
         self.position = self.position.after(&self.job.plan);
         self.begin_step();

@@ -13,13 +13,13 @@ use crate::engine::Command;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::speculator::lock;
-use crate::update::{Item, Objective, Update};
+use crate::update::{Item, Objective, Sums, Update};
 
 pub(crate) struct Updating {
     update: Arc<Update>,
     pending: VecDeque<usize>,
-    /// Micro-batch of each busy device.
-    doing: BTreeMap<usize, usize>,
+    /// Micro-batch of each busy device; none if it is of a sum that was given up.
+    doing: BTreeMap<usize, Option<usize>>,
     done: usize,
     finisher: Option<usize>,
     /// Seconds since the step began.
@@ -36,8 +36,7 @@ impl State {
         let items: Vec<Option<Item>> =
             (first..first + sft.batch as u64).map(|i| Ok(Some(item(i)?))).collect::<Result<_>>()?;
         self.metrics.tokens = items.iter().flatten().map(|i| i.sequence.answer().len() as u64).sum();
-        self.begin_update(Objective::Likelihood, items, sft.micro_batch, 1.0, &sft.optimizer, sft.steps);
-        Ok(())
+        self.begin_update(Objective::Likelihood, items, sft.micro_batch, 1.0, &sft.optimizer, sft.steps)
     }
 
     pub(super) fn begin_policy_update(&mut self, grpo: &Grpo, items: Vec<Option<Item>>) {
@@ -53,7 +52,10 @@ impl State {
         let objective = Objective::Reward { grpo: grpo.clone(), reference };
         let temperature = job.plan.sampling.temperature;
         let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
-        self.begin_update(objective, items, grpo.micro_batch, inverse, &grpo.optimizer, grpo.steps);
+        if let Err(error) = self.begin_update(objective, items, grpo.micro_batch, inverse, &grpo.optimizer, grpo.steps)
+        {
+            self.end(Err(error));
+        }
     }
 
     fn begin_update(
@@ -64,12 +66,11 @@ impl State {
         inverse_temperature: f32,
         optimizer: &Optimizer,
         steps: usize,
-    ) {
+    ) -> Result<()> {
         let tokens = items.iter().flatten().map(|i| i.sequence.answer().len()).sum::<usize>().max(1);
         let parts: Vec<Vec<Item>> = items.chunks(micro_batch).map(|c| c.iter().flatten().cloned().collect()).collect();
         let update = Update {
-            config: self.job.config.clone(),
-            rope: self.job.rope.clone(),
+            target: Target::new(&self.job.config, &self.weights, &self.job.rope)?,
             weights: self.weights.clone(),
             objective,
             tokens,
@@ -77,8 +78,8 @@ impl State {
             optimizer: optimizer.clone(),
             step: (self.position.step, steps),
             adam: self.adam.clone(),
-            gradients: parts.iter().map(|_| Mutex::new(None)).collect(),
-            parts,
+            sums: Sums::new(parts.len()),
+            parts: Arc::new(parts),
             outcome: Mutex::new(None),
         };
         let pending = (0..update.parts.len()).collect();
@@ -87,6 +88,7 @@ impl State {
         self.activity =
             Activity::Updating(Updating { update, pending, doing: BTreeMap::new(), done: 0, finisher: None, began_s });
         (0..self.seats.len()).for_each(|device| self.feed(device));
+        Ok(())
     }
 
     /// Gives an idle device the next micro-batch, or the last duty.
@@ -98,7 +100,7 @@ impl State {
         }
         let update = updating.update.clone();
         let command = if let Some(part) = updating.pending.pop_front() {
-            updating.doing.insert(device, part);
+            updating.doing.insert(device, Some(part));
             Command::Compute { update, part }
         } else if updating.done == updating.update.parts.len() && updating.finisher.is_none() {
             updating.finisher = Some(device);
@@ -112,23 +114,23 @@ impl State {
     pub(super) fn computed(&mut self, device: usize, epoch: u64, part: usize) {
         self.note(device, device::Event::UpdateFinished { epoch });
         let Activity::Updating(updating) = &mut self.activity else { return };
-        if updating.doing.remove(&device) == Some(part) {
+        if updating.doing.remove(&device) == Some(Some(part)) {
             updating.done += 1;
             self.observer.tell(Progress::MicroBatches { done: updating.done, total: updating.update.parts.len() });
         }
         self.feed(device);
     }
 
-    /// What a lost device was doing is done again; if it was summing, everything is.
+    /// A lost device may have held a part of the sum: if it was at work, all is done again.
     pub(super) fn updating_without(&mut self, device: usize) {
         let Activity::Updating(updating) = &mut self.activity else { return };
-        if let Some(part) = updating.doing.remove(&device) {
-            updating.pending.push_front(part);
-        }
-        if updating.finisher == Some(device) {
+        if updating.doing.remove(&device).is_some() || updating.finisher == Some(device) {
             updating.finisher = None;
             updating.done = 0;
+            updating.update = Arc::new(updating.update.anew());
             updating.pending = (0..updating.update.parts.len()).collect();
+            // Others are still busy with the sum that was given up.
+            updating.doing.values_mut().for_each(|part| *part = None);
         }
         (0..self.seats.len()).for_each(|device| self.feed(device));
     }

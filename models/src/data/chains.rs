@@ -1,4 +1,5 @@
-//! One-digit sums with worked steps: `3+5-2?` and `3+5=8;8-2=6#6`. Every running value stays a digit.
+//! One-digit sums with worked steps: `3+5-2?` and `3+5=8;8-2=6#6`. Every running value stays a digit. A solution may check
+//! itself: after `?` its steps and its answer stand again, once or several times. What counts is the first attempt.
 //!
 //! A question belongs to the held-out part if a hash of its text says so, whatever the seed; the number of terms is
 //! drawn first and kept, so that both parts have the same lengths.
@@ -26,7 +27,7 @@ impl Generator {
     /// Refuses parameters that make no sense.
     pub(super) fn new(chains: &Chains, seed: u64) -> Result<Self> {
         let wrong = |field, value: String, expected: &str| Err(Error::Data { field, value, expected: expected.into() });
-        let Chains { terms_min, terms_mean, terms_max, tail, tail_min } = *chains;
+        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max } = *chains;
         if terms_min < 2 {
             return wrong("terms_min", terms_min.to_string(), "2 or more");
         }
@@ -42,6 +43,12 @@ impl Generator {
         if tail > 0.0 && !(terms_min..=terms_max).contains(&tail_min) {
             return wrong("tail_min", tail_min.to_string(), "between `terms_min` and `terms_max`");
         }
+        if !(0.0..=1.0).contains(&check) {
+            return wrong("check", check.to_string(), "between 0 and 1");
+        }
+        if !(1..=1000).contains(&checks_max) {
+            return wrong("checks_max", checks_max.to_string(), "between 1 and 1000");
+        }
         Ok(Self { chains: chains.clone(), seed })
     }
 
@@ -56,17 +63,17 @@ impl Generator {
 
     fn draw(&self, seed: u64, stream: u32, index: u64) -> Problem {
         let key = NoiseKey::new(seed, stream, 0, index as u32, (index >> 32) as u32);
-        let terms = self.terms(&key);
+        let (terms, checks) = (self.terms(&key), self.checks(&key));
         // A quarter of all questions is held out, so this ends soon; the bound only guards against a mistake here.
         (1..10_000)
-            .map(|attempt| sum(&key, attempt, terms))
+            .map(|attempt| sum(&key, attempt, terms, checks))
             .find(|problem| is_heldout(&problem.question) == (stream == HELDOUT))
             .unwrap_or_else(|| unreachable!("10,000 sums of {terms} terms all belong to the other part"))
     }
 
     /// The number of terms, from position 0 of the noise.
     fn terms(&self, key: &NoiseKey) -> usize {
-        let Chains { terms_min, terms_mean, terms_max, tail, tail_min } = self.chains;
+        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, .. } = self.chains;
         let u = key.uniform(0, 1);
         if key.uniform(0, 0) < tail {
             return tail_min + (u * (terms_max - tail_min + 1) as f64) as usize;
@@ -81,10 +88,18 @@ impl Generator {
         }
         terms_min + more
     }
+
+    /// How often the solution checks itself, from position 0 of the noise.
+    fn checks(&self, key: &NoiseKey) -> usize {
+        if key.uniform(0, 2) >= self.chains.check {
+            return 0;
+        }
+        1 + (key.uniform(0, 3) * self.chains.checks_max as f64) as usize
+    }
 }
 
 /// One sum; all its draws are at position `attempt`.
-fn sum(key: &NoiseKey, attempt: u32, terms: usize) -> Problem {
+fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize) -> Problem {
     let draw = |term: usize, n: u32| (key.uniform(attempt, term as u32) * f64::from(n)) as u32;
     let mut value = draw(0, 10);
     let (mut question, mut solution) = (value.to_string(), String::new());
@@ -96,6 +111,7 @@ fn sum(key: &NoiseKey, attempt: u32, terms: usize) -> Problem {
         value = result;
     }
     let _ = write!(solution, "#{value}");
+    let solution = vec![solution; 1 + checks].join("?");
     Problem { question: question + "?", answer: value.to_string(), solution: Some(solution) }
 }
 
@@ -120,7 +136,8 @@ mod tests {
 
     use super::*;
 
-    const CHAINS: Chains = Chains { terms_min: 2, terms_mean: 4.0, terms_max: 40, tail: 0.1, tail_min: 20 };
+    const CHAINS: Chains =
+        Chains { terms_min: 2, terms_mean: 4.0, terms_max: 40, tail: 0.1, tail_min: 20, check: 0.25, checks_max: 3 };
 
     fn generator(seed: u64) -> Generator {
         Generator::new(&CHAINS, seed).unwrap()
@@ -143,7 +160,8 @@ mod tests {
             value = result;
         }
         assert_eq!(problem.answer, value.to_string());
-        assert_eq!(problem.solution.as_deref(), Some(format!("{}#{value}", steps.join(";")).as_str()));
+        let worked = format!("{}#{value}", steps.join(";"));
+        assert!(problem.solution.as_deref().unwrap().split('?').all(|pass| pass == worked), "{problem:?}");
     }
 
     #[test]
@@ -157,7 +175,7 @@ mod tests {
 
     #[test]
     fn two_terms_read_as_documented() {
-        let chains = Chains { terms_mean: 2.0, terms_max: 2, tail: 0.0, ..CHAINS };
+        let chains = Chains { terms_mean: 2.0, terms_max: 2, tail: 0.0, check: 0.0, ..CHAINS };
         let problem = Generator::new(&chains, 1).unwrap().problem(7);
         let solution = problem.solution.unwrap();
         assert_eq!(solution, format!("{}={1}#{1}", problem.question.trim_end_matches('?'), problem.answer));
@@ -176,6 +194,10 @@ mod tests {
             // Ordinary problems reach 20 terms with chance (2/3)^18 = 0.0007.
             let share = tail.len() as f64 / n as f64;
             assert!((share - 0.1006).abs() < 0.006, "tail {share}");
+            let checks = |i: u64| draw(i).solution.unwrap().matches('?').count();
+            let mut checked = [0.0; 4];
+            (0..n).for_each(|i| checked[checks(i)] += 1.0 / n as f64);
+            assert!(checked[1..].iter().all(|share| (share - 0.25 / 3.0).abs() < 0.006), "checks {checked:?}");
             let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
             assert!((mean(&tail) - 30.0).abs() < 0.5, "tail mean {}", mean(&tail));
             assert!((mean(&body) - 4.0).abs() < 0.06, "mean {}", mean(&body));
@@ -209,6 +231,8 @@ mod tests {
             Chains { terms_mean: 1.0, ..CHAINS },
             Chains { tail: 1.5, ..CHAINS },
             Chains { tail_min: 41, ..CHAINS },
+            Chains { check: -0.1, ..CHAINS },
+            Chains { checks_max: 0, ..CHAINS },
         ];
         for chains in bad {
             assert!(matches!(Generator::new(&chains, 0), Err(Error::Data { .. })), "{chains:?}");

@@ -45,6 +45,10 @@ impl Lines {
         Ok(Self { problems, heldout, seed })
     }
 
+    pub(super) fn all(&self) -> &[Problem] {
+        &self.problems
+    }
+
     pub(super) fn training(&self) -> usize {
         self.problems.len() - self.heldout
     }

@@ -4,15 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use kernels::{
-    Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, Turned, add_linear, attend, linear, noise, weight_gradient,
-};
+use kernels::{Heads, KeyValues, Matrix, Pool, Scratch, Turned, add_linear, attend, linear, weight_gradient};
 use state::plan::Strategy;
 
-use super::{Context, Drafter};
+use super::{Context, Drafter, Vocabulary};
 use crate::error::{Error, Result};
-use crate::layer::{self, Attend, Layer, Rows, Values, heads, matrix};
+use crate::layer::{self, Attend, Layer, Rows, Sequences, Values, heads, matrix};
 use crate::layout::{self, Parameter, ParameterShape};
 use crate::load::Config;
 use crate::target::Target;
@@ -82,19 +81,19 @@ impl Network {
         self.layer.forward(pool, mixed, rows, attend, values);
     }
 
-    /// Backward over sequences laid end to end, from `d`, the gradient by the predictions; adds to `gradients`, in the
-    /// order of [`parameters`].
+    /// Backward over sequences laid end to end, from `d`, the gradient by the predictions, with the values of
+    /// [`Network::predict`]; adds to `gradients`, in the order of [`parameters`].
     pub(crate) fn backward(
         &self,
         pool: &Pool,
         [embedded, hidden, mixed]: [&[f32]; 3],
-        rows: Rows<'_>,
-        lengths: &[usize],
+        values: &mut Values,
+        sequences: Sequences<'_>,
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
     ) {
         let mut memory = layer::Gradient::default();
-        self.layer.backward(pool, mixed, rows, lengths, d, &mut gradients[2..], &mut memory);
+        self.layer.backward(pool, (mixed, Some(values)), sequences, d, &mut gradients[2..], &mut memory);
         let mut turned = Turned::default();
         for (i, (weight, x)) in [(&self.mix_token, embedded), (&self.mix_hidden, hidden)].into_iter().enumerate() {
             weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
@@ -102,9 +101,15 @@ impl Network {
     }
 }
 
+/// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
+/// its drafts save.
+const WINDOW: usize = 48;
+
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]
 struct Seen {
+    /// Position of the first row.
+    first: usize,
     rows: KeyValues,
     /// Predicted hidden state of the last token.
     prediction: Vec<f32>,
@@ -113,12 +118,13 @@ struct Seen {
 /// The drafter of one device.
 #[derive(Debug)]
 pub struct Eagle {
-    target: Arc<Target>,
+    vocabulary: Arc<Vocabulary>,
     network: Network,
     heads: Heads,
     pool: Arc<Pool>,
     seen: BTreeMap<u64, Seen>,
     memory: Memory,
+    catch_up_s: f64,
 }
 
 /// A node that may get children: its place in the tree, its prediction, and the nodes above it as rows of this draft.
@@ -133,25 +139,35 @@ struct Leaf {
 }
 
 impl Eagle {
-    /// A drafter for `target` over these weights, which computes on these threads.
+    /// A drafter over these weights that proposes tokens of this vocabulary, and computes on these threads.
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn new(target: Arc<Target>, weights: &Weights, ffn: usize, pool: Arc<Pool>) -> Result<Self> {
-        let config = config(target.config(), ffn);
+    pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, ffn: usize, pool: Arc<Pool>) -> Result<Self> {
+        let config = config(vocabulary.target().config(), ffn);
         let network = Network::new(&config, weights)?;
         let (seen, memory) = (BTreeMap::new(), Memory::default());
-        Ok(Self { target, network, heads: heads(&config), pool, seen, memory })
+        Ok(Self { vocabulary, network, heads: heads(&config), pool, seen, memory, catch_up_s: 0.0 })
     }
 
-    /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state.
-    fn catch_up(&mut self, requests: &[Context<'_>]) {
-        let width = self.target.config().hidden;
+    /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state. Returns how
+    /// many rows it ran.
+    fn catch_up(&mut self, requests: &[Context<'_>]) -> usize {
+        let width = self.vocabulary.target().config().hidden;
         let (mut ids, mut positions, mut hidden, mut owner) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, request) in requests.iter().enumerate() {
-            let none = || Seen { rows: KeyValues::new(self.heads), prediction: Vec::new() };
+            let last = request.tokens.len() - 1;
+            let none = || Seen {
+                first: last.saturating_sub(WINDOW),
+                rows: KeyValues::new(self.heads),
+                prediction: Vec::new(),
+            };
+            // After a pause that is longer than the window, it is met anew.
+            if self.seen.get(&request.id).is_some_and(|s| s.first + s.rows.rows() + WINDOW < last) {
+                self.seen.remove(&request.id);
+            }
             let seen = self.seen.entry(request.id).or_insert_with(none);
-            for row in seen.rows.rows()..request.tokens.len() - 1 {
+            for row in seen.first + seen.rows.rows()..last {
                 ids.push(request.tokens[row + 1]);
                 positions.push(u32::try_from(row).unwrap_or(u32::MAX));
                 hidden.extend_from_slice(hidden_row(request, row, width));
@@ -159,7 +175,7 @@ impl Eagle {
             }
         }
         if ids.is_empty() {
-            return;
+            return 0;
         }
         self.extend(requests, &ids, &positions, &hidden, &owner);
         for (row, request) in owner.iter().enumerate() {
@@ -168,6 +184,7 @@ impl Eagle {
                 seen.prediction.extend_from_slice(&self.memory.predicted[row * width..(row + 1) * width]);
             }
         }
+        owner.len()
     }
 
     /// Runs rows of known hidden states through the network and keeps their keys and values. Rows of a request stand
@@ -194,7 +211,16 @@ impl Eagle {
                 first = last;
             }
         };
-        run(&self.network, &self.target, &self.pool, ids, positions, hidden, &mut attend_own, &mut self.memory);
+        run(
+            &self.network,
+            self.vocabulary.target(),
+            &self.pool,
+            ids,
+            positions,
+            hidden,
+            &mut attend_own,
+            &mut self.memory,
+        );
     }
 
     /// Predictions below nodes of the trees. Each row attends to its request's rows and to the rows above it.
@@ -226,8 +252,17 @@ impl Eagle {
                 first = last;
             }
         };
-        run(&self.network, &self.target, &self.pool, &ids, &positions, &hidden, &mut attend_path, &mut self.memory);
-        let predicted = self.memory.predicted.chunks_exact(self.target.config().hidden);
+        run(
+            &self.network,
+            self.vocabulary.target(),
+            &self.pool,
+            &ids,
+            &positions,
+            &hidden,
+            &mut attend_path,
+            &mut self.memory,
+        );
+        let predicted = self.memory.predicted.chunks_exact(self.vocabulary.target().config().hidden);
         for (leaf, hidden) in leaves.iter_mut().zip(predicted) {
             leaf.hidden.clear();
             leaf.hidden.extend_from_slice(hidden);
@@ -261,30 +296,18 @@ fn run(
     network.predict(pool, predicted, Rows { positions, rope: target.rope() }, attend, values);
 }
 
-/// The `width` best tokens by logits / T plus noise, best first, with their distance to the best (0 or below).
-fn candidates(logits: &[f32], temperature: f32, key: &NoiseKey, position: u32, width: usize) -> Vec<(u32, f32)> {
-    let mut best: Vec<(u32, f32)> = Vec::with_capacity(width + 1);
-    let mut consider = |v: u32, score: f32| {
-        if best.len() < width || score > best[best.len() - 1].1 {
-            let at = best.partition_point(|(_, s)| *s >= score);
-            best.insert(at, (v, score));
-            best.truncate(width);
-        }
-    };
-    let mut perturbed = Vec::with_capacity(logits.len());
-    noise::perturb(logits, temperature, key, position, &mut perturbed);
-    (0_u32..).zip(perturbed).for_each(|(v, score)| consider(v, score));
-    let top = best.first().map_or(0.0, |b| b.1);
-    best.into_iter().map(|(v, score)| (v, score - top)).collect()
-}
-
 impl Drafter for Eagle {
     fn wants_hidden(&self) -> bool {
         true
     }
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
-        self.catch_up(requests);
+        let began = Instant::now();
+        let rows = self.catch_up(requests);
+        // A cycle before with the same strategy leaves at most so many.
+        let usual = requests.len() * (strategy.depth + 1);
+        let unusual = rows.saturating_sub(usual) as f64 / rows.max(1) as f64;
+        self.catch_up_s = began.elapsed().as_secs_f64() * unusual;
         let mut trees = vec![DraftTree::default(); requests.len()];
         let root = |(i, r): (usize, &Context<'_>)| Leaf {
             request: i,
@@ -308,6 +331,10 @@ impl Drafter for Eagle {
         Ok(trees)
     }
 
+    fn catch_up_s(&self) -> f64 {
+        self.catch_up_s
+    }
+
     fn ended(&mut self, id: u64, _: &[u32], _: usize) {
         self.seen.remove(&id);
     }
@@ -327,17 +354,17 @@ impl Eagle {
         if hidden.is_empty() {
             return Vec::new();
         }
-        let config = self.target.config();
-        self.target.logits_into(&self.pool, &hidden, &mut self.memory.logits);
+        self.vocabulary.logits_into(&self.pool, &hidden, &mut self.memory.logits);
         let logits = &self.memory.logits;
         let mut grown: Vec<Leaf> = Vec::new();
-        for (leaf, logits) in leaves.iter().zip(logits.chunks_exact(config.vocab)) {
+        for (leaf, logits) in leaves.iter().zip(logits.chunks_exact(self.vocabulary.size())) {
             let request = &requests[leaf.request];
             if level >= request.depth_max {
                 continue;
             }
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
-            for (token, gap) in candidates(logits, request.temperature, &request.noise, position, strategy.width) {
+            let Context { temperature, noise, .. } = request;
+            for (token, gap) in self.vocabulary.best(logits, *temperature, noise, position, strategy.width) {
                 grown.push(Leaf { token, score: leaf.score + gap, ..leaf.clone() });
             }
         }

@@ -4,13 +4,14 @@
 use kernels::{Pool, input_gradient, softmax};
 use state::plan::{Optimizer, Schedule};
 
+use super::Vocabulary;
 use super::eagle::{self, Network};
 use crate::decode::Answer;
 use crate::error::Result;
-use crate::layer::{Rows, Values, heads};
+use crate::layer::{Rows, Sequences, Values, heads};
 use crate::load::Config;
 use crate::optim::AdamW;
-use crate::target::{Packed, Target};
+use crate::target::Packed;
 use crate::weights::Weights;
 
 /// Weight of the cross-entropy beside SmoothL1.
@@ -88,10 +89,10 @@ impl Learner {
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn learn(&mut self, pool: &Pool, target: &Target, examples: &[Example]) -> Result<f64> {
+    pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, examples: &[Example]) -> Result<f64> {
         let network = Network::new(&self.config, &self.weights)?;
         let batch = Batch::new(examples, self.config.hidden);
-        let (loss, gradients) = batch.gradient(pool, &network, target, self.weights.zeros());
+        let (loss, gradients) = batch.gradient(pool, &network, vocabulary, self.weights.zeros());
         if loss.is_finite() {
             self.weights = self.adam.step(pool, &self.weights, &gradients, &self.optimizer, self.optimizer.lr).0;
         }
@@ -123,9 +124,10 @@ impl Batch {
         &self,
         pool: &Pool,
         network: &Network,
-        target: &Target,
+        vocabulary: &Vocabulary,
         mut gradients: Vec<Vec<f32>>,
     ) -> (f64, Vec<Vec<f32>>) {
+        let target = vocabulary.target();
         let shape = heads(target.config());
         let rows = Rows { positions: &self.packed.positions, rope: target.rope() };
         let (mut embedded, mut mixed, mut values) = (Vec::new(), Vec::new(), Values::default());
@@ -136,18 +138,21 @@ impl Batch {
             kernels::attend_sequences(pool, qkv, &self.packed.lengths, shape, out);
         };
         network.predict(pool, &mut predicted, rows, &mut attend, &mut values);
-        let (loss, mut d) = self.loss(pool, target, &predicted);
+        let (loss, mut d) = self.loss(pool, vocabulary, &predicted);
         let inputs = [embedded.as_slice(), &self.seen, &mixed];
-        network.backward(pool, inputs, rows, &self.packed.lengths, &mut d, &mut gradients);
+        let sequences = Sequences { rows, lengths: &self.packed.lengths };
+        network.backward(pool, inputs, &mut values, sequences, &mut d, &mut gradients);
         (loss, gradients)
     }
 
-    /// The loss and its derivative by the predictions: SmoothL1 by hidden states, and the cross-entropy of the tokens that
+    /// The loss and its derivative by the predictions: SmoothL1 by hidden states, and the cross-entropy of the drafted tokens that
     /// the target's head reads from them against those it reads from the true ones.
-    fn loss(&self, pool: &Pool, target: &Target, predicted: &[f32]) -> (f64, Vec<f32>) {
-        let (count, vocab) = (predicted.len(), target.config().vocab);
-        let rows = count / target.config().hidden;
-        let (mut wanted, mut found) = (target.logits(pool, &self.wanted), target.logits(pool, predicted));
+    fn loss(&self, pool: &Pool, vocabulary: &Vocabulary, predicted: &[f32]) -> (f64, Vec<f32>) {
+        let (count, vocab) = (predicted.len(), vocabulary.size());
+        let rows = count / vocabulary.head().k();
+        let (mut wanted, mut found) = (Vec::new(), Vec::new());
+        vocabulary.logits_into(pool, &self.wanted, &mut wanted);
+        vocabulary.logits_into(pool, predicted, &mut found);
         let mut entropy = 0.0;
         for (wanted, found) in wanted.chunks_exact_mut(vocab).zip(found.chunks_exact_mut(vocab)) {
             softmax(wanted);
@@ -158,7 +163,7 @@ impl Batch {
             }
         }
         let mut d = vec![0.0; count];
-        input_gradient(pool, &found, &target.head, &mut d, false);
+        input_gradient(pool, &found, vocabulary.head(), &mut d, false);
         let mut regression = 0.0;
         for ((d, predicted), wanted) in d.iter_mut().zip(predicted).zip(&self.wanted) {
             let difference = predicted - wanted;

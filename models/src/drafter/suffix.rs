@@ -42,7 +42,8 @@ impl Suffix {
                 best = found;
             }
         }
-        DraftTree::chain(best.1.iter().take(depth.min(request.depth_max)).copied().collect())
+        // The longer the match, the further it is likely to go on.
+        DraftTree::chain(best.1.iter().take(depth.min(request.depth_max).min(best.0)).copied().collect())
     }
 
     /// Length of the longest suffix of `tokens` in `source` and what follows it there; the latest place wins a tie.

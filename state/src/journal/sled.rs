@@ -57,10 +57,36 @@ impl SledJournal {
     /// `aside-N/` with a copy of the rest. Damaged records at the end are dropped. [`Self::recovery`] tells of both.
     ///
     /// # Errors
-    /// If another process has it open, if it is damaged beyond its end, of another format, or cannot be read.
+    /// If another process has it open, if it is damaged beyond its end, of another format, or cannot be read, or if the
+    /// folder holds something else.
     pub fn open(dir: &Path) -> Result<Self, Error> {
+        let lock = Self::lock(dir)?;
+        Self::open_locked(dir, lock)
+    }
+
+    /// As [`Self::open`], after removing what a journal in `dir` held. Other files stay.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if a file cannot be removed. Nothing is removed if another process has it open.
+    pub fn begin_anew(dir: &Path) -> Result<Self, Error> {
+        let lock = Self::lock(dir)?;
+        folder::clear(dir)?;
+        Self::open_locked(dir, lock)
+    }
+
+    /// Whether a process has the journal in `dir` open for writing.
+    #[must_use]
+    pub fn is_in_use(dir: &Path) -> bool {
+        folder::is_locked(dir)
+    }
+
+    fn lock(dir: &Path) -> Result<File, Error> {
+        folder::require_own(dir)?;
         folder::create(dir)?;
-        let lock = folder::lock(dir)?;
+        folder::lock(dir)
+    }
+
+    fn open_locked(dir: &Path, lock: File) -> Result<Self, Error> {
         let (mut store, found) = Store::open(dir, dir)?;
         store.forget_from(found.events.len() as u64, &found.keys)?;
         folder::sync(dir)?;

@@ -157,6 +157,39 @@ fn a_second_writer_is_refused_and_a_reader_is_not() {
 }
 
 #[test]
+fn a_journal_in_use_is_seen_and_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!SledJournal::is_in_use(dir.path()));
+    write(dir.path(), 3);
+    assert!(!SledJournal::is_in_use(dir.path()));
+    let writer = SledJournal::open(dir.path()).unwrap();
+    assert!(SledJournal::is_in_use(dir.path()));
+    assert!(matches!(SledJournal::begin_anew(dir.path()), Err(Error::InUse { .. })));
+    assert_eq!(writer.events().unwrap().len(), 3);
+}
+
+#[test]
+fn beginning_anew_removes_events_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 5);
+    fs::write(dir.path().join("notes"), "mine").unwrap();
+    let journal = SledJournal::begin_anew(dir.path()).unwrap();
+    assert_eq!(journal.events().unwrap(), vec![]);
+    assert_eq!(journal.recovery(), &Recovery::default());
+    assert_eq!(fs::read_to_string(dir.path().join("notes")).unwrap(), "mine");
+}
+
+#[test]
+fn a_folder_of_something_else_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("monday.txt"), "dear diary").unwrap();
+    for result in [SledJournal::open(dir.path()), SledJournal::begin_anew(dir.path())] {
+        assert!(matches!(result, Err(Error::Foreign { .. })));
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn reading_a_folder_that_is_not_there_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let error = SledJournal::open_read_only(&dir.path().join("none")).unwrap_err();

@@ -15,7 +15,8 @@ fn plan() -> Plan {
     };
     let grpo =
         Grpo { steps: 4, prompts: 1, group: 2, micro_batch: 1, clip: (0.2, 0.2), kl: 0.0, normalize: true, optimizer };
-    let chains = Chains { terms_min: 2, terms_mean: 3.0, terms_max: 4, tail: 0.0, tail_min: 4 };
+    let chains =
+        Chains { terms_min: 2, terms_mean: 3.0, terms_max: 4, tail: 0.0, tail_min: 4, check: 0.0, checks_max: 1 };
     Plan {
         name: "x".into(),
         seed: 0,
@@ -69,4 +70,19 @@ fn a_killed_run_goes_on_from_its_checkpoint() {
     let report = crate::report::report(&state, false);
     assert_eq!((report.steps, report.wall_s, report.status.as_str()), (4, 6.0, "complete"));
     assert_eq!((report.accuracy_before, report.accuracy_after), (Some(0.0), Some(0.0)));
+}
+
+#[test]
+fn steps_done_again_from_an_older_checkpoint_do_not_pull_the_newer_one_back() {
+    let events = [
+        Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 },
+        session(0),
+        committed(0, 0, None),
+        committed(1, 3, Some("d")),
+        // "d" could not be read: all before it is done again.
+        session(1),
+        committed(0, 0, None),
+    ];
+    let state = RunState::replay(&events);
+    assert_eq!((state.next, state.checkpoint.as_deref()), (Position { stage: 2, step: 0 }, Some("d")), "RUN-1");
 }

@@ -24,6 +24,20 @@ pub const BUCKETS: usize = 7;
 /// Measurements kept of plain decoding where the plan names no window.
 const PLAIN_WINDOW: usize = 64;
 
+/// What was measured of cycles with one batch size and strategy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Tokens emitted.
+    pub tokens: u64,
+    /// Request-cycles.
+    pub requests: usize,
+    /// Time.
+    pub seconds: f64,
+    /// Of that, spent on what earlier cycles had left undone because they drafted in another way: the price of a change, and
+    /// not of the strategy.
+    pub catch_up_s: f64,
+}
+
 /// Chooses a strategy, or none, for every cycle, and learns from the cycle's time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Controller {
@@ -68,22 +82,30 @@ impl Controller {
         }
     }
 
-    /// Learns from one cycle, or several alike: `tokens` emitted for `requests` request-cycles in `seconds`.
+    /// Learns from one cycle, or several alike.
     ///
     /// Without tokens, requests or a positive time it tells nothing and is left out.
-    pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, tokens: u64, seconds: f64, requests: usize) {
-        if tokens == 0 || requests == 0 || !seconds.is_finite() || seconds <= 0.0 {
+    pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, measured: Measured) {
+        let Measured { tokens, requests, seconds, catch_up_s } = measured;
+        let steady_s = seconds - catch_up_s;
+        if tokens == 0
+            || requests == 0
+            || !seconds.is_finite()
+            || seconds <= 0.0
+            || steady_s.is_nan()
+            || steady_s <= 0.0
+        {
             return;
         }
         let bucket = bucket(batch);
-        let (rate, accept_length) = (tokens as f64 / seconds, tokens as f64 / requests as f64);
+        let (rate, accept_length) = (tokens as f64 / steady_s, tokens as f64 / requests as f64);
+        let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length };
         if let Rule::Bandit(bandit) = &mut self.rule {
-            let cycle = Cycle { rate, seconds, accept_length };
             bandit.observe(bucket, &self.plain[bucket], strategy, cycle, self.window);
         }
         if strategy.is_none() {
             // Kept in full also while drafting is better: what plain decoding would have done is reported from it.
-            self.plain[bucket].observe(rate, accept_length, self.window);
+            self.plain[bucket].observe(cycle, self.window);
         }
     }
 

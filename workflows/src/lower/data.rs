@@ -31,8 +31,18 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
     let terms_max = spec.terms_max.unwrap_or(terms_min.max(40));
     let tail_min = spec.tail_min.unwrap_or(terms_min.max(20).min(terms_max));
     let terms_mean = spec.terms_mean.unwrap_or((terms_min.max(5) as f64).min(terms_max as f64));
-    let chains = Chains { terms_min, terms_mean, terms_max, tail: spec.tail, tail_min };
+    let chains = Chains {
+        terms_min,
+        terms_mean,
+        terms_max,
+        tail: spec.tail,
+        tail_min,
+        check: spec.check,
+        checks_max: spec.checks_max,
+    };
     check.probability("data.tail", chains.tail);
+    check.probability("data.check", chains.check);
+    check.count("data.checks_max", chains.checks_max, 1, 1000);
     let is_counted = check.count("data.terms_min", terms_min, 2, 1 << 20);
     if check.count("data.terms_max", terms_max, 2, 1 << 20) && is_counted {
         order(check, &chains);
@@ -41,7 +51,7 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
 }
 
 fn order(check: &mut Check<'_>, chains: &Chains) {
-    let Chains { terms_min, terms_mean, terms_max, tail, tail_min } = *chains;
+    let Chains { terms_min, terms_mean, terms_max, tail, tail_min, .. } = *chains;
     if terms_max < terms_min {
         let message = format!("`terms_max` {terms_max} is below `terms_min` {terms_min}");
         check.wrong("workflow::order", "data.terms_max", message, format!("write `terms_max: {terms_min}` or more"));

@@ -37,7 +37,8 @@ fn solutions(check: &mut Check<'_>, plan: &Plan, prompt: usize, positions: usize
         let message = format!(
             "a solution of {terms} terms needs {needed} positions with its prompt, `positions_max` is {positions}"
         );
-        let help = format!("write `positions_max: {needed}`, or a smaller `terms_max` in `data`");
+        let smaller = if chains.check > 0.0 { "`terms_max` or `checks_max`" } else { "`terms_max`" };
+        let help = format!("write `positions_max: {needed}`, or a smaller {smaller} in `data`");
         check.wrong("workflow::too_long", "model.positions_max", message, help);
     }
 }
@@ -52,7 +53,8 @@ fn prompt_max(data: &Data) -> usize {
     around.saturating_add(question)
 }
 
-/// `3+5=8;` for every term but the first, the last one without `;`, then `#6` and the end.
+/// `3+5=8;` for every term but the first, the last one without `;`, then `#6`; with checks that again, `?` between; the end.
 fn solution_max(chains: &Chains) -> usize {
-    chains.terms_max.saturating_sub(1).saturating_mul(6).saturating_add(2)
+    let attempts = if chains.check > 0.0 { chains.checks_max.saturating_add(1) } else { 1 };
+    chains.terms_max.saturating_sub(1).saturating_mul(6).saturating_add(2).saturating_mul(attempts)
 }

@@ -38,7 +38,7 @@ pub(crate) struct Suffix {
 
 impl Default for Suffix {
     fn default() -> Self {
-        Self { match_min: 2, match_max: 8 }
+        Self { match_min: 4, match_max: 24 }
     }
 }
 
@@ -84,7 +84,7 @@ impl Bandit {
     }
 
     pub(crate) fn window() -> usize {
-        16
+        64
     }
 }
 

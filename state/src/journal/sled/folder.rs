@@ -4,12 +4,46 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Error;
+
+/// Attempts to lock a folder, and the time between them: whoever looks whether it is locked holds it for a moment.
+const ATTEMPTS: u32 = 5;
+const BETWEEN: Duration = Duration::from_millis(10);
 
 /// Makes the folder and the ones above it.
 pub(super) fn create(dir: &Path) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(Error::io("create the folder", dir))
+}
+
+/// Whether a file of a journal is one that taper or sled made.
+fn is_own(name: &str) -> bool {
+    let names = ["lock", "conf", "db", "db.tmp", "count", "count.tmp", "blobs"];
+    names.contains(&name) || name.starts_with("snap.") || name.starts_with("aside-")
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Fails if the folder holds files, and none of a journal.
+pub(super) fn require_own(dir: &Path) -> Result<(), Error> {
+    let files = if dir.exists() { list(dir)? } else { Vec::new() };
+    let is_own = files.is_empty() || files.iter().any(|file| is_own(&name_of(file)));
+    if is_own { Ok(()) } else { Err(Error::Foreign { dir: dir.into() }) }
+}
+
+/// Removes the files of a journal but for its lock, which the caller holds, and nothing else.
+pub(super) fn clear(dir: &Path) -> Result<(), Error> {
+    for path in list(dir)? {
+        let name = name_of(&path);
+        if is_own(&name) && name != "lock" {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Locks the folder for this process and this journal until the file is dropped.
@@ -17,11 +51,28 @@ pub(super) fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(Error::io("open the lock", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.into() }),
-        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+    for _ in 1..ATTEMPTS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN),
+            other => return locked(dir, &path, other).map(|()| file),
+        }
     }
+    locked(dir, &path, file.try_lock()).map(|()| file)
+}
+
+fn locked(dir: &Path, path: &Path, result: Result<(), TryLockError>) -> Result<(), Error> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.into() }),
+        Err(TryLockError::Error(source)) => Err(Error::io("lock", path)(source)),
+    }
+}
+
+/// Whether a process holds the lock.
+pub(super) fn is_locked(dir: &Path) -> bool {
+    // Shared, so that two who look do not take each other for a writer.
+    let shared = File::open(dir.join("lock")).map(|file| file.try_lock_shared());
+    matches!(shared, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Brings the folder's list of files, and its own entry, to the disk.
@@ -75,7 +126,7 @@ pub(super) fn set_aside(dir: &Path) -> Result<PathBuf, Error> {
     let aside = aside.expect("a free number is found");
     create(&aside)?;
     for file in list(dir)? {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name_of(&file);
         if name.starts_with("snap.") || name == "conf" {
             fs::rename(&file, aside.join(&name)).map_err(Error::io("move aside", &file))?;
         }
@@ -111,7 +162,12 @@ impl Copy {
         fs::metadata(dir).map_err(Error::io("read the folder", dir))?;
         let copy = Self { path: fresh_path() };
         create(&copy.path.join("blobs"))?;
-        for file in list(dir)?.into_iter().chain(list(&dir.join("blobs"))?) {
+        let mut files = list(dir)?;
+        files.retain(|file| is_own(&name_of(file)));
+        files.extend(list(&dir.join("blobs"))?);
+        // The number of events first: a writer at work must not look like one that lost some.
+        files.sort_by_key(|file| name_of(file) != "count");
+        for file in files {
             let to = copy.path.join(file.strip_prefix(dir).unwrap_or(&file));
             if file.is_file() && file.file_name().is_some_and(|name| name != "lock") {
                 copy_if_there(&file, &to)?;

@@ -1,74 +1,91 @@
-//! Measurements of one way to decode: a sliding window and its median.
+//! Measurements of one way to decode: a sliding window of cycles.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use super::bandit::Cycle;
+
+/// A cycle counts as at most so many median ones: the machine did something else meanwhile.
+const OUTLIER: f64 = 4.0;
+
 /// One arm in one bucket.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Arm {
-    /// Tokens a second, oldest first.
-    rates: VecDeque<f64>,
-    /// Tokens per request-cycle, oldest first.
-    accept_lengths: VecDeque<f64>,
-    /// Median of `rates`, kept because it is asked for at every cycle.
-    median: f64,
+    /// Oldest first.
+    cycles: VecDeque<Cycle>,
+    /// Tokens a second, kept because it is asked for at every cycle.
+    rate: f64,
 }
 
 impl Arm {
     /// Adds a measurement; only the newest `window` are kept.
-    pub(super) fn observe(&mut self, rate: f64, accept_length: f64, window: usize) {
-        self.rates.push_back(rate);
-        self.accept_lengths.push_back(accept_length);
-        self.keep(window);
-        self.median = median(&self.rates);
+    pub(super) fn observe(&mut self, cycle: Cycle, window: usize) {
+        self.cycles.push_back(cycle);
+        let excess = self.cycles.len().saturating_sub(window);
+        self.cycles.drain(..excess);
+        self.rate = rate(&self.cycles);
     }
 
     /// Measurements in the window.
     pub(super) fn count(&self) -> usize {
-        self.rates.len()
+        self.cycles.len()
     }
 
-    /// Median tokens a second; of an even number the upper one, so that a fresh arm is seen at its best.
+    /// Tokens a second: all tokens over all time, so that a rare cycle of many tokens counts for what it is worth.
     pub(super) fn rate(&self) -> Option<f64> {
-        (!self.rates.is_empty()).then_some(self.median)
+        (!self.cycles.is_empty()).then_some(self.rate)
     }
 
-    /// Median tokens per request-cycle.
+    /// Tokens per request-cycle.
     pub(super) fn accept_length(&self) -> Option<f64> {
-        (!self.accept_lengths.is_empty()).then(|| median(&self.accept_lengths))
-    }
-
-    fn keep(&mut self, window: usize) {
-        let excess = self.rates.len().saturating_sub(window);
-        self.rates.drain(..excess);
-        self.accept_lengths.drain(..excess);
+        let sum = self.cycles.iter().map(|c| c.accept_length).sum::<f64>();
+        (!self.cycles.is_empty()).then(|| sum / self.cycles.len() as f64)
     }
 }
 
-fn median(values: &VecDeque<f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.iter().copied().collect();
-    let middle = sorted.len() / 2;
-    *sorted.select_nth_unstable_by(middle, f64::total_cmp).1
+fn rate(cycles: &VecDeque<Cycle>) -> f64 {
+    let mut seconds: Vec<f64> = cycles.iter().map(|c| c.seconds).collect();
+    let middle = seconds.len() / 2;
+    let longest = OUTLIER * *seconds.select_nth_unstable_by(middle, f64::total_cmp).1;
+    let (mut tokens, mut total_s) = (0.0, 0.0);
+    for cycle in cycles {
+        tokens += cycle.rate * cycle.seconds;
+        total_s += cycle.seconds.min(longest);
+    }
+    tokens / total_s
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn cycle(tokens: f64, seconds: f64) -> Cycle {
+        Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: tokens }
+    }
+
     #[test]
-    fn the_median_slides() {
+    fn the_window_slides() {
         let mut arm = Arm::default();
         assert_eq!(arm.rate(), None);
-        let mut check = |rate: f64, median: f64| {
-            arm.observe(rate, 1.0, 3);
-            assert_eq!(arm.rate(), Some(median));
+        let mut check = |tokens: f64, seconds: f64, expected: f64| {
+            arm.observe(cycle(tokens, seconds), 3);
+            assert!((arm.rate().unwrap() - expected).abs() < 1e-12, "{:?}, expected {expected}", arm.rate());
         };
-        check(1.0, 1.0);
-        check(5.0, 5.0);
-        check(3.0, 3.0);
-        check(9.0, 5.0);
-        check(9.0, 9.0);
-        assert_eq!((arm.count(), arm.accept_length()), (3, Some(1.0)));
+        check(1.0, 1.0, 1.0);
+        check(3.0, 1.0, 2.0);
+        check(8.0, 2.0, 3.0);
+        check(1.0, 1.0, 3.0);
+        assert_eq!((arm.count(), arm.accept_length()), (3, Some(4.0)));
+    }
+
+    #[test]
+    fn an_outlier_counts_little_and_a_rare_success_in_full() {
+        let mut arm = Arm::default();
+        (0..8).for_each(|_| arm.observe(cycle(1.0, 1.0), 10));
+        arm.observe(cycle(1.0, 1000.0), 10);
+        assert!((arm.rate().unwrap() - 9.0 / 12.0).abs() < 1e-12);
+        arm.observe(cycle(9.0, 1.0), 10);
+        assert!((arm.rate().unwrap() - 18.0 / 13.0).abs() < 1e-12);
     }
 }

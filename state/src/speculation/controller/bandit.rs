@@ -17,7 +17,7 @@ const TRIALS: usize = 2;
 /// A challenger must be this much faster.
 const HYSTERESIS: f64 = 0.03;
 /// Measurements kept of a strategy that is not in use.
-const CHALLENGER_WINDOW: usize = 9;
+const CHALLENGER_WINDOW: usize = 24;
 /// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
 const PLAIN_WEIGHT: f64 = 0.1;
 /// Smallest weight of a strategy when exploring.
@@ -34,12 +34,13 @@ pub(super) struct Bandit {
 }
 
 /// What one cycle measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Cycle {
     /// Tokens a second.
     pub(super) rate: f64,
-    /// Seconds it took.
+    /// Seconds it took, without catching up, and those.
     pub(super) seconds: f64,
+    pub(super) catch_up_s: f64,
     /// Tokens per request-cycle.
     pub(super) accept_length: f64,
 }
@@ -157,7 +158,7 @@ impl Bucket {
         self.account(plain, arm, cycle);
         let Some(arm) = arm else { return };
         let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
-        self.arms[arm].observe(cycle.rate, cycle.accept_length, window);
+        self.arms[arm].observe(cycle, window);
     }
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
@@ -165,8 +166,9 @@ impl Bucket {
     fn account(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle) {
         let best = self.rate(plain, self.incumbent);
         let is_explored = arm != self.incumbent && best > 0.0;
-        let lost_s = if is_explored { cycle.seconds * (1.0 - cycle.rate / best) } else { 0.0 };
-        self.total_s = self.total_s * (1.0 - FORGET) + cycle.seconds;
+        let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - cycle.rate / best);
+        let lost_s = if is_explored { lost_s } else { 0.0 };
+        self.total_s = self.total_s * (1.0 - FORGET) + cycle.seconds + cycle.catch_up_s;
         for account in &mut self.lost_s {
             *account *= 1.0 - FORGET;
         }

@@ -28,6 +28,10 @@ fn bandit(epsilon: f64, window: usize) -> Controller {
     Controller::new(&plan::Controller::Bandit { strategies: STRATEGIES.to_vec(), epsilon, window })
 }
 
+fn measured(tokens: u64, seconds: f64, requests: usize) -> Measured {
+    Measured { tokens, requests, seconds, catch_up_s: 0.0 }
+}
+
 /// Speeds in tokens a second: plain decoding first, then each strategy.
 fn speed(speeds: &[f64; 4], strategy: Option<Strategy>) -> f64 {
     strategy.map_or(speeds[0], |strategy| speeds[1 + STRATEGIES.iter().position(|s| *s == strategy).unwrap()])
@@ -46,7 +50,7 @@ fn run(
         let strategy = controller.choose(4, [uniform.next(), uniform.next()], &|_| true);
         let emitted = if strategy.is_some() { 12 } else { 4 };
         let cycle_s = emitted as f64 / speed(&speeds, strategy) * (1.0 + noise * (2.0 * uniform.next() - 1.0));
-        controller.observe(4, strategy, emitted, cycle_s, 4);
+        controller.observe(4, strategy, measured(emitted, cycle_s, 4));
         seconds += cycle_s;
         tokens += emitted as f64;
         choices.push(strategy);
@@ -77,7 +81,7 @@ fn off_and_fixed_do_not_learn_but_measure_plain_cycles() {
     let mut off = Controller::new(&plan::Controller::Off);
     assert_eq!(off.choose(1, [0.0, 0.0], &|_| true), None);
     assert_eq!(off.plain_rate(1), None);
-    off.observe(1, None, 10, 2.0, 10);
+    off.observe(1, None, measured(10, 2.0, 10));
     assert_eq!((off.plain_rate(1), off.plain_rate(2)), (Some(5.0), None));
     let mut fixed = Controller::new(&plan::Controller::Fixed(STRATEGIES[0]));
     assert_eq!(fixed.choose(9, [0.0, 0.0], &|_| true), Some(STRATEGIES[0]));
@@ -95,7 +99,7 @@ fn every_arm_is_tried_twice_first() {
 fn meaningless_measurements_are_left_out() {
     let mut controller = bandit(0.1, 10);
     for (tokens, seconds, requests) in [(0, 1.0, 1), (1, 0.0, 1), (1, -1.0, 1), (1, f64::NAN, 1), (1, 1.0, 0)] {
-        controller.observe(1, None, tokens, seconds, requests);
+        controller.observe(1, None, measured(tokens, seconds, requests));
     }
     assert_eq!(controller, bandit(0.1, 10));
 }
@@ -136,7 +140,7 @@ fn never_much_slower_than_plain_decoding() {
 #[test]
 fn accept_lengths_are_kept() {
     let mut controller = bandit(0.1, 10);
-    controller.observe(4, Some(STRATEGIES[0]), 12, 1.0, 4);
+    controller.observe(4, Some(STRATEGIES[0]), measured(12, 1.0, 4));
     assert_eq!(controller.accept_length(3, STRATEGIES[0]), Some(3.0));
     assert_eq!(controller.accept_length(1, STRATEGIES[0]), None);
 }
@@ -153,7 +157,7 @@ proptest! {
             let ready = |drafter: usize| mask >> drafter & 1 == 1;
             let strategy = controller.choose(batch, [uniform.next(), uniform.next()], &ready);
             prop_assert!(strategy.is_none_or(|strategy| ready(strategy.drafter)));
-            controller.observe(batch, strategy, tokens, uniform.next(), batch.max(1));
+            controller.observe(batch, strategy, measured(tokens, uniform.next(), batch.max(1)));
         }
     }
 
@@ -182,4 +186,17 @@ proptest! {
         let strategy = best.checked_sub(1).map(|arm| STRATEGIES[arm]);
         prop_assert!(share(&choices, strategy) > 0.85, "{} {:?}", share(&choices, strategy), speeds);
     }
+}
+
+#[test]
+fn catching_up_is_paid_for_but_not_held_against_a_strategy() {
+    let mut controller = bandit(0.0, 10);
+    for strategy in [None, Some(STRATEGIES[0]), Some(STRATEGIES[1]), Some(STRATEGIES[2])] {
+        let tokens = if strategy == Some(STRATEGIES[0]) { 20 } else { 10 };
+        for _ in 0..3 {
+            let catch_up_s = if strategy.is_some() { 9.0 } else { 0.0 };
+            controller.observe(1, strategy, Measured { tokens, requests: 1, seconds: 1.0 + catch_up_s, catch_up_s });
+        }
+    }
+    assert_eq!(controller.choose(1, [0.5, 0.5], &|_| true), Some(STRATEGIES[0]));
 }

@@ -1,11 +1,14 @@
 //! Whole models against the machine: cycles of the quickstart's model, and SmolLM2-135M where it is installed.
 //!
 //!     cargo bench -p taper-models
+//!     cargo bench -p taper-models -- tiny        one part: speculation, tiny, smollm2
 //!
 //! Prints tables and writes them to target/bench/models.json. Peers (llama.cpp, torch) run the same work in
 //! models/benches/peers.py.
 
 #![expect(clippy::print_stdout, reason = "a bench reports")]
+
+mod bare;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,20 +17,28 @@ use std::time::Instant;
 use kernels::{NoiseKey, Pool, Storage};
 use models::data::Dataset;
 use models::drafter::learn::{Example, Learner};
-use models::drafter::{Context, Drafter, eagle, eagle::Eagle};
+use models::drafter::{Context, Drafter, Vocabulary, eagle, eagle::Eagle};
 use models::load::{gguf, load_tiny};
 use models::optim::AdamW;
 use models::tokenizer::Tokenizer;
-use models::train::{Sequence, gradient};
+use models::train::{Sequence, Workspace, gradient};
 use models::{Config, Decoder, Decoding, Result, Target, Weights};
 use state::plan::{Chains, Data, Optimizer, Schedule, Source, Strategy, TinyShape};
 use state::speculation::tree::{DraftTree, ROOT};
 
 fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wants = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     let mut rows = Vec::new();
-    speculation(&mut rows);
-    tiny(&mut rows);
+    if wants("speculation") {
+        speculation(&mut rows);
+    }
+    if wants("tiny") {
+        overhead(&mut rows);
+        tiny(&mut rows);
+    }
     match gguf_file() {
+        _ if !wants("smollm2") => {}
         Some(file) => smollm2(&file, &mut rows),
         None => println!("SmolLM2-135M is not in target/models (README.md tells how): left out"),
     }
@@ -104,12 +115,34 @@ fn tiny(rows: &mut Vec<serde_json::Value>) {
         }
         let drafter = Weights::random_layout(eagle::parameters(&config), storage, 2, 1).unwrap();
         for (requests, depth) in [(1, 4), (4, 4), (8, 4)] {
-            let mut eagle = Eagle::new(target.clone(), &drafter, 0, pool.clone()).unwrap();
+            let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), &drafter, 0, pool.clone()).unwrap();
             let mut decoder = decoder(&target, requests, &pool);
             let seconds = cycle(&mut decoder, 60, Some((&mut eagle, chain(depth))));
             tell(rows, &format!("tiny {storage:?}, eagle of {depth} for {requests}, whole cycle"), seconds * 1e6, "us");
         }
     }
+}
+
+/// Cycles of one request against the same kernels on the same shapes without any decoder around them.
+fn overhead(rows: &mut Vec<serde_json::Value>) {
+    let shape = TinyShape { hidden: 128, layers: 10, heads: 4, kv_heads: 1, ffn: 352, positions_max: 512 };
+    let config = Config::tiny(&shape).unwrap();
+    let weights = Weights::random(&config, 1).unwrap();
+    let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+    let pool = Arc::new(Pool::default());
+    let bare = bare::Cycle::new(&config);
+    // Side by side, because the machine's speed changes.
+    let (mut whole, mut kernels) = (Vec::new(), Vec::new());
+    for _ in 0..9 {
+        whole.push(cycle(&mut decoder(&target, 1, &pool), 60, None));
+        kernels.push(bare.median(&pool, 60));
+    }
+    whole.sort_by(f64::total_cmp);
+    kernels.sort_by(f64::total_cmp);
+    let (whole, kernels) = (whole[4], kernels[4]);
+    tell(rows, "tiny F32, cycle of 1 x 1 rows", whole * 1e6, "us");
+    tell(rows, "the same kernels alone", kernels * 1e6, "us");
+    tell(rows, "framework overhead, of kernel time", (whole / kernels - 1.0) * 100.0, "%");
 }
 
 /// The quickstart's model with a drafter trained on its own answers: tokens a second by batch and strategy.
@@ -120,7 +153,8 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let weights = Weights::from_raw(&config, &load_tiny(&file, &config, None).unwrap()).unwrap();
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
     let pool = Arc::new(Pool::default());
-    let chains = Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20 };
+    let chains =
+        Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20, check: 0.0, checks_max: 1 };
     let data = Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 0 };
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
@@ -149,9 +183,10 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1).unwrap(), 3e-3);
     let began = Instant::now();
     for i in 0..600 {
-        learner.learn(&pool, &target, &examples[i * 2 % 64..][..2]).unwrap();
+        learner.learn(&pool, &Vocabulary::whole(&target), &examples[i * 2 % 64..][..2]).unwrap();
         if [100, 300, 599].contains(&i) {
-            let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool.clone()).unwrap();
+            let mut eagle =
+                Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, pool.clone()).unwrap();
             let accept = roll(0, 4, Some((&mut eagle, chain(6)))).2;
             tell(
                 rows,
@@ -165,7 +200,8 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         let plain = roll(0, requests, None).1;
         tell(rows, &format!("quickstart, {requests} requests, plain"), plain, "tokens/s");
         for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
-            let mut eagle = Eagle::new(target.clone(), learner.weights(), 0, pool.clone()).unwrap();
+            let mut eagle =
+                Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, pool.clone()).unwrap();
             let strategy = Strategy { drafter: 0, depth, width, budget };
             let (_, rate, accept) = roll(0, requests, Some((&mut eagle, strategy)));
             let name = format!("quickstart, {requests} requests, eagle {depth}x{width}, accept {accept:.2}");
@@ -200,7 +236,7 @@ fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
 /// Forward, backward and AdamW on 8 sequences of 256 tokens.
 fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
     let pool = Pool::new(2);
-    let rope = Target::rope_table(config);
+    let target = Target::new(config, weights, &Target::rope_table(config)).unwrap();
     let token = |i: u32| 100 + i * 37 % 40_000;
     let sequence = |s: u32| Sequence { tokens: (0..=256).map(|i| token(s * 257 + i)).collect(), prompt: 1 };
     let sequences: Vec<Sequence> = (0..8).map(sequence).collect();
@@ -213,11 +249,12 @@ fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
         warmup: 0,
         schedule: Schedule::Constant,
     };
-    let mut seconds = f64::INFINITY;
+    let (mut seconds, mut workspace) = (f64::INFINITY, Workspace::default());
     for _ in 0..2 {
         let began = Instant::now();
         let slopes = |l: &[Vec<f32>]| l.iter().map(|s| vec![-1.0 / 2048.0; s.len()]).collect();
-        let gradients = gradient(&pool, config, weights, &rope, &sequences, 1.0, slopes).unwrap();
+        let mut gradients = weights.zeros();
+        gradient((&pool, &mut workspace), &target, &sequences, 1.0, slopes, &mut gradients);
         let forth = began.elapsed().as_secs_f64();
         drop(adam.step(&pool, weights, &gradients, &optimizer, 1e-6));
         seconds = seconds.min(began.elapsed().as_secs_f64());

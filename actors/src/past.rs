@@ -1,0 +1,98 @@
+//! What earlier sessions left in a run's folder, read without touching it.
+
+use std::path::Path;
+
+use state::journal::{Event, Journal, Recovery, SledJournal};
+use state::run::RunState;
+
+use crate::error::{Error, Result};
+use crate::folder::RunFolder;
+
+/// What is known of a run before it goes on.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// What its journal says.
+    pub state: RunState,
+    /// Whether a process works on it now.
+    pub is_running: bool,
+    /// What its journal has lost, if that can be made good.
+    pub warning: Option<String>,
+}
+
+/// What the folder of a run says about it.
+///
+/// # Errors
+/// If there is no run, its journal cannot be read, or it does not say where to go on.
+pub fn look(dir: &Path) -> Result<Past> {
+    let past = Past::read(&RunFolder::new(dir))?;
+    if past.state.plan.is_none() { Err(Error::NoRun { dir: dir.into() }) } else { Ok(past) }
+}
+
+/// What the journal in a run's folder says.
+///
+/// # Errors
+/// As [`look`].
+pub fn inspect(dir: &Path) -> Result<RunState> {
+    Ok(look(dir)?.state)
+}
+
+impl Past {
+    /// Reads what is there; of a folder without a run, nothing.
+    pub(crate) fn read(folder: &RunFolder) -> Result<Self> {
+        if !folder.journal().is_dir() {
+            return match folder.newest() {
+                Some(_) => Err(lost(folder, "its journal is missing".into())),
+                None => Ok(Self::default()),
+            };
+        }
+        let is_running = SledJournal::is_in_use(&folder.journal());
+        let (events, recovery) = read_journal(folder)?;
+        let mut past = Self { state: RunState::replay(&events), is_running, warning: None };
+        // A run at work has lost nothing: it has not written its end.
+        if !is_running {
+            past.warning = past.check(folder, &recovery)?;
+        }
+        Ok(past)
+    }
+
+    /// Fails if the run would silently begin anew, or go on from a checkpoint that is not there.
+    fn check(&self, folder: &RunFolder, recovery: &Recovery) -> Result<Option<String>> {
+        let lost_events = format!("its journal has lost its last {} events", recovery.lost);
+        if self.state.plan.is_none() {
+            return match (recovery.lost, folder.newest()) {
+                (0, None) => Ok(None),
+                (0, Some(_)) => Err(lost(folder, "its journal is empty".into())),
+                _ => Err(lost(folder, lost_events)),
+            };
+        }
+        if recovery.lost == 0 || self.state.is_complete {
+            return Ok(None);
+        }
+        let goes_on = match &self.state.checkpoint {
+            Some(name) if folder.checkpoint(name).is_dir() => format!("from checkpoint {name}"),
+            None if folder.newest().is_none() => "from its beginning".into(),
+            _ => return Err(lost(folder, format!("{lost_events}, the newest checkpoint among them"))),
+        };
+        Ok(Some(format!("{}: {lost_events}; the run goes on {goes_on}", folder.dir().display())))
+    }
+}
+
+fn read_journal(folder: &RunFolder) -> Result<(Vec<Event>, Recovery)> {
+    let read = || {
+        let journal = SledJournal::open_read_only(&folder.journal())?;
+        Ok((journal.events()?, journal.recovery().clone()))
+    };
+    read().map_err(|source: state::Error| match source {
+        state::Error::Damaged { .. } | state::Error::Unreadable { .. } => Error::Lost {
+            dir: folder.dir().into(),
+            problem: "its journal is damaged".into(),
+            newest: folder.newest(),
+            source: Some(Box::new(source)),
+        },
+        other => other.into(),
+    })
+}
+
+fn lost(folder: &RunFolder, problem: String) -> Error {
+    Error::Lost { dir: folder.dir().into(), problem, newest: folder.newest(), source: None }
+}

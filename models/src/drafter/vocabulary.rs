@@ -1,0 +1,173 @@
+//! The tokens that a learned drafter may propose, with their rows of the target's head. The head is a fifth of a small
+//! target with a large vocabulary, and rollouts use few of its tokens.
+
+use std::sync::Arc;
+
+use kernels::{Matrix, NoiseKey, Pool, linear, noise};
+
+use crate::target::Target;
+
+/// Up to so many tokens a target's whole vocabulary is used.
+const WHOLE: usize = 1024;
+/// Fewest tokens of a part.
+const LEAST: usize = 512;
+/// Share of the tokens seen that a part covers.
+const COVERED: f64 = 0.995;
+
+/// A target, and the part of its vocabulary that is drafted.
+#[derive(Debug, Clone)]
+pub struct Vocabulary {
+    target: Arc<Target>,
+    /// Ids in order; none if all are drafted.
+    ids: Option<Arc<Vec<u32>>>,
+    head: Matrix,
+}
+
+/// The tokens to draft, from how often each was seen; none for all of them.
+#[must_use]
+pub fn frequent(counts: &[u64]) -> Option<Arc<Vec<u32>>> {
+    let total: u64 = counts.iter().sum();
+    if counts.len() <= WHOLE || total == 0 {
+        return None;
+    }
+    let mut ranked: Vec<u32> = (0..u32::try_from(counts.len()).unwrap_or(u32::MAX)).collect();
+    ranked.sort_by_key(|id| std::cmp::Reverse(counts[*id as usize]));
+    let mut seen = 0;
+    let enough = ranked.iter().position(|id| {
+        seen += counts[*id as usize];
+        seen as f64 >= COVERED * total as f64
+    });
+    ranked.truncate(enough.map_or(ranked.len(), |last| last + 1).max(LEAST));
+    ranked.sort_unstable();
+    Some(Arc::new(ranked))
+}
+
+impl Vocabulary {
+    /// All tokens of the target.
+    #[must_use]
+    pub fn whole(target: &Arc<Target>) -> Self {
+        Self { target: target.clone(), ids: None, head: target.head.clone() }
+    }
+
+    /// Some tokens of the target, ids in ascending order; all if none.
+    ///
+    /// # Panics
+    /// If an id is beyond the target's vocabulary.
+    #[must_use]
+    pub fn of(target: &Arc<Target>, ids: Option<&Arc<Vec<u32>>>) -> Self {
+        let Some(ids) = ids.filter(|ids| !ids.is_empty()) else { return Self::whole(target) };
+        let (n, k) = (ids.len(), target.head.k());
+        let mut rows = Vec::new();
+        kernels::embed(ids, &target.head, &mut rows);
+        let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, target.head.storage());
+        Self { target: target.clone(), ids: Some(ids.clone()), head }
+    }
+
+    /// The target.
+    #[must_use]
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// Tokens that are drafted.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.head.n()
+    }
+
+    pub(crate) fn head(&self) -> &Matrix {
+        &self.head
+    }
+
+    /// Logits `(r, size)` of hidden states `(r, hidden)`.
+    pub(crate) fn logits_into(&self, pool: &Pool, hidden: &[f32], logits: &mut Vec<f32>) {
+        logits.resize(hidden.len() / self.head.k() * self.size(), 0.0);
+        linear(pool, hidden, &self.head, logits);
+    }
+
+    /// The `width` best tokens by logits / T plus the target's own noise, best first, with their distance to the best (0 or
+    /// below).
+    pub(crate) fn best(
+        &self,
+        logits: &[f32],
+        temperature: f32,
+        key: &NoiseKey,
+        position: u32,
+        width: usize,
+    ) -> Vec<(u32, f32)> {
+        if width == 1 && self.ids.is_none() {
+            return vec![(noise::sample(logits, temperature, key, position), 0.0)];
+        }
+        let mut perturbed = Vec::with_capacity(logits.len());
+        match &self.ids {
+            None => noise::perturb(logits, temperature, key, position, &mut perturbed),
+            Some(ids) => noise::perturb_some(logits, ids, temperature, key, position, &mut perturbed),
+        }
+        let mut best: Vec<(usize, f32)> = Vec::with_capacity(width + 1);
+        for (at, score) in perturbed.into_iter().enumerate() {
+            if best.len() < width || score > best[best.len() - 1].1 {
+                let place = best.partition_point(|(_, s)| *s >= score);
+                best.insert(place, (at, score));
+                best.truncate(width);
+            }
+        }
+        let top = best.first().map_or(0.0, |b| b.1);
+        let id = |at: usize| self.ids.as_ref().map_or(at as u32, |ids| ids[at]);
+        best.into_iter().map(|(at, score)| (id(at), score - top)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Config;
+    use crate::weights::Weights;
+    use state::plan::TinyShape;
+
+    fn target() -> Arc<Target> {
+        let shape = TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 32, positions_max: 32 };
+        let config = Config::tiny(&shape).unwrap();
+        let weights = Weights::random(&config, 1).unwrap();
+        Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap())
+    }
+
+    #[test]
+    fn a_part_ranks_its_tokens_as_the_whole_does() {
+        let (target, pool) = (target(), Pool::default());
+        let ids: Arc<Vec<u32>> = Arc::new((0..80).filter(|id| id % 3 != 1).collect());
+        let (whole, part) = (Vocabulary::whole(&target), Vocabulary::of(&target, Some(&ids)));
+        assert_eq!((whole.size(), part.size()), (80, ids.len()));
+        for position in 0..200 {
+            let key = NoiseKey::new(3, 1, position, 0, 0);
+            let hidden: Vec<f32> = (0..16).map(|i| key.uniform(7, i) as f32 * 4.0 - 2.0).collect();
+            let best = |vocabulary: &Vocabulary, temperature: f32, width: usize| {
+                let mut logits = Vec::new();
+                vocabulary.logits_into(&pool, &hidden, &mut logits);
+                vocabulary.best(&logits, temperature, &key, position, width)
+            };
+            for temperature in [0.0, 1.0] {
+                let mut wanted: Vec<u32> = best(&whole, temperature, 80).iter().map(|b| b.0).collect();
+                assert_eq!(best(&whole, temperature, 1)[0].0, wanted[0]);
+                wanted.retain(|id| ids.contains(id));
+                let found: Vec<u32> = best(&part, temperature, 5).iter().map(|b| b.0).collect();
+                assert_eq!(found, wanted[..5]);
+            }
+        }
+    }
+
+    #[test]
+    fn frequent_tokens_cover_what_was_seen() {
+        assert_eq!(frequent(&[5; 80]), None);
+        assert_eq!(frequent(&[0; 5000]), None);
+        let mut counts = vec![0; 5000];
+        (0..2000).for_each(|id| counts[4999 - id] = 1 + u64::from(id < 600) * 1_000_000);
+        let ids = frequent(&counts).unwrap();
+        let seen: u64 = ids.iter().map(|id| counts[*id as usize]).sum();
+        assert!(seen as f64 >= COVERED * counts.iter().sum::<u64>() as f64 && ids.len() < 600, "{}", ids.len());
+        assert!(ids.is_sorted() && ids.iter().all(|id| *id >= 4400));
+        counts.fill(0);
+        counts[4000] = 9;
+        assert!(frequent(&counts).unwrap().contains(&4000));
+        assert_eq!(frequent(&counts).unwrap().len(), LEAST);
+    }
+}

@@ -1,0 +1,142 @@
+//! Damaged folders: never silently begun anew; what can be made good is, with the same weights.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, workflow};
+
+/// A run that was stopped in the middle.
+fn stopped(folder: &Path) -> (PathBuf, PathBuf) {
+    let (file, dir) = (long(folder), folder.join("run"));
+    signalled(at_work(&["run", text(&file), "--out", text(&dir)], &dir, 3), "INT");
+    (file, dir)
+}
+
+/// Weights of the same run, left alone.
+fn expected(folder: &Path) -> String {
+    let dir = folder.join("whole");
+    completed(&["run", text(&long(folder)), "--out", text(&dir)]);
+    report(&dir).weights_sha256
+}
+
+/// Ends a run; what it warned of.
+fn resumed(arguments: &[&str]) -> String {
+    let output = taper(arguments);
+    let message = message(&output);
+    assert!(output.status.success(), "{message}");
+    message.lines().filter(|l| l.starts_with("warning:")).map(|l| format!("{l}\n")).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn spoil(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_run_without_its_journal_does_not_begin_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, dir) = stopped(folder.path());
+    let (journal, backup) = (dir.join("journal"), folder.path().join("backup"));
+    copy(&journal, &backup);
+    let before = checkpoints_of(&dir);
+    let newest = before.last().unwrap();
+    let missing = || fs::remove_dir_all(&journal).unwrap();
+    let empty = || fs::create_dir_all(&journal).unwrap();
+    let cut = || {
+        copy(&backup, &journal);
+        fs::write(journal.join("db"), "").unwrap();
+    };
+    let damages: [&dyn Fn(); 3] = [&missing, &empty, &cut];
+    for damage in damages {
+        damage();
+        for arguments in
+            [&["run", text(&file), "--out", text(&dir)][..], &["resume", text(&dir)], &["report", text(&dir)]]
+        {
+            let message = refusal(arguments);
+            for part in [text(&dir), newest.as_str(), text(&journal), "--fresh"] {
+                assert!(message.contains(part), "{part}: {message}");
+            }
+            assert_eq!(checkpoints_of(&dir), before);
+        }
+    }
+    fs::remove_dir_all(&journal).unwrap();
+    copy(&backup, &journal);
+    completed(&["resume", text(&dir)]);
+    fs::remove_dir_all(&journal).unwrap();
+    completed(&["run", text(&workflow(folder.path(), |w| w)), "--out", text(&dir), "--fresh"]);
+    assert_eq!(report(&dir).steps, 18);
+}
+
+#[test]
+fn a_journal_that_lost_its_end_is_not_rolled_back_silently() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, dir) = stopped(folder.path());
+    let (earlier, later) = (folder.path().join("earlier"), folder.path().join("later"));
+    copy(&dir, &earlier);
+    signalled(at_work(&["resume", text(&dir)], &dir, 4), "INT");
+    // An older journal, but for the number of events that were committed.
+    let count = fs::read(dir.join("journal/count")).unwrap();
+    fs::remove_dir_all(dir.join("journal")).unwrap();
+    copy(&earlier.join("journal"), &dir.join("journal"));
+    fs::write(dir.join("journal/count"), count).unwrap();
+    copy(&dir, &later);
+    let message = refusal(&["resume", text(&dir)]);
+    assert!(message.contains("lost its last") && message.contains(checkpoints_of(&dir).last().unwrap()), "{message}");
+    copy(&earlier.join("checkpoints"), &later.join("checkpoints"));
+    let warnings = resumed(&["resume", text(&later)]);
+    assert!(warnings.contains("lost its last") && warnings.lines().count() == 1, "{warnings}");
+    assert_eq!(report(&later).weights_sha256, expected(folder.path()));
+}
+
+#[test]
+fn an_older_checkpoint_stands_in_for_a_damaged_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, dir) = stopped(folder.path());
+    let kept = checkpoints_of(&dir);
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let file = |name: &str, part: &str| dir.join("checkpoints").join(name).join(part);
+    spoil(&file(&kept[1], "weights.safetensors"));
+    let other = folder.path().join("other");
+    copy(&dir, &other);
+    let warnings = resumed(&["resume", text(&dir)]);
+    assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
+    assert_eq!(warnings.lines().count(), 1, "{warnings}");
+    assert_eq!(report(&dir).weights_sha256, expected(folder.path()));
+    assert_eq!(report(&dir).steps, 128);
+    fs::write(other.join("checkpoints").join(&kept[0]).join("manifest.json"), "{").unwrap();
+    let message = refusal(&["resume", text(&other)]);
+    assert!(message.contains(&kept[1]) && message.contains("--fresh"), "{message}");
+}
+
+#[test]
+fn a_drafter_that_does_not_fit_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, dir) = stopped(folder.path());
+    let newest = checkpoints_of(&dir).pop().unwrap();
+    let other = folder.path().join("other");
+    copy(&dir, &other);
+    spoil(&dir.join("checkpoints").join(newest).join("drafter.safetensors"));
+    let expected = expected(folder.path());
+    let shape = "speculation: (drafters: [Eagle(ffn: 48)]), devices:";
+    let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 120").replace("devices:", shape));
+    for arguments in [&["resume", text(&dir)][..], &["run", text(&file), "--out", text(&other)]] {
+        let warnings = resumed(arguments);
+        assert!(warnings.contains("drafter") && warnings.lines().count() == 1, "{warnings}");
+    }
+    assert_eq!(report(&dir).weights_sha256, expected);
+    assert_eq!(report(&other).weights_sha256, expected);
+}
