@@ -88,11 +88,11 @@ impl Dataset {
         self.len() == Some(0)
     }
 
-    /// What rewards compare of an answer or a solution: a generated sum's first attempt, without what it checks itself with.
+    /// What rewards compare of an answer or a solution: a generated sum's last attempt, what it checked itself with last.
     #[must_use]
     pub fn attempt<'a>(&self, text: &'a str) -> &'a str {
         match &self.problems {
-            Problems::Chains(_) => text.split('?').next().unwrap_or_default(),
+            Problems::Chains(_) => text.rsplit('?').next().unwrap_or_default(),
             Problems::Jsonl(_) => text,
         }
     }
@@ -134,6 +134,14 @@ mod tests {
         let chains =
             Chains { terms_min: 2, terms_mean: 3.0, terms_max: 9, tail: 0.1, tail_min: 7, check: 0.0, checks_max: 1 };
         Data { source: Source::Chains(chains), template: template.into(), chat, heldout: 10 }
+    }
+
+    #[test]
+    fn the_last_attempt_at_a_sum_counts() {
+        let dataset = Dataset::open(&data("", false), 0).unwrap();
+        assert_eq!(dataset.attempt("1+2=3#3"), "1+2=3#3");
+        assert_eq!(dataset.attempt("1+2=4#4?1+2=3#3"), "1+2=3#3");
+        assert_eq!(dataset.attempt("1+2=3#3?"), "");
     }
 
     #[test]

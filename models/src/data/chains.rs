@@ -1,5 +1,5 @@
 //! One-digit sums with worked steps: `3+5-2?` and `3+5=8;8-2=6#6`. Every running value stays a digit. A solution may check
-//! itself: after `?` its steps and its answer stand again, once or several times. What counts is the first attempt.
+//! itself: after `?` its steps and its answer stand again, once or several times. What counts is the last attempt.
 //!
 //! A question belongs to the held-out part if a hash of its text says so, whatever the seed; the number of terms is
 //! drawn first and kept, so that both parts have the same lengths.

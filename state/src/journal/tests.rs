@@ -37,6 +37,62 @@ fn plan() -> Plan {
     }
 }
 
+/// Plans that name everything a plan can hold, which [`plan`] does not.
+fn other_plans() -> [Plan; 3] {
+    let shape = plan::TinyShape { hidden: 8, layers: 2, heads: 2, kv_heads: 1, ffn: 16, positions_max: 32 };
+    let chains = plan::Chains {
+        terms_min: 2,
+        terms_mean: 3.5,
+        terms_max: 9,
+        tail: 0.25,
+        tail_min: 5,
+        check: 0.125,
+        checks_max: 3,
+    };
+    let optimizer = plan::Optimizer {
+        lr: 0.5,
+        betas: (0.75, 0.875),
+        weight_decay: 0.25,
+        clip_norm: 1.5,
+        warmup: 3,
+        schedule: plan::Schedule::Cosine,
+    };
+    let grpo = plan::Grpo {
+        steps: 4,
+        prompts: 3,
+        group: 2,
+        micro_batch: 1,
+        clip: (0.25, 0.5),
+        kl: 0.125,
+        normalize: true,
+        optimizer: optimizer.clone(),
+    };
+    let sft = plan::Sft { steps: 5, batch: 4, micro_batch: 2, optimizer };
+    let marked = |reward: fn(String) -> plan::Reward| plan::WeightedReward { reward: reward("#".into()), weight: 0.5 };
+    let strategy = plan::Strategy { drafter: 1, depth: 3, width: 2, budget: 5 };
+    let tiny = Plan {
+        model: plan::Model::Tiny { shape, weights: Some(PathBuf::from("w")), sha256: Some("ef".into()) },
+        compute: plan::Compute::Bf16,
+        data: plan::Data { source: plan::Source::Chains(chains), ..plan().data },
+        steps: vec![plan::Step::Sft(sft), plan::Step::Grpo(grpo)],
+        rewards: vec![
+            marked(|marker| plan::Reward::Exact { marker }),
+            marked(|marker| plan::Reward::Format { marker }),
+            marked(|separator| plan::Reward::Steps { separator }),
+            marked(|_| plan::Reward::Length),
+        ],
+        speculation: plan::Speculation {
+            drafters: vec![plan::Drafter::Eagle { ffn: 7 }],
+            controller: plan::Controller::Bandit { strategies: vec![strategy], epsilon: 0.25, window: 9 },
+            training: Some(plan::DrafterTraining { lr: 0.5, tokens_max: 6, publish_every: 5, buffer_tokens_max: 4 }),
+        },
+        ..plan()
+    };
+    let speculation = plan::Speculation { controller: plan::Controller::Fixed(strategy), ..plan().speculation };
+    let gguf = Plan { model: plan::Model::Gguf(PathBuf::from("m.gguf")), speculation, ..plan() };
+    [plan(), tiny, gguf]
+}
+
 fn step(step: usize) -> Event {
     let metrics = StepMetrics {
         step,
@@ -113,9 +169,11 @@ fn every_event_survives() {
 
 #[test]
 fn the_shape_of_records_is_that_of_this_version() {
-    let bytes: Vec<u8> = every_event().iter().flat_map(|event| record::encode(event).unwrap()).collect();
+    let started = |plan| Event::RunStarted { plan: Box::new(plan), plan_sha256: "ab".into(), noise_version: 1 };
+    let events = every_event().into_iter().chain(other_plans().map(started));
+    let bytes: Vec<u8> = events.flat_map(|event| record::encode(&event).unwrap()).collect();
     let hint = "a persisted type changed its fields: raise journal::VERSION and update this number";
-    assert_eq!((VERSION, crc32fast::hash(&bytes)), (1, 1_543_074_665), "{hint}");
+    assert_eq!((VERSION, crc32fast::hash(&bytes)), (2, 2_359_580_573), "{hint}");
 }
 
 #[test]
