@@ -217,10 +217,11 @@ fn gguf_file() -> Option<std::path::PathBuf> {
 }
 
 fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
-    let loaded = gguf::load(file).unwrap();
     for storage in [Storage::Bf16, Storage::F32] {
+        let loaded = gguf::load(file).unwrap();
         let config = Config { storage, ..loaded.config.clone() };
         let weights = Weights::from_raw(&config, &loaded.weights).unwrap();
+        drop(loaded);
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
         let pool = Arc::new(Pool::default());
         for requests in [1, 8, 32] {
