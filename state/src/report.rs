@@ -7,11 +7,12 @@ use crate::run::RunState;
 #[must_use]
 pub fn report(run: &RunState, is_running: bool) -> Report {
     let history = &run.history;
-    let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).sum::<f64>();
+    // An empty sum of floats is -0.0.
+    let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).fold(0.0, |a, b| a + b);
     let of_kind = |kind: &'static str| history.iter().filter(move |m| m.kind == kind);
     let grpo = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).collect();
     // Evaluations decode too, but neither learn nor train the drafter.
-    let grpo_sum = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).sum::<f64>();
+    let grpo_sum = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).fold(0.0, |a, b| a + b);
     let (rollout_s, tokens) = (grpo_sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
     // The same tokens at each step's estimated plain rate.
     let rated = || of_kind("grpo").filter(|m| m.plain_tokens_per_s > 0.0);
