@@ -62,7 +62,7 @@ impl Job {
     /// Finds problems that would stop the run later on, and counts tokens.
     fn read_problems(&mut self) -> Result<()> {
         let Source::Jsonl(path) = &self.plan.data.source else { return Ok(()) };
-        let mut seen = vec![0; self.config.vocab];
+        let mut seen = std::mem::take(&mut self.seen);
         for (i, problem) in self.dataset.listed().iter().enumerate() {
             let tokens = self.tokens(problem).map_err(|error| match error {
                 Error::Model(reason) => Error::Model(models::Error::Problem {
@@ -86,7 +86,7 @@ impl Job {
         if tokens == 0 || tokens >= positions_max {
             return Err(models::Error::PromptLength { tokens, positions_max }.into());
         }
-        match self.solution(problem) {
+        match self.solved(prompt.clone(), problem) {
             Ok(sequence) => Ok(sequence.tokens),
             // Only learning from solutions needs to read them.
             Err(_) if !self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_))) => Ok(prompt),
@@ -102,7 +102,10 @@ impl Job {
 
     /// A worked solution to learn from, with the token that ends it.
     pub(crate) fn solution(&self, problem: &Problem) -> Result<Sequence> {
-        let mut tokens = self.prompt(problem)?;
+        self.solved(self.prompt(problem)?, problem)
+    }
+
+    fn solved(&self, mut tokens: Vec<u32>, problem: &Problem) -> Result<Sequence> {
         let prompt = tokens.len();
         let text = problem.solution.as_deref().unwrap_or(&problem.answer);
         tokens.extend(self.tokenizer.encode(text)?);

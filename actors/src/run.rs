@@ -9,7 +9,7 @@ use models::drafter::learn::Learner;
 use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
-use state::plan::{Drafter, Plan};
+use state::plan::Plan;
 use state::run::{Position, RunState};
 use tokio::sync::oneshot;
 
@@ -200,9 +200,6 @@ fn device_names(plan: &Plan) -> Vec<String> {
 
 /// A drafter of the plan's shape, to read a checkpoint into.
 fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
-    let ffn = job.plan.speculation.drafters.iter().find_map(|d| match d {
-        Drafter::Eagle { ffn } => Some(*ffn),
-        Drafter::Suffix { .. } => None,
-    });
+    let ffn = job.plan.speculation.eagle_ffn();
     Ok(ffn.map(|ffn| Learner::fresh(&job.config, ffn, job.plan.seed)).transpose()?)
 }

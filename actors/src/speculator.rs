@@ -59,17 +59,10 @@ impl Speculator {
         }
     }
 
-    fn eagle_ffn(&self) -> Option<usize> {
-        self.plan.drafters.iter().find_map(|d| match d {
-            plan::Drafter::Eagle { ffn } => Some(*ffn),
-            plan::Drafter::Suffix { .. } => None,
-        })
-    }
-
     /// Whether rollouts keep hidden states.
     pub(crate) fn wants_hidden(&self) -> bool {
         let is_off = matches!(self.plan.controller, plan::Controller::Off) && self.plan.training.is_none();
-        self.eagle_ffn().is_some() && !is_off
+        self.plan.eagle_ffn().is_some() && !is_off
     }
 
     pub(crate) fn published(&self) -> Option<Published> {
@@ -82,7 +75,7 @@ impl Speculator {
 
     /// The tokens that are drafted for this target, from what was seen so far.
     pub(crate) fn vocabulary(&self, target: &Arc<Target>) -> Arc<Vocabulary> {
-        let ids = self.eagle_ffn().and_then(|_| frequent(&lock(&self.seen)));
+        let ids = self.plan.eagle_ffn().and_then(|_| frequent(&lock(&self.seen)));
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 
@@ -132,7 +125,7 @@ impl Speculator {
         vocabulary: &Vocabulary,
         mut stop: impl FnMut() -> bool,
     ) -> Result<(u64, f64)> {
-        let (Some(training), Some(ffn)) = (&self.plan.training, self.eagle_ffn()) else { return Ok((0, 0.0)) };
+        let (Some(training), Some(ffn)) = (&self.plan.training, self.plan.eagle_ffn()) else { return Ok((0, 0.0)) };
         let mut held = lock(&self.learner);
         let learner = match held.as_mut() {
             Some(learner) => learner,

@@ -397,6 +397,17 @@ pub struct Checkpoint {
     pub keep: usize,
 }
 
+impl Speculation {
+    /// Width of the feed-forward network of the learned drafter, 0 for the target's; none if no drafter learns.
+    #[must_use]
+    pub fn eagle_ffn(&self) -> Option<usize> {
+        self.drafters.iter().find_map(|drafter| match drafter {
+            Drafter::Eagle { ffn } => Some(*ffn),
+            Drafter::Suffix { .. } => None,
+        })
+    }
+}
+
 impl Plan {
     /// The same run without speculation and drafter training: what it must equal, byte for byte.
     #[must_use]

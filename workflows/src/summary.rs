@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use state::plan::{Drafter, Model, Plan, Step, TinyShape};
+use state::plan::{Model, Plan, Step, TinyShape};
 
 /// Tokens of a tiny model's vocabulary.
 const VOCABULARY: u64 = 80;
@@ -136,12 +136,11 @@ fn activations(plan: &Plan, shape: &TinyShape) -> u64 {
 
 /// Parameters of the learned drafter: a layer, and a matrix that joins embedding and hidden state.
 fn drafter(plan: &Plan, shape: &TinyShape) -> u64 {
-    let eagle = plan.speculation.drafters.iter().find_map(|drafter| match drafter {
-        Drafter::Eagle { ffn } => Some(if *ffn == 0 { shape.ffn } else { *ffn }),
-        Drafter::Suffix { .. } => None,
-    });
     let hidden = wide(shape.hidden);
-    eagle.map_or(0, |ffn| layer(shape, wide(ffn)).saturating_add(product(&[2, hidden, hidden])))
+    let own = |ffn: usize| if ffn == 0 { shape.ffn } else { ffn };
+    plan.speculation
+        .eagle_ffn()
+        .map_or(0, |ffn| layer(shape, wide(own(ffn))).saturating_add(product(&[2, hidden, hidden])))
 }
 
 fn wide(number: usize) -> u64 {
