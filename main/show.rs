@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use actors::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use state::metrics::{Report, StepMetrics};
+use state::metrics::{BatchMetrics, Report, StepMetrics};
+use state::speculation::controller::{batch_sizes, bucket};
 
 use crate::{output, picture};
 
@@ -138,6 +139,7 @@ pub(crate) fn report(r: &Report) -> String {
         let rate = times_plain(r.tokens_per_s, r.plain_tokens_per_s);
         text += &format!("  {} tokens sampled, {:.0} tokens/s, {rate}\n", r.tokens, r.tokens_per_s);
     }
+    text += &batches(r);
     let drafting: Vec<f64> = r.learned_accept_length.iter().copied().filter(|a| *a > 0.0).collect();
     if let (Some(first), Some(last)) = (drafting.first(), drafting.last()) {
         text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
@@ -156,4 +158,23 @@ pub(crate) fn report(r: &Report) -> String {
         );
     }
     text
+}
+
+/// Where the time of rollouts went: a line for each batch size.
+fn batches(r: &Report) -> String {
+    let total_s: f64 = r.by_batch.iter().map(|b| b.busy_s).sum();
+    let line = |b: &BatchMetrics| {
+        let sizes = match batch_sizes(bucket(b.batch_min)) {
+            (min, Some(max)) if min == max => format!("{min}"),
+            (min, Some(max)) => format!("{min} to {max}"),
+            (min, None) => format!("{min} or more"),
+        };
+        format!(
+            "    {sizes:>10} together  {:>5} of the time  {:>5} drafted  {}\n",
+            percent(b.busy_s, total_s),
+            percent(b.drafted_cycles as f64, b.cycles as f64),
+            times_plain(b.plain_s / b.busy_s.max(1e-9), 1.0),
+        )
+    };
+    r.by_batch.iter().map(line).collect()
 }

@@ -12,7 +12,9 @@ use models::Decoder;
 use models::drafter::Drafter;
 use models::train::Workspace;
 use state::plan;
+use state::metrics::BatchMetrics;
 use state::speculation::Measured;
+use state::speculation::controller::{batch_sizes, bucket};
 
 use crate::error::{Error, Result};
 use crate::rollout::Rollout;
@@ -286,14 +288,19 @@ impl Work {
             .is_some_and(|s| matches!(speculator.plan.drafters.get(s.drafter), Some(plan::Drafter::Eagle { .. })));
         self.rollout.count(|c| {
             let drafted = (cycle.drafted.0 as u64, cycle.drafted.1 as u64);
-            c.tokens += cycle.tokens as u64;
-            c.cycles += cycle.requests as u64;
             c.drafted = (c.drafted.0 + drafted.0, c.drafted.1 + drafted.1);
             if is_learned {
                 c.learned = (c.learned.0 + drafted.0, c.learned.1 + drafted.1);
             }
-            c.busy_s += seconds;
-            c.plain_s += plain_rate.map_or(seconds, |rate| cycle.tokens as f64 / rate);
+            let bucket = bucket(batch);
+            c.by_batch[bucket].add(&BatchMetrics {
+                batch_min: batch_sizes(bucket).0,
+                busy_s: seconds,
+                plain_s: plain_rate.map_or(seconds, |rate| cycle.tokens as f64 / rate),
+                tokens: cycle.tokens as u64,
+                cycles: cycle.requests as u64,
+                drafted_cycles: drafted.0,
+            });
         });
         let mut complete = Vec::new();
         for answer in cycle.ended {

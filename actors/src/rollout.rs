@@ -7,6 +7,9 @@ use models::data::Problem;
 use models::drafter::Vocabulary;
 use models::{Answer, Decoding, Target};
 
+use state::metrics::BatchMetrics;
+use state::speculation::controller::BUCKETS;
+
 use crate::speculator::{Speculator, lock};
 
 /// One prompt and its samples.
@@ -20,14 +23,12 @@ pub(crate) struct Group {
 /// What a device counted in a rollout.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counts {
-    pub(crate) tokens: u64,
-    pub(crate) cycles: u64,
+    /// Request-cycles that had a draft, and the tokens they emitted.
     pub(crate) drafted: (u64, u64),
     /// The learned drafter's part of `drafted`.
     pub(crate) learned: (u64, u64),
-    /// Seconds in cycles, and what plain cycles would have taken.
-    pub(crate) busy_s: f64,
-    pub(crate) plain_s: f64,
+    /// By bucket of batch sizes.
+    pub(crate) by_batch: [BatchMetrics; BUCKETS],
     pub(crate) drafter_batches: u64,
     pub(crate) drafter_loss: f64,
 }

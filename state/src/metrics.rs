@@ -65,10 +65,41 @@ pub struct StepMetrics {
     pub tokens_per_s: f64,
     /// Estimate of the same without speculation, from the measured times of plain cycles at the same batch sizes.
     pub plain_tokens_per_s: f64,
+    /// Where the time of rollouts went, by the number of answers that a device decoded together.
+    pub by_batch: Vec<BatchMetrics>,
     /// Restarts of devices during the step.
     pub restarts: usize,
     /// Phases of each device over the step, for the picture.
     pub timeline: Vec<Vec<PhaseSpan>>,
+}
+
+/// Cycles of about the same batch size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct BatchMetrics {
+    /// Smallest batch size it stands for: 1, 2, 3, 5, 9, 17 or 33.
+    pub batch_min: usize,
+    /// Device-seconds in these cycles.
+    pub busy_s: f64,
+    /// Estimate of the same without speculation; where it was not measured, `busy_s`.
+    pub plain_s: f64,
+    /// Tokens emitted.
+    pub tokens: u64,
+    /// Request-cycles.
+    pub cycles: u64,
+    /// Request-cycles that had a draft.
+    pub drafted_cycles: u64,
+}
+
+impl BatchMetrics {
+    /// Adds what another device or step measured at this batch size.
+    pub fn add(&mut self, other: &Self) {
+        self.batch_min = self.batch_min.max(other.batch_min);
+        self.busy_s += other.busy_s;
+        self.plain_s += other.plain_s;
+        self.tokens += other.tokens;
+        self.cycles += other.cycles;
+        self.drafted_cycles += other.drafted_cycles;
+    }
 }
 
 /// A stretch of time a device spent in one phase.
@@ -111,6 +142,8 @@ pub struct Report {
     pub idle_s: f64,
     /// Part used for drafter training.
     pub idle_used_s: f64,
+    /// Where the time of rollouts went, by the number of answers that a device decoded together.
+    pub by_batch: Vec<BatchMetrics>,
     /// Held-out accuracy of the first evaluation.
     pub accuracy_before: Option<f64>,
     /// Held-out accuracy of the last evaluation.

@@ -124,6 +124,8 @@ pub struct Chains {
     pub check: f64,
     /// Most checks of a solution; one that checks itself does so 1 to `checks_max` times, each number as likely.
     pub checks_max: usize,
+    /// Longest solution with its checks, in characters; checks that do not fit are left out.
+    pub solution_max: usize,
 }
 
 /// One stage of a run.

@@ -1,6 +1,8 @@
 //! The report of a run, from its replayed journal.
 
-use crate::metrics::{Report, StepMetrics};
+use std::collections::BTreeMap;
+
+use crate::metrics::{BatchMetrics, Report, StepMetrics};
 use crate::run::RunState;
 
 /// What there is to tell of a run. `is_running`: a process works on it now.
@@ -38,6 +40,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         learned_accept_length: grpo(|m| m.learned_accept_length),
         idle_s: grpo_sum(|m| m.idle_s),
         idle_used_s: grpo_sum(|m| m.idle_used_s),
+        by_batch: by_batch(of_kind("grpo")),
         accuracy_before: accuracies.first().copied(),
         accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),
         weights_sha256: run.weights_sha256.clone(),
@@ -45,4 +48,13 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         devices: run.devices.clone(),
         history: history.clone(),
     }
+}
+
+/// The sum over steps, one row for each batch size that occurred.
+fn by_batch<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<BatchMetrics> {
+    let mut rows = BTreeMap::<usize, BatchMetrics>::new();
+    for row in steps.flat_map(|m| &m.by_batch) {
+        rows.entry(row.batch_min).or_default().add(row);
+    }
+    rows.into_values().collect()
 }

@@ -7,6 +7,7 @@ use models::data::Problem;
 use models::{Decoding, Target};
 use state::algorithm::advantages;
 use state::device;
+use state::metrics::BatchMetrics;
 use state::plan::{Evaluate, Grpo, Step};
 use state::step::{Effect, Event, StepMachine};
 
@@ -205,14 +206,17 @@ impl State {
         m.rollout_s = rolling.drained_s;
         // What counts is the finished answers; a lost device's tokens were decoded twice.
         m.tokens = answers.iter().map(|a| a.log_probs.len() as u64).sum();
-        m.cycles = counts.cycles;
+        m.by_batch = counts.by_batch.into_iter().filter(|b| b.cycles > 0).collect();
+        m.cycles = m.by_batch.iter().map(|b| b.cycles).sum();
+        let seconds = |f: fn(&BatchMetrics) -> f64| m.by_batch.iter().map(f).fold(0.0, |a, b| a + b);
+        let (busy_s, plain_s) = (seconds(|b| b.busy_s), seconds(|b| b.plain_s));
         (m.drafted_cycles, m.drafted_tokens) = counts.drafted;
         let ratio =
             |(cycles, tokens): (u64, u64), none: f64| if cycles > 0 { tokens as f64 / cycles as f64 } else { none };
         m.accept_length = ratio(counts.drafted, 1.0);
         m.learned_accept_length = ratio(counts.learned, 0.0);
         m.tokens_per_s = m.tokens as f64 / m.rollout_s.max(1e-9);
-        m.plain_tokens_per_s = if counts.plain_s > 0.0 { m.tokens_per_s * counts.busy_s / counts.plain_s } else { 0.0 };
+        m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * busy_s / plain_s } else { 0.0 };
         m.drafter_batches = counts.drafter_batches;
         m.drafter_loss = counts.drafter_loss;
         m.drafter_version = self.speculator.version();

@@ -154,7 +154,7 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
     let pool = Arc::new(Pool::default());
     let chains =
-        Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20, check: 0.0, checks_max: 1 };
+        Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20, check: 0.0, checks_max: 1, solution_max: 1_000 };
     let data = Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 0 };
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();

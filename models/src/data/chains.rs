@@ -27,7 +27,7 @@ impl Generator {
     /// Refuses parameters that make no sense.
     pub(super) fn new(chains: &Chains, seed: u64) -> Result<Self> {
         let wrong = |field, value: String, expected: &str| Err(Error::Data { field, value, expected: expected.into() });
-        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max } = *chains;
+        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max, solution_max } = *chains;
         if terms_min < 2 {
             return wrong("terms_min", terms_min.to_string(), "2 or more");
         }
@@ -49,6 +49,9 @@ impl Generator {
         if !(1..=1000).contains(&checks_max) {
             return wrong("checks_max", checks_max.to_string(), "between 1 and 1000");
         }
+        if solution_max == 0 {
+            return wrong("solution_max", solution_max.to_string(), "1 or more");
+        }
         Ok(Self { chains: chains.clone(), seed })
     }
 
@@ -66,7 +69,7 @@ impl Generator {
         let (terms, checks) = (self.terms(&key), self.checks(&key));
         // A quarter of all questions is held out, so this ends soon; the bound only guards against a mistake here.
         (1..10_000)
-            .map(|attempt| sum(&key, attempt, terms, checks))
+            .map(|attempt| sum(&key, attempt, terms, checks, self.chains.solution_max))
             .find(|problem| is_heldout(&problem.question) == (stream == HELDOUT))
             .unwrap_or_else(|| unreachable!("10,000 sums of {terms} terms all belong to the other part"))
     }
@@ -99,7 +102,7 @@ impl Generator {
 }
 
 /// One sum; all its draws are at position `attempt`.
-fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize) -> Problem {
+fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize, solution_max: usize) -> Problem {
     let draw = |term: usize, n: u32| (key.uniform(attempt, term as u32) * f64::from(n)) as u32;
     let mut value = draw(0, 10);
     let (mut question, mut solution) = (value.to_string(), String::new());
@@ -111,7 +114,8 @@ fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize) -> Problem {
         value = result;
     }
     let _ = write!(solution, "#{value}");
-    let solution = vec![solution; 1 + checks].join("?");
+    let fitting = (solution_max + 1) / (solution.len() + 1);
+    let solution = vec![solution; (1 + checks).min(fitting.max(1))].join("?");
     Problem { question: question + "?", answer: value.to_string(), solution: Some(solution) }
 }
 
@@ -136,8 +140,16 @@ mod tests {
 
     use super::*;
 
-    const CHAINS: Chains =
-        Chains { terms_min: 2, terms_mean: 4.0, terms_max: 40, tail: 0.1, tail_min: 20, check: 0.25, checks_max: 3 };
+    const CHAINS: Chains = Chains {
+        terms_min: 2,
+        terms_mean: 4.0,
+        terms_max: 40,
+        tail: 0.1,
+        tail_min: 20,
+        check: 0.25,
+        checks_max: 3,
+        solution_max: 2_000,
+    };
 
     fn generator(seed: u64) -> Generator {
         Generator::new(&CHAINS, seed).unwrap()
@@ -205,6 +217,14 @@ mod tests {
     }
 
     #[test]
+    fn checks_that_do_not_fit_are_left_out() {
+        let generator = Generator::new(&Chains { check: 1.0, checks_max: 50, solution_max: 300, ..CHAINS }, 1).unwrap();
+        let solutions: Vec<String> = (0..500).filter_map(|i| generator.problem(i).solution).collect();
+        assert!(solutions.iter().all(|s| s.len() <= 300));
+        assert!(solutions.iter().any(|s| s.len() > 280));
+    }
+
+    #[test]
     fn training_never_shows_a_heldout_question() {
         let generators = [generator(1), generator(2)];
         let heldout: BTreeSet<String> = (0..5_000).map(|i| generators[0].heldout(i).question).collect();
@@ -233,6 +253,7 @@ mod tests {
             Chains { tail_min: 41, ..CHAINS },
             Chains { check: -0.1, ..CHAINS },
             Chains { checks_max: 0, ..CHAINS },
+            Chains { solution_max: 0, ..CHAINS },
         ];
         for chains in bad {
             assert!(matches!(Generator::new(&chains, 0), Err(Error::Data { .. })), "{chains:?}");

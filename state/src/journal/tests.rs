@@ -48,6 +48,7 @@ fn other_plans() -> [Plan; 3] {
         tail_min: 5,
         check: 0.125,
         checks_max: 3,
+        solution_max: 99,
     };
     let optimizer = plan::Optimizer {
         lr: 0.5,
@@ -98,6 +99,7 @@ fn step(step: usize) -> Event {
         step,
         kind: "grpo".into(),
         loss: f64::from(step as u32) / 3.0,
+        by_batch: vec![crate::metrics::BatchMetrics { batch_min: 3, busy_s: 0.5, ..Default::default() }],
         timeline: vec![vec![crate::metrics::PhaseSpan {
             phase: crate::device::Phase::Rollout,
             start_s: 0.0,

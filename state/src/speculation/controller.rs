@@ -125,8 +125,16 @@ impl Controller {
     }
 }
 
+/// Smallest and largest batch size of a bucket; the last one has no largest.
+#[must_use]
+pub fn batch_sizes(bucket: usize) -> (usize, Option<usize>) {
+    let min = if bucket == 0 { 1 } else { (1 << (bucket - 1)) + 1 };
+    (min, (bucket + 1 < BUCKETS).then_some(1 << bucket))
+}
+
 /// Index of the bucket of a batch size; an empty batch counts as 1.
-fn bucket(batch: usize) -> usize {
+#[must_use]
+pub fn bucket(batch: usize) -> usize {
     let bits = batch.max(1).next_power_of_two().trailing_zeros() as usize;
     bits.min(BUCKETS - 1)
 }

@@ -31,6 +31,9 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
     let terms_max = spec.terms_max.unwrap_or(terms_min.max(40));
     let tail_min = spec.tail_min.unwrap_or(terms_min.max(20).min(terms_max));
     let terms_mean = spec.terms_mean.unwrap_or((terms_min.max(5) as f64).min(terms_max as f64));
+    // `3+5=8;` for every term but the first, the last one without `;`, then `#6`.
+    let attempt = terms_max.saturating_sub(1).saturating_mul(6).saturating_add(1);
+    let attempts = if spec.check > 0.0 { spec.checks_max.saturating_add(1) } else { 1 };
     let chains = Chains {
         terms_min,
         terms_mean,
@@ -39,10 +42,17 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
         tail_min,
         check: spec.check,
         checks_max: spec.checks_max,
+        // With `?` between attempts.
+        solution_max: spec.solution_max.unwrap_or(attempt.saturating_add(1).saturating_mul(attempts) - 1),
     };
     check.probability("data.tail", chains.tail);
     check.probability("data.check", chains.check);
     check.count("data.checks_max", chains.checks_max, 1, 1000);
+    if spec.solution_max.is_some_and(|given| given < attempt) {
+        let message = format!("a solution of {terms_max} terms has {attempt} characters without any check");
+        let help = format!("write `solution_max: {attempt}` or more, or a smaller `terms_max`");
+        check.wrong("workflow::order", "data.solution_max", message, help);
+    }
     let is_counted = check.count("data.terms_min", terms_min, 2, 1 << 20);
     if check.count("data.terms_max", terms_max, 2, 1 << 20) && is_counted {
         order(check, &chains);

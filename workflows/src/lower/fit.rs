@@ -1,6 +1,6 @@
 //! Whether prompts, answers and solutions fit into the positions of a tiny model.
 
-use state::plan::{Chains, Data, Model, Plan, Source, Step};
+use state::plan::{Data, Model, Plan, Source, Step};
 
 use super::check::Check;
 use super::data::QUESTION;
@@ -31,13 +31,14 @@ pub(super) fn check(check: &mut Check<'_>, plan: &Plan) {
 
 fn solutions(check: &mut Check<'_>, plan: &Plan, prompt: usize, positions: usize) {
     let Source::Chains(chains) = &plan.data.source else { return };
-    let needed = prompt.saturating_add(solution_max(chains));
+    // The end is a token too.
+    let needed = prompt.saturating_add(chains.solution_max).saturating_add(1);
     if needed > positions {
         let terms = chains.terms_max;
         let message = format!(
             "a solution of {terms} terms needs {needed} positions with its prompt, `positions_max` is {positions}"
         );
-        let smaller = if chains.check > 0.0 { "`terms_max` or `checks_max`" } else { "`terms_max`" };
+        let smaller = if chains.check > 0.0 { "`terms_max` or `solution_max`" } else { "`terms_max`" };
         let help = format!("write `positions_max: {needed}`, or a smaller {smaller} in `data`");
         check.wrong("workflow::too_long", "model.positions_max", message, help);
     }
@@ -51,10 +52,4 @@ fn prompt_max(data: &Data) -> usize {
         Source::Jsonl(_) => 1,
     };
     around.saturating_add(question)
-}
-
-/// `3+5=8;` for every term but the first, the last one without `;`, then `#6`; with checks that again, `?` between; the end.
-fn solution_max(chains: &Chains) -> usize {
-    let attempts = if chains.check > 0.0 { chains.checks_max.saturating_add(1) } else { 1 };
-    chains.terms_max.saturating_sub(1).saturating_mul(6).saturating_add(2).saturating_mul(attempts)
 }
