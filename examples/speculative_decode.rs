@@ -35,7 +35,7 @@ fn decode(
         let noise = |sample: u32| NoiseKey::new(1, 0, 0, group as u32, sample);
         decoder.admit(group, &Tokenizer::chars().encode(question)?, &[(0, noise(0)), (1, noise(1))])?;
     }
-    let strategy = Strategy { drafter: 0, depth: 5, width: 1, budget: 5 };
+    let strategy = Strategy::chain(0, 5);
     let (mut answers, mut forwards) = (Vec::new(), 0);
     while decoder.running() > 0 {
         let draft = drafter.as_mut().map(|d| (&mut **d as &mut dyn Drafter, &strategy));

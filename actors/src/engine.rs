@@ -8,11 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kernels::{NoiseKey, Pool};
-use models::Decoder;
 use models::drafter::Drafter;
+use models::drafter::hybrid::Hybrid;
 use models::train::Workspace;
-use state::plan;
+use models::{Cycle, Decoder};
 use state::metrics::BatchMetrics;
+use state::plan;
 use state::speculation::Measured;
 use state::speculation::controller::{batch_sizes, bucket};
 
@@ -274,14 +275,26 @@ impl Work {
         let ready = |i: usize| drafters.get(i).is_some_and(Option::is_some);
         let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
         let began = Instant::now();
-        let draft =
-            strategy.as_ref().and_then(|s| Some((self.drafters[s.drafter].as_deref_mut()? as &mut dyn Drafter, s)));
-        let cycle = self.decoder.cycle(draft)?;
+        let suffix = strategy.filter(|s| s.suffix > 0).and_then(|_| speculator.plan.suffix());
+        let mut hybrid;
+        let drafter: Option<&mut dyn Drafter> = match (strategy, suffix) {
+            (Some(s), Some(suffix)) => match self.drafters.get_disjoint_mut([suffix, s.drafter]) {
+                Ok([Some(suffix), Some(learned)]) => {
+                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut());
+                    Some(&mut hybrid)
+                }
+                _ => None,
+            },
+            (Some(s), None) => self.drafters[s.drafter].as_deref_mut().map(|drafter| drafter as &mut dyn Drafter),
+            (None, _) => None,
+        };
+        let cycle = self.decoder.cycle(drafter.zip(strategy.as_ref()))?;
         let seconds = began.elapsed().as_secs_f64();
         let plain_rate = {
             let mut controller = lock(&speculator.controller);
-            let (tokens, requests, catch_up_s) = (cycle.tokens as u64, cycle.requests, cycle.catch_up_s);
-            controller.observe(batch, strategy, Measured { tokens, requests, seconds, catch_up_s });
+            let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
+            let tokens = cycle.tokens as u64;
+            controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
             controller.plain_rate(batch)
         };
         let is_learned = strategy

@@ -8,7 +8,7 @@ use kernels::Pool;
 use models::drafter::eagle::Eagle;
 use models::drafter::learn::{Example, Learner};
 use models::drafter::vocabulary::{Vocabulary, frequent};
-use models::drafter::{Drafter, suffix::Suffix};
+use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Config, Target, Weights};
 use state::plan::{self, Speculation};
 use state::speculation::Controller;
@@ -31,6 +31,7 @@ pub(crate) struct Speculator {
     buffer: Mutex<VecDeque<Example>>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
+    calibration: Arc<Mutex<Calibration>>,
     seed: u64,
 }
 
@@ -55,6 +56,7 @@ impl Speculator {
             learner: Mutex::new(None),
             buffer: Mutex::new(VecDeque::new()),
             seen: Mutex::new(seen),
+            calibration: Arc::default(),
             seed,
         }
     }
@@ -92,7 +94,8 @@ impl Speculator {
                     Some(Box::new(Suffix::new(*match_min, *match_max)))
                 }
                 (plan::Drafter::Eagle { ffn }, Some(p)) => {
-                    Some(Box::new(Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?))
+                    let eagle = Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?;
+                    Some(Box::new(eagle.calibrated(self.calibration.clone())))
                 }
                 (plan::Drafter::Eagle { .. }, None) => None,
             })

@@ -131,8 +131,16 @@ mod tests {
     use super::*;
 
     fn data(template: &str, chat: bool) -> Data {
-        let chains =
-            Chains { terms_min: 2, terms_mean: 3.0, terms_max: 9, tail: 0.1, tail_min: 7, check: 0.0, checks_max: 1, solution_max: 1_000 };
+        let chains = Chains {
+            terms_min: 2,
+            terms_mean: 3.0,
+            terms_max: 9,
+            tail: 0.1,
+            tail_min: 7,
+            check: 0.0,
+            checks_max: 1,
+            solution_max: 1_000,
+        };
         Data { source: Source::Chains(chains), template: template.into(), chat, heldout: 10 }
     }
 

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, noise};
 use state::plan::Strategy;
@@ -59,6 +60,10 @@ pub struct Cycle {
     pub tokens: usize,
     /// Requests with a draft, and the tokens they emitted.
     pub drafted: (usize, usize),
+    /// Rows that went through the target: one for each request, and one for each drafted token.
+    pub rows: usize,
+    /// Seconds of drafting, without those of catching up.
+    pub draft_s: f64,
     /// Seconds that the drafter spent on what earlier cycles had left undone.
     pub catch_up_s: f64,
     /// Answers that ended.
@@ -187,21 +192,24 @@ impl Decoder {
         if self.slots.is_empty() {
             return Ok(Cycle::default());
         }
-        let mut drafter = draft;
+        let (mut drafter, began) = (draft, Instant::now());
         let trees = match drafter.as_mut() {
             Some((drafter, strategy)) => self.drafts(*drafter, strategy)?,
             None => vec![DraftTree::default(); self.slots.len()],
         };
-        let mut cycle = self.verify(&trees);
+        let draft_s = began.elapsed().as_secs_f64();
+        let (mut cycle, accepted) = self.verify(&trees);
+        if let Some((drafter, _)) = drafter.as_mut() {
+            drafter.verified(&trees, &accepted);
+        }
         cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
+        cycle.draft_s = (draft_s - cycle.catch_up_s).max(0.0);
         cycle.ended = self.take_ended();
         Ok(cycle)
     }
 
     fn drafts(&self, drafter: &mut dyn Drafter, strategy: &Strategy) -> Result<Vec<DraftTree>> {
-        let contexts: Vec<Vec<&[u32]>> = self.slots.iter().map(|s| self.siblings(s)).collect();
-        let requests: Vec<drafter::Context<'_>> =
-            self.slots.iter().zip(&contexts).map(|(s, siblings)| self.context(s, siblings)).collect();
+        let requests: Vec<drafter::Context<'_>> = self.slots.iter().map(|s| self.context(s)).collect();
         let trees = drafter.draft(&requests, strategy)?;
         for (tree, request) in trees.iter().zip(&requests) {
             debug_assert!(
@@ -212,11 +220,7 @@ impl Decoder {
         Ok(trees)
     }
 
-    fn siblings(&self, slot: &Slot) -> Vec<&[u32]> {
-        self.slots.iter().filter(|s| s.group == slot.group && s.id != slot.id).map(|s| s.tokens.as_slice()).collect()
-    }
-
-    fn context<'a>(&'a self, slot: &'a Slot, siblings: &'a [&'a [u32]]) -> drafter::Context<'a> {
+    fn context<'a>(&'a self, slot: &'a Slot) -> drafter::Context<'a> {
         drafter::Context {
             id: slot.id,
             tokens: &slot.tokens,
@@ -225,14 +229,14 @@ impl Decoder {
             noise: slot.noise,
             temperature: self.decoding.temperature,
             depth_max: slot.limit - slot.log_probs.len() - 1,
-            siblings,
         }
     }
 
-    fn verify(&mut self, trees: &[DraftTree]) -> Cycle {
+    fn verify(&mut self, trees: &[DraftTree]) -> (Cycle, Vec<Accepted>) {
         let batch = self.batch(trees);
         self.forward(&batch);
-        let mut cycle = Cycle { requests: trees.len(), ..Cycle::default() };
+        let mut cycle = Cycle { requests: trees.len(), rows: batch.ids.len(), ..Cycle::default() };
+        let mut all = Vec::with_capacity(trees.len());
         for (slot, tree) in trees.iter().enumerate() {
             let targets = self.targets(&batch, slot);
             let accepted = accept(tree, targets[0], &targets[1..]);
@@ -242,8 +246,9 @@ impl Decoder {
                 cycle.drafted.0 += 1;
                 cycle.drafted.1 += emitted;
             }
+            all.push(accepted);
         }
-        cycle
+        (cycle, all)
     }
 
     fn batch(&self, trees: &[DraftTree]) -> Batch {

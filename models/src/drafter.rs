@@ -1,7 +1,10 @@
 //! Who proposes tokens. The decode loop knows only this trait; whatever is proposed, the emitted tokens are the target's.
 
+mod calibration;
 pub mod eagle;
+pub mod hybrid;
 pub mod learn;
+mod network;
 pub mod suffix;
 pub mod vocabulary;
 
@@ -9,7 +12,8 @@ use kernels::NoiseKey;
 use state::plan::Strategy;
 
 use crate::error::Result;
-use state::speculation::DraftTree;
+pub use calibration::Calibration;
+use state::speculation::{Accepted, DraftTree};
 pub use vocabulary::Vocabulary;
 
 /// What a drafter may see of a request.
@@ -30,8 +34,6 @@ pub struct Context<'a> {
     pub temperature: f32,
     /// Deepest level that can still be accepted.
     pub depth_max: usize,
-    /// Other answers to the same prompt in this batch: prompt and answer so far.
-    pub siblings: &'a [&'a [u32]],
 }
 
 /// Proposes tokens.
@@ -46,6 +48,9 @@ pub trait Drafter: Send {
     /// # Errors
     /// If a tensor operation fails.
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>>;
+
+    /// What the target made of the last drafts: the trees in the order of their requests, and what it accepted of each.
+    fn verified(&mut self, _trees: &[DraftTree], _accepted: &[Accepted]) {}
 
     /// Seconds of the last draft that went into what earlier cycles had left undone because they drafted in another way.
     fn catch_up_s(&self) -> f64 {

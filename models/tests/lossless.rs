@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{NoiseKey, Pool, Storage};
-use models::drafter::{Context, Drafter, Vocabulary, eagle, suffix::Suffix};
+use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix};
 use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
 use state::plan::{Strategy, TinyShape};
@@ -122,8 +122,8 @@ fn assert_same(plain: &[Answer], other: &[Answer], what: &str) {
 
 #[test]
 fn answers_are_those_of_plain_decoding() {
-    let chain = Strategy { drafter: 0, depth: 5, width: 1, budget: 5 };
-    let tree = Strategy { drafter: 0, depth: 6, width: 2, budget: 12 };
+    let chain = Strategy::chain(0, 5);
+    let tree = Strategy::tree(0, 6, 2, 12);
     for seed in [1, 2, 3] {
         for temperature in [0.0, 1.0] {
             let target = target(seed);
@@ -158,6 +158,13 @@ fn answers_are_those_of_plain_decoding() {
                         &decode(&target, seed, temperature, batch, Some((&mut suffix, strategy))),
                         "suffix",
                     );
+                    let mut hybrid = Hybrid::new(&mut suffix, &mut learned);
+                    let with_suffix = strategy.with_suffix(4).with_chance_min(0.05);
+                    assert_same(
+                        &plain,
+                        &decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix))),
+                        "hybrid",
+                    );
                 }
             }
         }
@@ -173,7 +180,7 @@ fn a_good_drafter_saves_forwards() {
         ((a.tokens[..a.prompt].to_vec(), identity(&noise)), a.tokens.clone())
     });
     let mut drafter = Scripted { known: known.collect(), habit: Habit::Good, calls: 0 };
-    decode(&target, 4, 1.0, 1, Some((&mut drafter, Strategy { drafter: 0, depth: 5, width: 1, budget: 5 })));
+    decode(&target, 4, 1.0, 1, Some((&mut drafter, Strategy::chain(0, 5))));
     let tokens: usize = plain.iter().map(|a| a.log_probs.len()).sum();
     assert!((drafter.calls as usize) < tokens / 4, "{} forwards for {tokens} tokens", drafter.calls);
 }

@@ -112,7 +112,7 @@ fn rollout(target: &Arc<Target>, seed: u64, drafter: Option<&mut dyn Drafter>) -
     for group in 0..16 {
         decoder.admit(group, &[1 + group as u32, 2, 3], &[(0, NoiseKey::new(seed, 0, 0, group as u32, 0))]).unwrap();
     }
-    let strategy = Strategy { drafter: 0, depth: 4, width: 1, budget: 4 };
+    let strategy = Strategy::chain(0, 4);
     let (mut answers, mut drafted, mut drafter) = (Vec::new(), (0, 0), drafter);
     while decoder.running() > 0 {
         let draft = drafter.as_mut().map(|d| (&mut **d as &mut dyn Drafter, &strategy));

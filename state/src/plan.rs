@@ -350,7 +350,7 @@ pub enum Controller {
 }
 
 /// One way to draft.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Strategy {
     /// Index into `Speculation::drafters`.
@@ -361,6 +361,37 @@ pub struct Strategy {
     pub width: usize,
     /// Drafted tokens a request and cycle, at most.
     pub budget: usize,
+    /// Longest chain of the suffix drafter for requests where it finds a match, which do without this strategy's draft
+    /// then; 0: it is not asked.
+    pub suffix: usize,
+    /// The learned drafter leaves out tokens with a smaller estimated chance to be accepted, 0 to 1.
+    pub chance_min: f32,
+}
+
+impl Strategy {
+    /// One token a level.
+    #[must_use]
+    pub const fn chain(drafter: usize, depth: usize) -> Self {
+        Self::tree(drafter, depth, 1, depth)
+    }
+
+    /// The best `width` tokens of each level, `budget` in all.
+    #[must_use]
+    pub const fn tree(drafter: usize, depth: usize, width: usize, budget: usize) -> Self {
+        Self { drafter, depth, width, budget, suffix: 0, chance_min: 0.0 }
+    }
+
+    /// The same, with the suffix drafter's chain of up to `depth` tokens where it finds a match.
+    #[must_use]
+    pub const fn with_suffix(self, depth: usize) -> Self {
+        Self { suffix: depth, ..self }
+    }
+
+    /// The same, without tokens that are unlikely to be accepted.
+    #[must_use]
+    pub const fn with_chance_min(self, chance_min: f32) -> Self {
+        Self { chance_min, ..self }
+    }
 }
 
 /// Training of the learned drafter while the device would be idle.
@@ -400,6 +431,12 @@ pub struct Checkpoint {
 }
 
 impl Speculation {
+    /// Which drafter is the suffix drafter.
+    #[must_use]
+    pub fn suffix(&self) -> Option<usize> {
+        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Suffix { .. }))
+    }
+
     /// Width of the feed-forward network of the learned drafter, 0 for the target's; none if no drafter learns.
     #[must_use]
     pub fn eagle_ffn(&self) -> Option<usize> {

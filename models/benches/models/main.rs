@@ -93,7 +93,7 @@ fn cycle(decoder: &mut Decoder, cycles: usize, mut drafter: Option<(&mut dyn Dra
 }
 
 fn chain(depth: usize) -> Strategy {
-    Strategy { drafter: 0, depth, width: 1, budget: depth }
+    Strategy::chain(0, depth)
 }
 
 fn tiny(rows: &mut Vec<serde_json::Value>) {
@@ -153,8 +153,16 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let weights = Weights::from_raw(&config, &load_tiny(&file, &config, None).unwrap()).unwrap();
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
     let pool = Arc::new(Pool::default());
-    let chains =
-        Chains { terms_min: 20, terms_mean: 25.0, terms_max: 40, tail: 0.0, tail_min: 20, check: 0.0, checks_max: 1, solution_max: 1_000 };
+    let chains = Chains {
+        terms_min: 20,
+        terms_mean: 25.0,
+        terms_max: 40,
+        tail: 0.0,
+        tail_min: 20,
+        check: 0.0,
+        checks_max: 1,
+        solution_max: 1_000,
+    };
     let data = Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 0 };
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
@@ -202,7 +210,7 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
             let mut eagle =
                 Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, pool.clone()).unwrap();
-            let strategy = Strategy { drafter: 0, depth, width, budget };
+            let strategy = Strategy::tree(0, depth, width, budget);
             let (_, rate, accept) = roll(0, requests, Some((&mut eagle, strategy)));
             let name = format!("quickstart, {requests} requests, eagle {depth}x{width}, accept {accept:.2}");
             tell(rows, &name, rate / plain, "x plain");

@@ -1,47 +1,22 @@
-//! The learned drafter: one decoder layer over [embedding of the next token ; target hidden state], with the target's
-//! embedding and head (Li et al. 2024, "EAGLE"). Coupled drafting: candidates are ranked by logits / T plus the noise
-//! that the target will be sampled with, so that a perfect drafter is always accepted.
+//! The learned drafter: a tree of what its network predicts. Coupled drafting: candidates are ranked by logits / T plus the
+//! noise that the target will be sampled with, so that a perfect drafter is always accepted.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kernels::{Heads, KeyValues, Matrix, Pool, Scratch, Turned, add_linear, attend, linear, weight_gradient};
+use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::Strategy;
 
-use super::{Context, Drafter, Vocabulary};
-use crate::error::{Error, Result};
-use crate::layer::{self, Attend, Layer, Rows, Sequences, Values, heads, matrix};
-use crate::layout::{self, Parameter, ParameterShape};
-use crate::load::Config;
+use super::network::Network;
+use super::{Calibration, Context, Drafter, Vocabulary};
+use crate::error::Result;
+use crate::layer::{Attend, Rows, Values, heads};
 use crate::target::Target;
 use crate::weights::Weights;
-use state::speculation::tree::{DraftTree, ROOT};
+use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
-/// Shape of the drafter of a target.
-#[must_use]
-pub fn config(target: &Config, ffn: usize) -> Config {
-    let ffn = if ffn == 0 { target.ffn } else { ffn };
-    Config { layers: 1, ffn, ..target.clone() }
-}
-
-/// Its parameters: two halves of the mixing matrix, and one layer.
-#[must_use]
-pub fn parameters(config: &Config) -> Vec<Parameter> {
-    let shape = ParameterShape::Matrix(config.hidden, config.hidden);
-    let mix = |half: &str| Parameter { name: format!("fc_{half}.weight"), shape };
-    let mut all = vec![mix("token"), mix("hidden")];
-    all.extend(layout::layer(config, "layers.0."));
-    all
-}
-
-/// The network over one version of its weights.
-#[derive(Debug, Clone)]
-pub(crate) struct Network {
-    mix_token: Matrix,
-    mix_hidden: Matrix,
-    layer: Layer,
-}
+pub use super::network::{config, parameters};
 
 /// Memory that forwards reuse.
 #[derive(Debug, Default)]
@@ -50,55 +25,6 @@ struct Memory {
     predicted: Vec<f32>,
     values: Values,
     logits: Vec<f32>,
-}
-
-impl Network {
-    pub(crate) fn new(config: &Config, weights: &Weights) -> Result<Self> {
-        let wrong = || Error::Layout { found: weights.layout().len() };
-        let mut parameters = weights.loaded();
-        let mix_token = matrix(&mut parameters).ok_or_else(wrong)?;
-        let mix_hidden = matrix(&mut parameters).ok_or_else(wrong)?;
-        let layer = Layer::new(config, &mut parameters).ok_or_else(wrong)?;
-        Ok(Self { mix_token, mix_hidden, layer })
-    }
-
-    /// The layer's input, `(r, hidden)`: embeddings of tokens mixed with the hidden states before them.
-    pub(crate) fn mix(&self, pool: &Pool, embedded: &[f32], hidden: &[f32], mixed: &mut Vec<f32>) {
-        mixed.resize(hidden.len(), 0.0);
-        linear(pool, embedded, &self.mix_token, mixed);
-        add_linear(pool, hidden, &self.mix_hidden, mixed);
-    }
-
-    /// Mixed rows become predicted hidden states of the tokens whose embeddings went into them.
-    pub(crate) fn predict(
-        &self,
-        pool: &Pool,
-        mixed: &mut [f32],
-        rows: Rows<'_>,
-        attend: &mut Attend<'_>,
-        values: &mut Values,
-    ) {
-        self.layer.forward(pool, mixed, rows, attend, values);
-    }
-
-    /// Backward over sequences laid end to end, from `d`, the gradient by the predictions, with the values of
-    /// [`Network::predict`]; adds to `gradients`, in the order of [`parameters`].
-    pub(crate) fn backward(
-        &self,
-        pool: &Pool,
-        [embedded, hidden, mixed]: [&[f32]; 3],
-        values: &mut Values,
-        sequences: Sequences<'_>,
-        d: &mut [f32],
-        gradients: &mut [Vec<f32>],
-    ) {
-        let mut memory = layer::Gradient::default();
-        self.layer.backward(pool, (mixed, Some(values)), sequences, d, &mut gradients[2..], &mut memory);
-        let mut turned = Turned::default();
-        for (i, (weight, x)) in [(&self.mix_token, embedded), (&self.mix_hidden, hidden)].into_iter().enumerate() {
-            weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
-        }
-    }
 }
 
 /// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
@@ -125,6 +51,17 @@ pub struct Eagle {
     seen: BTreeMap<u64, Seen>,
     memory: Memory,
     catch_up_s: f64,
+    calibration: Arc<Mutex<Calibration>>,
+    /// The guesses of each tree of the last draft.
+    guesses: Vec<Vec<Guess>>,
+}
+
+/// A drafted token: its level, how far it is from its rivals, and the estimated chance that it is accepted.
+#[derive(Debug, Clone, Copy)]
+struct Guess {
+    level: usize,
+    gap: f32,
+    chance: f32,
 }
 
 /// A node that may get children: its place in the tree, its prediction, and the nodes above it as rows of this draft.
@@ -133,7 +70,8 @@ struct Leaf {
     request: usize,
     node: usize,
     token: u32,
-    score: f32,
+    gap: f32,
+    chance: f32,
     hidden: Vec<f32>,
     above: Vec<usize>,
 }
@@ -147,7 +85,15 @@ impl Eagle {
         let config = config(vocabulary.target().config(), ffn);
         let network = Network::new(&config, weights)?;
         let (seen, memory) = (BTreeMap::new(), Memory::default());
-        Ok(Self { vocabulary, network, heads: heads(&config), pool, seen, memory, catch_up_s: 0.0 })
+        let (calibration, guesses) = (Arc::default(), Vec::new());
+        let heads = heads(&config);
+        Ok(Self { vocabulary, network, heads, pool, seen, memory, catch_up_s: 0.0, calibration, guesses })
+    }
+
+    /// The same, with chances that others learn from too, or that an earlier version has learned.
+    #[must_use]
+    pub fn calibrated(self, calibration: Arc<Mutex<Calibration>>) -> Self {
+        Self { calibration, ..self }
     }
 
     /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state. Returns how
@@ -313,13 +259,15 @@ impl Drafter for Eagle {
             request: i,
             node: ROOT,
             token: 0,
-            score: 0.0,
+            gap: 0.0,
+            chance: 1.0,
             hidden: self.seen.get(&r.id).map(|s| s.prediction.clone()).unwrap_or_default(),
             above: Vec::new(),
         };
         // A prompt of one token has no hidden state before it to draft from.
         let mut leaves: Vec<Leaf> = requests.iter().enumerate().map(root).filter(|l| !l.hidden.is_empty()).collect();
         let mut drafts: Vec<KeyValues> = requests.iter().map(|_| KeyValues::new(self.heads)).collect();
+        self.guesses = vec![Vec::new(); requests.len()];
         for level in 0..strategy.depth {
             let grown = self.grow(requests, &leaves, level, strategy, &mut trees);
             if grown.is_empty() || level + 1 == strategy.depth {
@@ -328,7 +276,22 @@ impl Drafter for Eagle {
             leaves = grown;
             self.deepen(requests, &mut leaves, level, &mut drafts);
         }
+        for (tree, guesses) in trees.iter_mut().zip(&mut self.guesses) {
+            prune(tree, guesses, strategy.budget);
+        }
         Ok(trees)
+    }
+
+    fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
+        let mut calibration = lock(&self.calibration);
+        for ((tree, accepted), guesses) in trees.iter().zip(accepted).zip(&self.guesses) {
+            let is_right = |node: usize| accepted.nodes.contains(&node);
+            for (node, guess) in guesses.iter().enumerate() {
+                if tree.parents[node] == ROOT || is_right(tree.parents[node]) {
+                    calibration.observe(guess.level, guess.gap, is_right(node));
+                }
+            }
+        }
     }
 
     fn catch_up_s(&self) -> f64 {
@@ -341,7 +304,7 @@ impl Drafter for Eagle {
 }
 
 impl Eagle {
-    /// Adds one level: the best `width` children of each request's leaves together. Returns the new leaves.
+    /// Adds one level: of the children of each request's leaves together the `width` likeliest. Returns the new leaves.
     fn grow(
         &mut self,
         requests: &[Context<'_>],
@@ -355,30 +318,57 @@ impl Eagle {
             return Vec::new();
         }
         self.vocabulary.logits_into(&self.pool, &hidden, &mut self.memory.logits);
-        let logits = &self.memory.logits;
+        let logits = self.memory.logits.chunks_exact(self.vocabulary.size());
+        let calibration = lock(&self.calibration);
         let mut grown: Vec<Leaf> = Vec::new();
-        for (leaf, logits) in leaves.iter().zip(logits.chunks_exact(self.vocabulary.size())) {
+        for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
-            if level >= request.depth_max {
-                continue;
-            }
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
             let Context { temperature, noise, .. } = request;
-            for (token, gap) in self.vocabulary.best(logits, *temperature, noise, position, strategy.width) {
-                grown.push(Leaf { token, score: leaf.score + gap, ..leaf.clone() });
+            // One more than wanted: the best one's gap is its distance to the second.
+            let best = self.vocabulary.best(logits, *temperature, noise, position, strategy.width + 1);
+            let ahead = best.get(1).map_or(f32::INFINITY, |second| -second.1);
+            for (rank, (token, behind)) in best.into_iter().take(strategy.width).enumerate() {
+                let gap = if rank == 0 { ahead } else { behind };
+                let chance = leaf.chance * calibration.chance(level, gap);
+                if chance >= strategy.chance_min {
+                    grown.push(Leaf { token, gap, chance, ..leaf.clone() });
+                }
             }
         }
-        // Stable: requests in order, each one's children best first.
-        grown.sort_by(|a, b| a.request.cmp(&b.request).then(b.score.total_cmp(&a.score)));
+        drop(calibration);
+        // Stable: requests in order, each one's children likeliest first.
+        grown.sort_by(|a, b| a.request.cmp(&b.request).then(b.chance.total_cmp(&a.chance)));
         let mut kept: Vec<Leaf> = Vec::new();
         for mut leaf in grown {
             let same = kept.iter().rev().take_while(|k| k.request == leaf.request).count();
-            let tree = &mut trees[leaf.request];
-            if same < strategy.width && tree.len() < strategy.budget {
-                leaf.node = tree.push(leaf.node, leaf.token);
+            if same < strategy.width {
+                leaf.node = trees[leaf.request].push(leaf.node, leaf.token);
+                self.guesses[leaf.request].push(Guess { level, gap: leaf.gap, chance: leaf.chance });
                 kept.push(leaf);
             }
         }
         kept
     }
+}
+
+/// Leaves the `budget` likeliest nodes. A node is never likelier than its parent, so that they make a tree.
+fn prune(tree: &mut DraftTree, guesses: &mut Vec<Guess>, budget: usize) {
+    if tree.len() <= budget {
+        return;
+    }
+    let mut order: Vec<usize> = (0..tree.len()).collect();
+    // Stable: of equal ones the parent comes first.
+    order.sort_by(|a, b| guesses[*b].chance.total_cmp(&guesses[*a].chance));
+    order.truncate(budget);
+    order.sort_unstable();
+    let place = |node: usize| order.binary_search(&node).unwrap_or(ROOT);
+    let parents = order.iter().map(|node| if tree.parents[*node] == ROOT { ROOT } else { place(tree.parents[*node]) });
+    let tokens = order.iter().map(|node| tree.tokens[*node]);
+    *tree = DraftTree { parents: parents.collect(), tokens: tokens.collect() };
+    *guesses = order.iter().map(|node| guesses[*node]).collect();
+}
+
+fn lock(calibration: &Mutex<Calibration>) -> MutexGuard<'_, Calibration> {
+    calibration.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,8 @@ use kernels::{Pool, input_gradient, softmax};
 use state::plan::{Optimizer, Schedule};
 
 use super::Vocabulary;
-use super::eagle::{self, Network};
+use super::eagle;
+use super::network::Network;
 use crate::decode::Answer;
 use crate::error::Result;
 use crate::layer::{Rows, Sequences, Values, heads};

@@ -15,8 +15,16 @@ fn plan() -> Plan {
     };
     let grpo =
         Grpo { steps: 4, prompts: 1, group: 2, micro_batch: 1, clip: (0.2, 0.2), kl: 0.0, normalize: true, optimizer };
-    let chains =
-        Chains { terms_min: 2, terms_mean: 3.0, terms_max: 4, tail: 0.0, tail_min: 4, check: 0.0, checks_max: 1, solution_max: 1_000 };
+    let chains = Chains {
+        terms_min: 2,
+        terms_mean: 3.0,
+        terms_max: 4,
+        tail: 0.0,
+        tail_min: 4,
+        check: 0.0,
+        checks_max: 1,
+        solution_max: 1_000,
+    };
     Plan {
         name: "x".into(),
         seed: 0,

@@ -3,19 +3,20 @@
 //! * **CTRL-1** A strategy whose drafter is not ready is never chosen.
 //! * **CTRL-2** Choices depend only on the observations, the draws and the readiness passed in.
 //! * **CTRL-3** A controller restored from its serialised form makes the choices it would have made.
-//! * **CTRL-4** Once all arms of a bucket were tried, one is explored only while exploring it has lost less than
-//!   its equal part of [`LOSS_MAX`] of the time measured there.
+//! * **CTRL-4** Once all arms of a bucket were tried or are known from others, one is explored only while exploring it has
+//!   lost less than its equal part of [`LOSS_MAX`] of the time measured there.
 //!
 //! Choices change when tokens appear, never which.
 
 mod arm;
 mod bandit;
+mod prior;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{self, Strategy};
 use arm::Arm;
-use bandit::{Bandit, Cycle};
+use bandit::{Bandit, Cycle, Situation};
 
 pub use bandit::LOSS_MAX;
 
@@ -31,11 +32,15 @@ pub struct Measured {
     pub tokens: u64,
     /// Request-cycles.
     pub requests: usize,
+    /// Rows that the target verified: one for each request, and one for each drafted token.
+    pub rows: usize,
     /// Time.
     pub seconds: f64,
     /// Of that, spent on what earlier cycles had left undone because they drafted in another way: the price of a change, and
     /// not of the strategy.
     pub catch_up_s: f64,
+    /// Of that, spent on drafting, without catching up.
+    pub draft_s: f64,
 }
 
 /// Chooses a strategy, or none, for every cycle, and learns from the cycle's time.
@@ -78,7 +83,7 @@ impl Controller {
         match &mut self.rule {
             Rule::Off => None,
             Rule::Fixed(strategy) => Some(*strategy).filter(|strategy| ready(strategy.drafter)),
-            Rule::Bandit(bandit) => bandit.choose(bucket, &self.plain[bucket], draw, ready),
+            Rule::Bandit(bandit) => bandit.choose(Situation { batch, bucket, plain: &self.plain }, draw, ready),
         }
     }
 
@@ -86,7 +91,7 @@ impl Controller {
     ///
     /// Without tokens, requests or a positive time it tells nothing and is left out.
     pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, measured: Measured) {
-        let Measured { tokens, requests, seconds, catch_up_s } = measured;
+        let Measured { tokens, requests, seconds, catch_up_s, .. } = measured;
         let steady_s = seconds - catch_up_s;
         if tokens == 0
             || requests == 0
@@ -101,7 +106,8 @@ impl Controller {
         let (rate, accept_length) = (tokens as f64 / steady_s, tokens as f64 / requests as f64);
         let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length };
         if let Rule::Bandit(bandit) = &mut self.rule {
-            bandit.observe(bucket, &self.plain[bucket], strategy, cycle, self.window);
+            let situation = Situation { batch, bucket, plain: &self.plain };
+            bandit.observe(situation, strategy, (cycle, &measured), self.window);
         }
         if strategy.is_none() {
             // Kept in full also while drafting is better: what plain decoding would have done is reported from it.

@@ -30,16 +30,11 @@ fn standard_drafters() -> Vec<spec::Drafter> {
 /// A bandit over chains and a tree of the learned drafter, and a long chain of the cheap one.
 fn standard_controller(words: &[Word]) -> Controller {
     let arms = |(drafter, word): (usize, &Word)| {
-        let shapes: &[(usize, usize, usize)] = match word {
-            Word::Eagle => &[(2, 1, 2), (5, 1, 5), (4, 2, 8)],
-            Word::Suffix => &[(8, 1, 8)],
-        };
-        shapes.iter().map(move |(depth, width, budget)| Strategy {
-            drafter,
-            depth: *depth,
-            width: *width,
-            budget: *budget,
-        })
+        let chain = |depth| Strategy::chain(drafter, depth);
+        match word {
+            Word::Eagle => vec![chain(2), chain(5), Strategy::tree(drafter, 4, 2, 8)],
+            Word::Suffix => vec![chain(8)],
+        }
     };
     let strategies: Vec<Strategy> = words.iter().enumerate().flat_map(arms).collect();
     if strategies.is_empty() {
@@ -108,7 +103,7 @@ fn strategies(check: &mut Check<'_>, path: &str, given: &[spec::Strategy], words
 }
 
 fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, words: &[Word]) -> Strategy {
-    let spec::Strategy { drafter: word, depth, width, .. } = strategy;
+    let spec::Strategy { drafter: word, depth, width, suffix, chance_min, .. } = strategy;
     let drafter = words.iter().position(|listed| *listed == word);
     if drafter.is_none() {
         let message = format!("`{word:?}` is not among the drafters");
@@ -120,7 +115,23 @@ fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, w
     if strategy.budget.is_some() {
         check.count(&format!("{path}.budget"), budget, 1, BUDGET_MAX);
     }
-    Strategy { drafter: drafter.unwrap_or_default(), depth, width, budget }
+    if suffix > 0 {
+        check_suffix(check, &format!("{path}.suffix"), suffix, word, words);
+    }
+    check.probability(&format!("{path}.chance_min"), f64::from(chance_min));
+    Strategy { suffix, chance_min, ..Strategy::tree(drafter.unwrap_or_default(), depth, width, budget) }
+}
+
+/// The chain of the suffix drafter within another drafter's strategy.
+fn check_suffix(check: &mut Check<'_>, path: &str, depth: usize, word: Word, words: &[Word]) {
+    check.count(path, depth, 1, DEPTH_MAX);
+    if word == Word::Suffix {
+        let help = "write `depth`, or `drafter: Eagle` to have both";
+        check.wrong("workflow::suffix_twice", path, "`suffix` adds the suffix drafter to another one", help);
+    } else if !words.contains(&Word::Suffix) {
+        let help = "add `Suffix()` to `speculation.drafters`, or leave `suffix` out";
+        check.wrong("workflow::drafter_not_listed", path, "`Suffix` is not among the drafters", help);
+    }
 }
 
 fn listing(word: Word, words: &[Word]) -> String {

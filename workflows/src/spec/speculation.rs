@@ -97,6 +97,10 @@ pub(crate) struct Strategy {
     #[serde(default = "Strategy::width")]
     pub(crate) width: usize,
     pub(crate) budget: Option<usize>,
+    #[serde(default)]
+    pub(crate) suffix: usize,
+    #[serde(default)]
+    pub(crate) chance_min: f32,
 }
 
 impl Strategy {

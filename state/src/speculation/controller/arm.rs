@@ -16,6 +16,9 @@ pub(super) struct Arm {
     cycles: VecDeque<Cycle>,
     /// Tokens a second, kept because it is asked for at every cycle.
     rate: f64,
+    /// Of a cycle.
+    tokens: f64,
+    seconds: f64,
 }
 
 impl Arm {
@@ -24,7 +27,8 @@ impl Arm {
         self.cycles.push_back(cycle);
         let excess = self.cycles.len().saturating_sub(window);
         self.cycles.drain(..excess);
-        self.rate = rate(&self.cycles);
+        (self.tokens, self.seconds) = means(&self.cycles);
+        self.rate = self.tokens / self.seconds;
     }
 
     /// Measurements in the window.
@@ -37,6 +41,16 @@ impl Arm {
         (!self.cycles.is_empty()).then_some(self.rate)
     }
 
+    /// Mean tokens of a cycle.
+    pub(super) fn tokens(&self) -> Option<f64> {
+        (!self.cycles.is_empty()).then_some(self.tokens)
+    }
+
+    /// Mean seconds of a cycle.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        (!self.cycles.is_empty()).then_some(self.seconds)
+    }
+
     /// Tokens per request-cycle.
     pub(super) fn accept_length(&self) -> Option<f64> {
         let sum = self.cycles.iter().map(|c| c.accept_length).sum::<f64>();
@@ -44,7 +58,8 @@ impl Arm {
     }
 }
 
-fn rate(cycles: &VecDeque<Cycle>) -> f64 {
+/// Tokens and seconds of a cycle.
+fn means(cycles: &VecDeque<Cycle>) -> (f64, f64) {
     let mut seconds: Vec<f64> = cycles.iter().map(|c| c.seconds).collect();
     let middle = seconds.len() / 2;
     let longest = OUTLIER * *seconds.select_nth_unstable_by(middle, f64::total_cmp).1;
@@ -53,7 +68,8 @@ fn rate(cycles: &VecDeque<Cycle>) -> f64 {
         tokens += cycle.rate * cycle.seconds;
         total_s += cycle.seconds.min(longest);
     }
-    tokens / total_s
+    let count = cycles.len() as f64;
+    (tokens / count, total_s / count)
 }
 
 #[cfg(test)]

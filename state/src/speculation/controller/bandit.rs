@@ -2,18 +2,24 @@
 //! adaptive rollout engine).
 //!
 //! Differences from it: plain decoding is an arm; a change of the best arm needs a margin; exploring has a budget of
-//! time; and arms that are not in use keep few measurements, since a drafter in training gets better.
+//! time; arms that are not in use keep few measurements, since a drafter in training gets better; and what an arm does at
+//! other batch sizes stands in for measurements that are missing ([`prior`](super::prior)).
 
 use serde::{Deserialize, Serialize};
 
-use super::BUCKETS;
 use super::arm::Arm;
+use super::prior::{Habits, PlainCycles};
+use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
 /// Share of the measured time that exploring may lose.
 pub const LOSS_MAX: f64 = 0.01;
 /// Measurements of each arm before arms are compared.
 const TRIALS: usize = 2;
+/// Measurements of an arm from which on they count alone; with fewer, what is expected of it counts too.
+const TRUST: f64 = 8.0;
+/// An arm that was not tried is expected to be so much faster, or nothing would come of near ties.
+const OPTIMISM: f64 = 1.05;
 /// A challenger must be this much faster.
 const HYSTERESIS: f64 = 0.03;
 /// Measurements kept of a strategy that is not in use.
@@ -31,6 +37,15 @@ pub(super) struct Bandit {
     strategies: Vec<Strategy>,
     epsilon: f64,
     buckets: Vec<Bucket>,
+    /// Of each strategy.
+    habits: Vec<Habits>,
+}
+
+/// The batch that is chosen for, and what is known of plain decoding.
+pub(super) struct Situation<'a> {
+    pub(super) batch: usize,
+    pub(super) bucket: usize,
+    pub(super) plain: &'a [Arm],
 }
 
 /// What one cycle measured.
@@ -62,27 +77,29 @@ impl Bandit {
     pub(super) fn new(strategies: &[Strategy], epsilon: f64) -> Self {
         let count = strategies.len();
         let bucket = Bucket { arms: vec![Arm::default(); count], lost_s: vec![0.0; 1 + count], ..Bucket::default() };
-        Self { strategies: strategies.to_vec(), epsilon, buckets: vec![bucket; BUCKETS] }
+        let (buckets, habits) = (vec![bucket; BUCKETS], vec![Habits::default(); count]);
+        Self { strategies: strategies.to_vec(), epsilon, buckets, habits }
     }
 
     pub(super) fn choose(
         &mut self,
-        bucket: usize,
-        plain: &Arm,
+        Situation { batch, bucket, plain }: Situation<'_>,
         draw: [f64; 2],
         ready: &dyn Fn(usize) -> bool,
     ) -> Option<Strategy> {
         let strategies = &self.strategies;
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
-        self.buckets[bucket].choose(plain, &usable, self.epsilon, draw).map(|arm| strategies[arm])
+        let cycles = PlainCycles::of(plain);
+        let expected: Vec<Option<f64>> = self.habits.iter().map(|habits| habits.rate(batch as f64, &cycles)).collect();
+        let chosen = self.buckets[bucket].choose((&plain[bucket], &expected), &usable, self.epsilon, draw);
+        chosen.map(|arm| strategies[arm])
     }
 
     pub(super) fn observe(
         &mut self,
-        bucket: usize,
-        plain: &Arm,
+        Situation { batch, bucket, plain }: Situation<'_>,
         strategy: Option<Strategy>,
-        cycle: Cycle,
+        (cycle, measured): (Cycle, &Measured),
         window: usize,
     ) {
         let arm = match strategy {
@@ -93,7 +110,11 @@ impl Bandit {
                 found => found,
             },
         };
-        self.buckets[bucket].observe(plain, arm, cycle, window);
+        if let (Some(arm), Some(plain_s)) = (arm, PlainCycles::of(plain).seconds(batch as f64)) {
+            let rows = measured.rows as f64 / measured.requests as f64;
+            self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
+        }
+        self.buckets[bucket].observe(&plain[bucket], arm, cycle, window);
     }
 
     pub(super) fn accept_length(&self, bucket: usize, strategy: Strategy) -> Option<f64> {
@@ -102,27 +123,31 @@ impl Bandit {
     }
 }
 
+/// Plain decoding in the bucket, and what is expected of each strategy.
+type Known<'a> = (&'a Arm, &'a [Option<f64>]);
+
 impl Bucket {
-    fn choose(&mut self, plain: &Arm, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
-        if plain.count() < TRIALS {
+    fn choose(&mut self, known: Known<'_>, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
+        if known.0.count() < TRIALS {
             return None;
         }
-        if let Some(&untried) = usable.iter().find(|&&arm| self.arms[arm].count() < TRIALS) {
+        let is_unknown = |arm: usize| self.arms[arm].count() < TRIALS && known.1[arm].is_none();
+        if let Some(&untried) = usable.iter().find(|&&arm| is_unknown(arm)) {
             return Some(untried);
         }
-        self.elect(plain, usable);
+        self.elect(known, usable);
         if draw[0] < epsilon {
-            return self.explore(plain, usable, draw[1]);
+            return self.explore(known, usable, draw[1]);
         }
         self.incumbent
     }
 
     /// Replaces the incumbent if it cannot draft, or if another is faster by the margin.
-    fn elect(&mut self, plain: &Arm, usable: &[usize]) {
+    fn elect(&mut self, known: Known<'_>, usable: &[usize]) {
         if self.incumbent.is_some_and(|arm| !usable.contains(&arm)) {
             self.incumbent = None;
         }
-        let rate = |arm: Option<usize>| self.rate(plain, arm);
+        let rate = |arm: Option<usize>| self.rate(known, arm);
         let best = candidates(usable).max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
         if rate(best) > (1.0 + HYSTERESIS) * rate(self.incumbent) {
             self.incumbent = best;
@@ -130,13 +155,13 @@ impl Bucket {
     }
 
     /// An arm other than the incumbent that can still lose time, the nearly as fast ones more often.
-    fn explore(&self, plain: &Arm, usable: &[usize], draw: f64) -> Option<usize> {
-        let best = self.rate(plain, self.incumbent);
+    fn explore(&self, known: Known<'_>, usable: &[usize], draw: f64) -> Option<usize> {
+        let best = self.rate(known, self.incumbent);
         let weight = |arm: Option<usize>| match arm {
             // A baseline from few measurements would let luck decide.
-            None if plain.count() < CHALLENGER_WINDOW => 1.0,
+            None if known.0.count() < CHALLENGER_WINDOW => 1.0,
             None => PLAIN_WEIGHT,
-            some => (self.rate(plain, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
+            some => (self.rate(known, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
         };
         let others: Vec<Option<usize>> =
             candidates(usable).filter(|&arm| arm != self.incumbent && self.is_affordable(arm)).collect();
@@ -150,8 +175,18 @@ impl Bucket {
         others.last().copied().unwrap_or(self.incumbent)
     }
 
-    fn rate(&self, plain: &Arm, arm: Option<usize>) -> f64 {
-        arm.map_or(plain, |arm| &self.arms[arm]).rate().unwrap_or(0.0)
+    /// Tokens a second: what was measured, and as long as that is little, what is expected.
+    fn rate(&self, (plain, expected): Known<'_>, arm: Option<usize>) -> f64 {
+        let Some(arm) = arm else { return plain.rate().unwrap_or(0.0) };
+        let (measured, count) = (self.arms[arm].rate(), self.arms[arm].count() as f64);
+        match (measured, expected[arm]) {
+            (Some(measured), Some(expected)) => {
+                let trust = (count / TRUST).min(1.0);
+                trust * measured + (1.0 - trust) * expected
+            }
+            (None, Some(expected)) => expected * OPTIMISM,
+            (measured, None) => measured.unwrap_or(0.0),
+        }
     }
 
     fn observe(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle, window: usize) {
@@ -164,7 +199,7 @@ impl Bucket {
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
     /// are not saved up.
     fn account(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle) {
-        let best = self.rate(plain, self.incumbent);
+        let best = self.incumbent.map_or(plain, |arm| &self.arms[arm]).rate().unwrap_or(0.0);
         let is_explored = arm != self.incumbent && best > 0.0;
         let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - cycle.rate / best);
         let lost_s = if is_explored { lost_s } else { 0.0 };

@@ -5,11 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan::Strategy;
 
-const STRATEGIES: [Strategy; 3] = [
-    Strategy { drafter: 0, depth: 4, width: 1, budget: 4 },
-    Strategy { drafter: 1, depth: 4, width: 2, budget: 8 },
-    Strategy { drafter: 1, depth: 8, width: 4, budget: 32 },
-];
+const STRATEGIES: [Strategy; 3] = [Strategy::chain(0, 4), Strategy::tree(1, 4, 2, 8), Strategy::tree(1, 8, 4, 32)];
 
 /// Uniform numbers (SplitMix64, Steele et al. 2014).
 struct Uniform(u64);
@@ -29,7 +25,7 @@ fn bandit(epsilon: f64, window: usize) -> Controller {
 }
 
 fn measured(tokens: u64, seconds: f64, requests: usize) -> Measured {
-    Measured { tokens, requests, seconds, catch_up_s: 0.0 }
+    Measured { tokens, requests, seconds, rows: requests, catch_up_s: 0.0, draft_s: 0.0 }
 }
 
 /// Speeds in tokens a second: plain decoding first, then each strategy.
@@ -50,7 +46,9 @@ fn run(
         let strategy = controller.choose(4, [uniform.next(), uniform.next()], &|_| true);
         let emitted = if strategy.is_some() { 12 } else { 4 };
         let cycle_s = emitted as f64 / speed(&speeds, strategy) * (1.0 + noise * (2.0 * uniform.next() - 1.0));
-        controller.observe(4, strategy, measured(emitted, cycle_s, 4));
+        // What a draft makes a cycle longer is all drafting.
+        let draft_s = strategy.map_or(0.0, |_| (cycle_s - 4.0 / speeds[0]).max(0.0));
+        controller.observe(4, strategy, Measured { draft_s, ..measured(emitted, cycle_s, 4) });
         seconds += cycle_s;
         tokens += emitted as f64;
         choices.push(strategy);
@@ -93,6 +91,25 @@ fn every_arm_is_tried_twice_first() {
     let (_, _, choices) = run(&mut bandit(0.0, 10), &mut Uniform(1), [4.0, 3.0, 2.0, 1.0], 8, 0.0);
     let [a, b, c] = STRATEGIES.map(Some);
     assert_eq!(choices, vec![None, None, a, a, b, b, c, c]);
+}
+
+/// Drafts of eight tokens, of which half are accepted: two plain cycles' time for one request, eight for eight.
+fn drafted(batch: usize) -> Measured {
+    let (tokens, rows) = (batch as u64 * 4, batch * 9);
+    Measured { tokens, requests: batch, rows, seconds: 1.0 + rows as f64 / 9.0, catch_up_s: 0.0, draft_s: 0.0 }
+}
+
+#[test]
+fn what_was_learned_at_one_batch_size_counts_at_another() {
+    let mut controller = bandit(0.0, 50);
+    for batch in [1, 2, 8, 16] {
+        let seconds = 1.0 + batch as f64 / 9.0;
+        (0..4).for_each(|_| controller.observe(batch, None, measured(batch as u64, seconds, batch)));
+    }
+    (0..8).for_each(|_| controller.observe(1, Some(STRATEGIES[0]), drafted(1)));
+    let only_first = |drafter: usize| drafter == 0;
+    assert_eq!(controller.choose(2, [0.5, 0.5], &only_first), Some(STRATEGIES[0]), "2.7 expected, 1.6 plain");
+    assert_eq!(controller.choose(16, [0.5, 0.5], &only_first), None, "3.8 expected, 5.8 plain");
 }
 
 #[test]
@@ -195,7 +212,7 @@ fn catching_up_is_paid_for_but_not_held_against_a_strategy() {
         let tokens = if strategy == Some(STRATEGIES[0]) { 20 } else { 10 };
         for _ in 0..3 {
             let catch_up_s = if strategy.is_some() { 9.0 } else { 0.0 };
-            controller.observe(1, strategy, Measured { tokens, requests: 1, seconds: 1.0 + catch_up_s, catch_up_s });
+            controller.observe(1, strategy, Measured { catch_up_s, ..measured(tokens, 1.0 + catch_up_s, 1) });
         }
     }
     assert_eq!(controller.choose(1, [0.5, 0.5], &|_| true), Some(STRATEGIES[0]));

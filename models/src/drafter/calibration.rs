@@ -1,0 +1,84 @@
+//! How likely a guess is right, learned from what the target made of earlier ones.
+//!
+//! A guess is known by its *gap*: how far its perturbed score (logit / T + noise) is above the second best, or, if it is not
+//! the best, below the best. Gaps are told apart by bins, apart for each of the first levels: deeper guesses stand on guesses.
+
+/// Levels told apart; deeper ones count as the last.
+const LEVELS: usize = 4;
+/// Bins of gaps from `-GAP_MAX` to `GAP_MAX`.
+const BINS: usize = 32;
+const GAP_MAX: f32 = 8.0;
+/// Guesses that the chance before any observation is worth.
+const PRIOR: f32 = 8.0;
+/// Share forgotten at each observation: drafters learn, and the target moves.
+const FORGET: f32 = 1.0 / 512.0;
+
+/// Chances by level and gap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    bins: [[Bin; BINS]; LEVELS],
+}
+
+/// Guesses seen, and those that were right, the newest counting most.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Bin {
+    seen: f32,
+    right: f32,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self { bins: [[Bin::default(); BINS]; LEVELS] }
+    }
+}
+
+impl Calibration {
+    /// Chance that a guess is right if the one above it is, 0 to 1. Before anything was seen, that of a coin weighted by the
+    /// gap.
+    #[must_use]
+    pub fn chance(&self, level: usize, gap: f32) -> f32 {
+        let Bin { seen, right } = self.bins[level.min(LEVELS - 1)][bin(gap)];
+        let prior = 1.0 / (1.0 + (-gap.clamp(-GAP_MAX, GAP_MAX)).exp());
+        (right + PRIOR * prior) / (seen + PRIOR)
+    }
+
+    /// Learns from a guess whose parent was right.
+    pub fn observe(&mut self, level: usize, gap: f32, is_right: bool) {
+        let bin = &mut self.bins[level.min(LEVELS - 1)][bin(gap)];
+        bin.seen += 1.0 - FORGET * bin.seen;
+        bin.right += f32::from(u8::from(is_right)) - FORGET * bin.right;
+    }
+}
+
+/// The bin of a gap. An infinite one, of a guess without rivals, is in the last; NaN is in the first.
+fn bin(gap: f32) -> usize {
+    let place = (gap + GAP_MAX) / (2.0 * GAP_MAX) * BINS as f32;
+    (place.max(0.0) as usize).min(BINS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chances_become_those_that_were_seen_and_follow_changes() {
+        let mut calibration = Calibration::default();
+        assert!((calibration.chance(0, 0.0) - 0.5).abs() < 1e-6);
+        assert!(calibration.chance(0, 3.0) > 0.9 && calibration.chance(2, -3.0) < 0.1);
+        let mut observe = |right: usize| {
+            (0..4_000).for_each(|i| calibration.observe(1, 0.6, i % 10 < right));
+            [calibration.chance(1, 0.6), calibration.chance(0, 0.6), calibration.chance(9, 0.6)]
+        };
+        let [seen, other, deep] = observe(3);
+        assert!((seen - 0.3).abs() < 0.03, "{seen}");
+        assert_eq!(other, deep, "other levels are not touched");
+        assert!((observe(9)[0] - 0.9).abs() < 0.03);
+    }
+
+    #[test]
+    fn every_gap_has_a_bin() {
+        let gaps = [f32::NEG_INFINITY, -1e30, -8.0, 0.0, 7.99, 8.0, 1e30, f32::INFINITY, f32::NAN];
+        assert!(gaps.iter().all(|gap| bin(*gap) < BINS));
+        assert_eq!([bin(-8.0), bin(0.0), bin(f32::INFINITY)], [0, BINS / 2, BINS - 1]);
+    }
+}

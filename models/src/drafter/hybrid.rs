@@ -1,0 +1,55 @@
+//! Two drafters in one: what followed the last tokens before, where they stood before; elsewhere what a learned drafter guesses.
+
+use state::plan::Strategy;
+use state::speculation::{Accepted, DraftTree};
+
+use super::{Context, Drafter};
+use crate::error::Result;
+
+/// Drafts with `suffix` where it finds a match, and with `learned` where not.
+pub struct Hybrid<'a> {
+    /// Asked first, for chains of up to [`Strategy::suffix`] tokens.
+    suffix: &'a mut dyn Drafter,
+    /// Asked for the rest.
+    learned: &'a mut dyn Drafter,
+    /// The requests of the last draft that it was asked for.
+    asked: Vec<usize>,
+}
+
+impl<'a> Hybrid<'a> {
+    /// Both as one.
+    pub fn new(suffix: &'a mut dyn Drafter, learned: &'a mut dyn Drafter) -> Self {
+        Self { suffix, learned, asked: Vec::new() }
+    }
+}
+
+impl Drafter for Hybrid<'_> {
+    fn wants_hidden(&self) -> bool {
+        self.learned.wants_hidden()
+    }
+
+    fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
+        let mut trees = self.suffix.draft(requests, &Strategy::chain(strategy.drafter, strategy.suffix))?;
+        self.asked = (0..trees.len()).filter(|i| trees[*i].is_empty()).collect();
+        let rest: Vec<Context<'_>> = self.asked.iter().map(|i| requests[*i]).collect();
+        if !rest.is_empty() {
+            for (i, tree) in self.asked.iter().zip(self.learned.draft(&rest, strategy)?) {
+                trees[*i] = tree;
+            }
+        }
+        Ok(trees)
+    }
+
+    fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
+        let trees: Vec<DraftTree> = self.asked.iter().map(|i| trees[*i].clone()).collect();
+        let accepted: Vec<Accepted> = self.asked.iter().map(|i| accepted[*i].clone()).collect();
+        self.learned.verified(&trees, &accepted);
+    }
+
+    // What the learned drafter catches up on after a match is part of drafting in this way, so it counts.
+
+    fn ended(&mut self, id: u64, tokens: &[u32], prompt: usize) {
+        self.suffix.ended(id, tokens, prompt);
+        self.learned.ended(id, tokens, prompt);
+    }
+}

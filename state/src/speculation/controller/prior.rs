@@ -1,0 +1,111 @@
+//! What a strategy is expected to do at a batch size where it was hardly measured, from what it did at others.
+//!
+//! Verifying `r` rows takes the target about as long as a plain cycle of `r` requests, so plain cycles of all batch sizes
+//! give the price of a draft's rows; how much of a draft is accepted hardly depends on the batch.
+
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+
+/// Share of what a strategy did that each new cycle replaces.
+const RENEW: f64 = 1.0 / 32.0;
+/// Cycles from which on something is expected.
+const SEEN_MIN: f64 = 4.0;
+
+/// Seconds of a plain cycle by its batch size.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct PlainCycles {
+    /// Mean batch size and seconds of each bucket that was measured, in order.
+    points: Vec<(f64, f64)>,
+}
+
+impl PlainCycles {
+    pub(super) fn of(plain: &[Arm]) -> Self {
+        Self { points: plain.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() }
+    }
+
+    /// Seconds of a cycle with so many rows: between measured ones on a line, above them at the price a row of the last
+    /// stretch, below them as the smallest. Nothing if nothing was measured.
+    pub(super) fn seconds(&self, rows: f64) -> Option<f64> {
+        let above = self.points.iter().position(|point| point.0 >= rows);
+        let (low, high) = match (above, &self.points[..]) {
+            (_, []) => return None,
+            (Some(0), [first, ..]) => return Some(first.1),
+            (None, [only]) => ((0.0, 0.0), *only),
+            (Some(at), points) => (points[at - 1], points[at]),
+            (None, points) => (points[points.len() - 2], points[points.len() - 1]),
+        };
+        // Noise can make more rows look faster than fewer.
+        let slope = ((high.1 - low.1) / (high.0 - low.0).max(1e-9)).max(0.0);
+        Some(low.1 + slope * (rows - low.0))
+    }
+}
+
+/// What a strategy did lately, at whatever batch sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Habits {
+    /// Tokens and target rows of a request in a cycle.
+    tokens: f64,
+    rows: f64,
+    /// Seconds spent drafting, in plain cycles of the same batch size.
+    drafting: f64,
+    /// Cycles seen, up to where the newest ones replace the oldest.
+    seen: f64,
+}
+
+impl Habits {
+    pub(super) fn observe(&mut self, tokens: f64, rows: f64, drafting: f64) {
+        self.seen = (self.seen + 1.0).min(1.0 / RENEW);
+        for (mean, new) in [(&mut self.tokens, tokens), (&mut self.rows, rows), (&mut self.drafting, drafting)] {
+            *mean += (new - *mean) / self.seen;
+        }
+    }
+
+    /// Expected tokens a second of `batch` requests; nothing if this cannot be told yet.
+    pub(super) fn rate(&self, batch: f64, plain: &PlainCycles) -> Option<f64> {
+        if self.seen < SEEN_MIN {
+            return None;
+        }
+        let seconds = plain.seconds(batch * self.rows)? + self.drafting * plain.seconds(batch)?;
+        (seconds > 0.0).then(|| batch * self.tokens / seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bandit::Cycle;
+    use super::*;
+
+    fn plain(points: &[(f64, f64)]) -> PlainCycles {
+        let arm = |&(tokens, seconds): &(f64, f64)| {
+            let mut arm = Arm::default();
+            arm.observe(Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+            arm
+        };
+        let mut arms: Vec<Arm> = points.iter().map(arm).collect();
+        arms.insert(1, Arm::default());
+        PlainCycles::of(&arms)
+    }
+
+    #[test]
+    fn plain_cycles_are_interpolated() {
+        let cycles = plain(&[(1.0, 2.0), (4.0, 5.0), (8.0, 7.0)]);
+        let seconds = [0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 16.0].map(|rows| cycles.seconds(rows).unwrap());
+        assert_eq!(seconds, [2.0, 2.0, 3.0, 5.0, 6.0, 7.0, 11.0]);
+        assert_eq!(PlainCycles::default().seconds(3.0), None);
+        assert_eq!(plain(&[(2.0, 4.0)]).seconds(3.0), Some(6.0));
+        assert_eq!(plain(&[(2.0, 4.0), (4.0, 3.0)]).seconds(8.0), Some(4.0), "noise");
+    }
+
+    #[test]
+    fn a_strategy_is_expected_to_do_as_it_did() {
+        let cycles = plain(&[(1.0, 1.0), (8.0, 1.7), (16.0, 4.1)]);
+        let mut habits = Habits::default();
+        assert_eq!(habits.rate(1.0, &cycles), None);
+        (0..200).for_each(|i| habits.observe(if i < 100 { 1.0 } else { 3.0 }, 4.0, 0.25));
+        // 4 rows: 1.3 s, and 0.25 s for the draft.
+        let rate = habits.rate(1.0, &cycles).unwrap();
+        assert!((rate - 3.0 / 1.55).abs() < 0.1, "{rate}");
+        assert!(habits.rate(8.0, &cycles).unwrap() < habits.rate(2.0, &cycles).unwrap() * 4.0);
+    }
+}
