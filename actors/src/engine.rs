@@ -5,21 +5,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use kernels::{NoiseKey, Pool};
-use models::drafter::Drafter;
-use models::drafter::hybrid::Hybrid;
+use models::Decoder;
 use models::train::Workspace;
-use models::{Cycle, Decoder};
 use state::metrics::BatchMetrics;
-use state::plan;
-use state::speculation::Measured;
 use state::speculation::controller::{batch_sizes, bucket};
 
+use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
 use crate::rollout::Rollout;
-use crate::speculator::lock;
 use crate::update::Update;
 
 /// What an engine is told.
@@ -94,7 +89,7 @@ impl Engine {
                 inbox,
                 later: VecDeque::new(),
                 work: None,
-                kept: Vec::new(),
+                earlier: None,
                 cycles: 0,
                 fault_at,
                 pool,
@@ -127,10 +122,7 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 struct Work {
     rollout: Arc<Rollout>,
     decoder: Decoder,
-    drafters: Vec<Option<Box<dyn Drafter>>>,
-    /// Version of the learned drafter among them.
-    version: u64,
-    pool: Arc<Pool>,
+    drafting: Drafting,
 }
 
 struct State {
@@ -138,8 +130,8 @@ struct State {
     /// Commands met while polling for another.
     later: VecDeque<Command>,
     work: Option<Work>,
-    /// Drafters of the rollout before: those that learn nothing from weights go on.
-    kept: Vec<Option<Box<dyn Drafter>>>,
+    /// Drafters of the rollout before.
+    earlier: Option<Drafting>,
     cycles: u64,
     fault_at: Option<u64>,
     /// The device's threads; this one is the first of them.
@@ -194,16 +186,9 @@ impl State {
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize) -> Result<()> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
-            let mut drafters = rollout.speculator.drafters(&rollout.vocabulary, &self.pool)?;
             self.put_away();
-            for ((new, old), kind) in drafters.iter_mut().zip(&mut self.kept).zip(&rollout.speculator.plan.drafters) {
-                if matches!(kind, plan::Drafter::Suffix { .. }) && old.is_some() {
-                    *new = old.take();
-                }
-            }
-            let version = rollout.speculator.version();
-            let pool = self.pool.clone();
-            self.work = Some(Work { rollout: rollout.clone(), decoder, drafters, version, pool });
+            let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;
+            self.work = Some(Work { rollout: rollout.clone(), decoder, drafting });
         }
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         rollout.restart(group);
@@ -213,7 +198,7 @@ impl State {
 
     fn put_away(&mut self) {
         if let Some(work) = self.work.take() {
-            self.kept = work.drafters;
+            self.earlier = Some(work.drafting);
         }
     }
 
@@ -255,50 +240,10 @@ impl State {
 }
 
 impl Work {
-    /// One cycle with the strategy that the controller chooses; returns the groups that became complete.
-    fn cycle(&mut self, draw: u64) -> Result<Vec<usize>> {
-        let speculator = self.rollout.speculator.clone();
-        if speculator.version() != self.version {
-            // Hot swap between two cycles: only the learned drafter is replaced.
-            self.version = speculator.version();
-            let fresh = speculator.drafters(&self.rollout.vocabulary, &self.pool)?;
-            for ((old, new), kind) in self.drafters.iter_mut().zip(fresh).zip(&speculator.plan.drafters) {
-                if matches!(kind, plan::Drafter::Eagle { .. }) {
-                    *old = new;
-                }
-            }
-        }
-        let batch = self.decoder.running();
-        let key = NoiseKey::new(draw, 9, 0, 0, 0);
-        let draws = [key.uniform(0, 0), key.uniform(0, 1)];
-        let drafters = &self.drafters;
-        let ready = |i: usize| drafters.get(i).is_some_and(Option::is_some);
-        let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
-        let began = Instant::now();
-        let suffix = strategy.filter(|s| s.suffix > 0).and_then(|_| speculator.plan.suffix());
-        let mut hybrid;
-        let drafter: Option<&mut dyn Drafter> = match (strategy, suffix) {
-            (Some(s), Some(suffix)) => match self.drafters.get_disjoint_mut([suffix, s.drafter]) {
-                Ok([Some(suffix), Some(learned)]) => {
-                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut());
-                    Some(&mut hybrid)
-                }
-                _ => None,
-            },
-            (Some(s), None) => self.drafters[s.drafter].as_deref_mut().map(|drafter| drafter as &mut dyn Drafter),
-            (None, _) => None,
-        };
-        let cycle = self.decoder.cycle(drafter.zip(strategy.as_ref()))?;
-        let seconds = began.elapsed().as_secs_f64();
-        let plain_rate = {
-            let mut controller = lock(&speculator.controller);
-            let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
-            let tokens = cycle.tokens as u64;
-            controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
-            controller.plain_rate(batch)
-        };
-        let is_learned = strategy
-            .is_some_and(|s| matches!(speculator.plan.drafters.get(s.drafter), Some(plan::Drafter::Eagle { .. })));
+    /// One cycle; returns the groups that became complete.
+    fn cycle(&mut self, number: u64) -> Result<Vec<usize>> {
+        let Drafted { cycle, strategy, batch, seconds, plain_s } = self.drafting.cycle(&mut self.decoder, number)?;
+        let is_learned = self.drafting.is_learned(strategy);
         self.rollout.count(|c| {
             let drafted = (cycle.drafted.0 as u64, cycle.drafted.1 as u64);
             c.drafted = (c.drafted.0 + drafted.0, c.drafted.1 + drafted.1);
@@ -309,7 +254,7 @@ impl Work {
             c.by_batch[bucket].add(&BatchMetrics {
                 batch_min: batch_sizes(bucket).0,
                 busy_s: seconds,
-                plain_s: plain_rate.map_or(seconds, |rate| cycle.tokens as f64 / rate),
+                plain_s: plain_s.unwrap_or(seconds),
                 tokens: cycle.tokens as u64,
                 cycles: cycle.requests as u64,
                 drafted_cycles: drafted.0,
@@ -317,9 +262,6 @@ impl Work {
         });
         let mut complete = Vec::new();
         for answer in cycle.ended {
-            for drafter in self.drafters.iter_mut().flatten() {
-                drafter.ended(answer.id, &answer.tokens, answer.prompt);
-            }
             let group = answer.group;
             if self.rollout.add(answer) {
                 complete.push(group);

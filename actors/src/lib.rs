@@ -4,6 +4,7 @@
 //! a message per group, micro-batch or step, never per token.
 
 mod device;
+mod drafting;
 mod engine;
 mod error;
 mod folder;

@@ -51,6 +51,23 @@ pub struct Answer {
     pub hidden: Vec<f32>,
 }
 
+/// A request outside of a decoder: all that its further tokens depend on, since its noise is keyed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Group and sample, as admitted.
+    pub group: usize,
+    /// Sample within the group.
+    pub sample: usize,
+    /// Noise of the answer.
+    pub noise: NoiseKey,
+    /// Prompt and answer so far.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt: usize,
+    /// Log-probability of each answer token so far.
+    pub log_probs: Vec<f32>,
+}
+
 /// What one cycle did.
 #[derive(Debug, Default)]
 pub struct Cycle {
@@ -139,33 +156,71 @@ impl Decoder {
     /// # Errors
     /// If the prompt is empty or leaves no room for an answer.
     pub fn admit(&mut self, group: usize, prompt: &[u32], samples: &[(usize, NoiseKey)]) -> Result<()> {
-        let room = self.target.config().positions_max.saturating_sub(prompt.len());
-        if prompt.is_empty() || room == 0 {
-            return Err(Error::PromptLength {
-                tokens: prompt.len(),
-                positions_max: self.target.config().positions_max,
-            });
-        }
+        self.check(prompt)?;
         let (prefix, hidden) = self.prefill(&prompt[..prompt.len() - 1]);
         for (sample, noise) in samples {
-            let own = no_rows(self.target.config().layers, heads(self.target.config()));
-            self.slots.push(Slot {
-                id: self.next_id,
-                group,
-                sample: *sample,
-                noise: *noise,
-                tokens: prompt.to_vec(),
-                prompt: prompt.len(),
-                limit: self.decoding.tokens_max.min(room),
-                log_probs: Vec::new(),
-                cache: Cache { prefix: prefix.clone(), own },
-                shared_hidden: hidden.clone(),
-                hidden: Vec::new(),
-                ended: false,
-            });
-            self.next_id += 1;
+            let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
+            let request = Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs };
+            self.push(request, prefix.clone(), hidden.clone());
         }
         Ok(())
+    }
+
+    /// Admits a request that another decoder has begun; it goes on with the tokens it would have had there.
+    ///
+    /// # Errors
+    /// If it has no prompt, or leaves no room for its answer.
+    pub fn import(&mut self, request: Request) -> Result<()> {
+        self.check(&request.tokens[..request.prompt])?;
+        self.check(&request.tokens)?;
+        let (prefix, hidden) = self.prefill(&request.tokens[..request.tokens.len() - 1]);
+        self.push(request, prefix, hidden);
+        Ok(())
+    }
+
+    /// Takes the youngest requests out, at most `count`: those that others have to do the least again for.
+    pub fn export(&mut self, count: usize) -> Vec<Request> {
+        self.slots.sort_by_key(|slot| (std::cmp::Reverse(slot.tokens.len()), slot.id));
+        let kept = self.slots.len() - count.min(self.slots.len());
+        let out = self.slots.drain(kept..);
+        out.map(|s| Request {
+            group: s.group,
+            sample: s.sample,
+            noise: s.noise,
+            tokens: s.tokens,
+            prompt: s.prompt,
+            log_probs: s.log_probs,
+        })
+        .collect()
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let positions_max = self.target.config().positions_max;
+        match tokens.is_empty() || tokens.len() >= positions_max {
+            true => Err(Error::PromptLength { tokens: tokens.len(), positions_max }),
+            false => Ok(()),
+        }
+    }
+
+    /// `prefix` and `hidden` are the keys, values and hidden states of all its tokens but the last.
+    fn push(&mut self, request: Request, prefix: Arc<Layers>, hidden: Arc<Vec<f32>>) {
+        let config = self.target.config();
+        let Request { group, sample, noise, tokens, prompt, log_probs } = request;
+        self.slots.push(Slot {
+            id: self.next_id,
+            group,
+            sample,
+            noise,
+            limit: self.decoding.tokens_max.min(config.positions_max - prompt),
+            tokens,
+            prompt,
+            log_probs,
+            cache: Cache { prefix, own: no_rows(config.layers, heads(config)) },
+            shared_hidden: hidden,
+            hidden: Vec::new(),
+            ended: false,
+        });
+        self.next_id += 1;
     }
 
     fn prefill(&mut self, tokens: &[u32]) -> (Arc<Layers>, Arc<Vec<f32>>) {

@@ -16,7 +16,7 @@ pub mod tokenizer;
 pub mod train;
 pub mod weights;
 
-pub use decode::{Answer, Cycle, Decoder, Decoding};
+pub use decode::{Answer, Cycle, Decoder, Decoding, Request};
 pub use error::{Error, Result};
 pub use load::{Config, RawWeights};
 pub use target::Target;

@@ -203,3 +203,35 @@ fn training_sees_the_bits_of_the_rollout() {
         assert!(again.iter().zip(&answers).all(|(again, answer)| *again == answer.log_probs));
     }
 }
+
+#[test]
+fn requests_move_between_decoders() {
+    let target = target(9);
+    let plain = decode(&target, 9, 1.0, 5, None);
+    for cycles in [1, 3, 8] {
+        let decoding = Decoding { temperature: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
+        let decoder = |threads| Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(threads)));
+        let (mut decoders, mut ended) = ([decoder(1), decoder(2)], Vec::new());
+        for group in 0..6 {
+            let prompt: Vec<u32> = (0..2 + group as u32).map(|i| 1 + (i * 5 + group as u32) % (VOCAB - 1)).collect();
+            let noise = |sample: usize| (sample, NoiseKey::new(9, 1, 0, group as u32, sample as u32));
+            decoders[group % 2].admit(group, &prompt, &[0, 1, 2].map(noise)).unwrap();
+        }
+        let mut suffix = Suffix::new(1, 4);
+        while decoders.iter().any(|d| d.running() > 0) {
+            for at in 0..2 {
+                for _ in 0..cycles {
+                    let ends = decoders[at].cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap().ended;
+                    ends.iter().for_each(|a| suffix.ended(a.id, &a.tokens, a.prompt));
+                    ended.extend(ends);
+                }
+                for request in decoders[at].export(2) {
+                    decoders[1 - at].import(request).unwrap();
+                }
+            }
+        }
+        ended.sort_by_key(|a| (a.group, a.sample));
+        assert_eq!(ended.len(), plain.len());
+        assert_same(&plain, &ended, &format!("moved every {cycles} cycles"));
+    }
+}

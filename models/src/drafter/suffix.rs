@@ -3,7 +3,7 @@
 //! Each text is read once, as it grows. Every `match_min` tokens in a row (a *gram*) lead to the newest place where they
 //! stand, and from there to older ones: a draft costs a bounded number of comparisons, however long the texts are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use state::plan::Strategy;
 
@@ -36,8 +36,8 @@ struct Texts {
     /// Serial numbers of the requests in flight.
     running: BTreeMap<u64, usize>,
     next: usize,
-    /// By the hash of the gram. Only looked up, so that its order does not matter.
-    newest: HashMap<u64, Place>,
+    /// By the hash of the gram.
+    newest: BTreeMap<u64, Place>,
     used: u64,
 }
 

@@ -1,0 +1,127 @@
+//! Speculative decoding on one device: its drafters, kept up to date, under the controller that all devices share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kernels::{NoiseKey, Pool};
+use models::drafter::hybrid::Hybrid;
+use models::drafter::{Drafter, Vocabulary};
+use models::{Answer, Cycle, Decoder};
+use state::plan::{self, Strategy};
+use state::speculation::Measured;
+
+use crate::error::Result;
+use crate::speculator::{Speculator, lock};
+
+/// Drafters of the plan in its order; the learned one only once a version was published.
+type Drafters = Vec<Option<Box<dyn Drafter>>>;
+
+/// The drafters of one device, for one target.
+pub(crate) struct Drafting {
+    speculator: Arc<Speculator>,
+    vocabulary: Arc<Vocabulary>,
+    drafters: Drafters,
+    /// Version of the learned drafter among them.
+    version: u64,
+    pool: Arc<Pool>,
+}
+
+/// A cycle and what is to be told of it.
+pub(crate) struct Drafted {
+    pub(crate) cycle: Cycle,
+    pub(crate) strategy: Option<Strategy>,
+    /// Requests that were running.
+    pub(crate) batch: usize,
+    pub(crate) seconds: f64,
+    /// What a plain cycle would have taken for these tokens, where that was measured.
+    pub(crate) plain_s: Option<f64>,
+}
+
+impl Drafting {
+    /// With the suffix drafter of an earlier target, if there was one: it learns nothing from weights.
+    pub(crate) fn new(
+        speculator: &Arc<Speculator>,
+        vocabulary: &Arc<Vocabulary>,
+        pool: &Arc<Pool>,
+        earlier: Option<Self>,
+    ) -> Result<Self> {
+        let mut drafters = speculator.drafters(vocabulary, pool)?;
+        if let Some(mut earlier) = earlier {
+            for ((new, old), kind) in drafters.iter_mut().zip(&mut earlier.drafters).zip(&speculator.plan.drafters) {
+                if matches!(kind, plan::Drafter::Suffix { .. }) && old.is_some() {
+                    *new = old.take();
+                }
+            }
+        }
+        let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
+        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool })
+    }
+
+    /// One cycle with the strategy that the controller chooses; `number` tells the cycles of this device apart.
+    pub(crate) fn cycle(&mut self, decoder: &mut Decoder, number: u64) -> Result<Drafted> {
+        self.swap()?;
+        let speculator = self.speculator.clone();
+        let batch = decoder.running();
+        let key = NoiseKey::new(number, 9, 0, 0, 0);
+        let draws = [key.uniform(0, 0), key.uniform(0, 1)];
+        let ready = |i: usize| self.drafters.get(i).is_some_and(Option::is_some);
+        let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
+        let began = Instant::now();
+        let cycle = self.decode(decoder, strategy)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
+        let tokens = cycle.tokens as u64;
+        let mut controller = lock(&speculator.controller);
+        controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
+        let plain_s = controller.plain_rate(batch).map(|rate| tokens as f64 / rate);
+        drop(controller);
+        for answer in &cycle.ended {
+            self.ended(answer);
+        }
+        Ok(Drafted { cycle, strategy, batch, seconds, plain_s })
+    }
+
+    /// Whether a strategy's drafter learns.
+    pub(crate) fn is_learned(&self, strategy: Option<Strategy>) -> bool {
+        let drafter = strategy.and_then(|s| self.speculator.plan.drafters.get(s.drafter));
+        matches!(drafter, Some(plan::Drafter::Eagle { .. }))
+    }
+
+    /// Hot swap between two cycles: only the learned drafter is replaced.
+    fn swap(&mut self) -> Result<()> {
+        if self.speculator.version() == self.version {
+            return Ok(());
+        }
+        self.version = self.speculator.version();
+        let fresh = self.speculator.drafters(&self.vocabulary, &self.pool)?;
+        for ((old, new), kind) in self.drafters.iter_mut().zip(fresh).zip(&self.speculator.plan.drafters) {
+            if matches!(kind, plan::Drafter::Eagle { .. }) {
+                *old = new;
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, decoder: &mut Decoder, strategy: Option<Strategy>) -> Result<Cycle> {
+        let suffix = strategy.filter(|s| s.suffix > 0).and_then(|_| self.speculator.plan.suffix());
+        let mut hybrid;
+        let drafter: Option<&mut dyn Drafter> = match (strategy, suffix) {
+            (Some(s), Some(suffix)) => match self.drafters.get_disjoint_mut([suffix, s.drafter]) {
+                Ok([Some(suffix), Some(learned)]) => {
+                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut());
+                    Some(&mut hybrid)
+                }
+                _ => None,
+            },
+            (Some(s), None) => self.drafters[s.drafter].as_deref_mut().map(|drafter| drafter as &mut dyn Drafter),
+            (None, _) => None,
+        };
+        Ok(decoder.cycle(drafter.zip(strategy.as_ref()))?)
+    }
+
+    fn ended(&mut self, answer: &Answer) {
+        for drafter in self.drafters.iter_mut().flatten() {
+            drafter.ended(answer.id, &answer.tokens, answer.prompt);
+        }
+    }
+}
