@@ -1,11 +1,15 @@
 //! The command line: compose and report.
 
+#[path = "main/bench.rs"]
+mod bench;
 #[path = "main/commands.rs"]
 mod commands;
 #[path = "main/compare.rs"]
 mod compare;
 #[path = "main/failure.rs"]
 mod failure;
+#[path = "main/generate.rs"]
+mod generate;
 #[path = "main/output.rs"]
 mod output;
 #[path = "main/picture.rs"]
@@ -61,7 +65,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run a workflow twice, with speculation and without: how much faster, and are the weights the same?
+    /// Run a workflow twice, with speculation and without, step by step in turns: how much faster, and are the weights the
+    /// same?
     Compare {
         /// The workflow.
         file: PathBuf,
@@ -72,6 +77,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Answer a prompt, as fast as speculation makes it.
+    Generate(generate::Generate),
+    /// Measure on this machine.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Check a workflow and tell what it would do, without doing it.
     Check {
         /// The workflow.
@@ -92,6 +102,8 @@ fn main() -> ExitCode {
         Command::Resume { dir } => commands::resume(&dir),
         Command::Report { dir, json } => commands::report(&dir, json),
         Command::Compare { file, out, json } => compare::compare(&file, out, json),
+        Command::Generate(args) => generate::generate(&args),
+        Command::Bench(bench) => bench::bench(&bench),
         Command::Check { file, json } => commands::check(&file, json),
     };
     match result {

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use taper::kernels::{NoiseKey, Pool};
+use taper::models::drafter::buffer::{Example, Window};
 use taper::models::drafter::eagle::Eagle;
-use taper::models::drafter::learn::{Example, Learner};
+use taper::models::drafter::learn::Learner;
 use taper::models::drafter::{Drafter, Vocabulary};
 use taper::models::load::load_tiny;
 use taper::models::tokenizer::Tokenizer;
@@ -57,9 +58,9 @@ fn main() -> Result<()> {
     let vocabulary = Arc::new(Vocabulary::whole(&target));
     let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1)?, 2e-3);
     let (answers, _) = decode(&target, &LEARNED, None)?;
-    let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, config.hidden, 256)).collect();
+    let windows: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
     for _ in 0..60 {
-        learner.learn(&pool, &vocabulary, &examples)?;
+        learner.learn(&pool, &vocabulary, &windows)?;
     }
 
     let (plain, plain_forwards) = decode(&target, &ASKED, None)?;

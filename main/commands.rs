@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use actors::{Ended, Options};
+use actors::{Ended, Options, Progress};
 use state::metrics::Report;
 use state::plan::Plan;
 
@@ -68,13 +68,25 @@ pub(crate) fn check(file: &Path, json: bool) -> Result<ExitCode> {
 
 /// Works on a plan with progress on stderr, until it is done or a signal ends it.
 pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal>> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
     let show = Arc::new(Show::new());
     let observer = {
         let show = show.clone();
         move |progress| show.tell(&progress)
     };
+    let result = watched(plan, dir, fresh, observer);
+    show.finish();
+    result
+}
+
+/// The same, with progress told to an observer.
+pub(crate) fn watched(
+    plan: &Plan,
+    dir: &Path,
+    fresh: bool,
+    observer: impl Fn(Progress) + Send + Sync + 'static,
+) -> Result<Option<Signal>> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
     // From here on, so that one that comes while the model is loaded ends the run as any other.
     let signals = {
         let _guard = runtime.enter();
@@ -86,7 +98,6 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
     };
     let options = Options { dir: dir.into(), fresh, fault: None };
     let result = runtime.block_on(actors::run(plan, options, observer, interrupt));
-    show.finish();
     match result? {
         Ended::Complete => Ok(None),
         Ended::Interrupted => Ok(Some(received.into_inner().unwrap_or(Signal::Interrupt))),

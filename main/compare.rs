@@ -2,12 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use actors::Progress;
 use serde::Serialize;
 use state::metrics::{Report, StepMetrics};
+use state::plan::Plan;
 
-use crate::commands::{Result, load, report_of, shell, work};
+use crate::commands::{Result, load, report_of, shell, watched};
 use crate::failure::Failure;
+use crate::show::Show;
+use crate::signals::Signal;
 use crate::{output, show};
 
 /// What a comparison found; the keys of its JSON form.
@@ -65,16 +70,13 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
         None => format!("taper compare {}", shell(file)),
     };
     let dir = out.unwrap_or_else(|| Path::new("runs").join(format!("compare-{}", plan.name)));
-    let mut reports = Vec::new();
-    for (name, plan) in [("without", &plain), ("with", &plan)] {
-        let dir = dir.join(name);
-        output::note(&format!("{name} speculation and drafter training:"));
-        if let Some(signal) = work(plan, &dir, true)? {
-            output::note(&format!("stopped; `{again}` begins both runs anew"));
-            return Ok(signal.code());
-        }
-        reports.push(report_of(&dir)?);
+    let sides = [dir.join("without"), dir.join("with")];
+    output::note("with speculation and drafter training, and after each step the same one without");
+    if let Some(signal) = in_turns([(&plain, &sides[0]), (&plan, &sides[1])])? {
+        output::note(&format!("stopped; `{again}` begins both runs anew"));
+        return Ok(signal.code());
     }
+    let reports = [report_of(&sides[0])?, report_of(&sides[1])?];
     let comparison = Comparison::of(&reports[1], &reports[0]);
     if json {
         output::json(&comparison)?;
@@ -82,6 +84,66 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
         output::report(&(show::report(&reports[1]) + &comparison.text()))?;
     }
     Ok(if comparison.identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second.
+fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
+    let (turns, show) = (Arc::new(Turns::new()), Arc::new(Show::new()));
+    let run = |me: usize| {
+        let (turns, show) = (turns.clone(), show.clone());
+        let leaving = turns.clone();
+        let observer = move |progress: Progress| {
+            if let Progress::StepBegan { .. } = progress {
+                turns.next(me);
+            }
+            match progress {
+                Progress::DeviceLost { .. } | Progress::Warning(_) => show.tell(&progress),
+                _ if me == 1 => show.tell(&progress),
+                _ => {}
+            }
+        };
+        let result = watched(runs[me].0, runs[me].1, true, observer);
+        leaving.leave(me);
+        result
+    };
+    let results = std::thread::scope(|scope| {
+        let first = scope.spawn(|| run(0));
+        let second = run(1);
+        [first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), second]
+    });
+    show.finish();
+    let [first, second] = results;
+    Ok(first?.or(second?))
+}
+
+/// Whose turn it is, of two.
+struct Turns {
+    /// The one, and who has left.
+    state: Mutex<(usize, [bool; 2])>,
+    changed: Condvar,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { state: Mutex::new((0, [false; 2])), changed: Condvar::new() }
+    }
+
+    /// Lets the other one have its turn, and waits for the next of one's own.
+    fn next(&self, me: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = 1 - me;
+        self.changed.notify_all();
+        while state.0 != me && !state.1[1 - me] {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Has no turns any more.
+    fn leave(&self, me: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1[me] = true;
+        self.changed.notify_all();
+    }
 }
 
 impl Comparison {

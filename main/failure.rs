@@ -27,6 +27,15 @@ pub(crate) enum Failure {
     /// A comparison of a run with itself.
     #[error("the speculation of {} is off: there is nothing to compare; give it drafters and a controller", path.display())]
     NothingToCompare { path: PathBuf },
+    /// A prompt that cannot be read.
+    #[error("cannot read the prompt from stdin; it must be text in UTF-8")]
+    Input(#[source] std::io::Error),
+    /// A temperature that is none.
+    #[error("--temperature {0} is not a number from 0 on; 0 is greedy, 1 samples as the model was trained")]
+    Temperature(f32),
+    /// A folder without a model.
+    #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
+    NoModel { path: PathBuf },
     /// The runtime did not start.
     #[error("the runtime cannot start")]
     Runtime(#[source] std::io::Error),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::hybrid::Hybrid;
+use models::drafter::uncoupled::Uncoupled;
 use models::drafter::{Drafter, Vocabulary};
 use models::{Answer, Cycle, Decoder};
 use state::plan::{self, Strategy};
@@ -24,6 +25,8 @@ pub(crate) struct Drafting {
     /// Version of the learned drafter among them.
     version: u64,
     pool: Arc<Pool>,
+    /// Guesses are ranked with the target's noise.
+    pub(crate) is_coupled: bool,
 }
 
 /// A cycle and what is to be told of it.
@@ -54,7 +57,7 @@ impl Drafting {
             }
         }
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
-        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool })
+        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool, is_coupled: true })
     }
 
     /// One cycle with the strategy that the controller chooses; `number` tells the cycles of this device apart.
@@ -116,7 +119,12 @@ impl Drafting {
             (Some(s), None) => self.drafters[s.drafter].as_deref_mut().map(|drafter| drafter as &mut dyn Drafter),
             (None, _) => None,
         };
-        Ok(decoder.cycle(drafter.zip(strategy.as_ref()))?)
+        match drafter.zip(strategy.as_ref()) {
+            Some((drafter, strategy)) if !self.is_coupled => {
+                Ok(decoder.cycle(Some((&mut Uncoupled(drafter), strategy)))?)
+            }
+            draft => Ok(decoder.cycle(draft)?),
+        }
     }
 
     fn ended(&mut self, answer: &Answer) {

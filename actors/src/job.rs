@@ -18,7 +18,7 @@ pub(crate) struct Job {
     pub(crate) config: Config,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) chat_source: Option<String>,
-    chat: Option<ChatTemplate>,
+    pub(crate) chat: Option<ChatTemplate>,
     pub(crate) dataset: Dataset,
     pub(crate) rope: RopeTable,
     /// The weights the run started from.

@@ -1,4 +1,5 @@
-//! The imperative shell: a supervisor, one actor per device with its engine thread, a rewarder, a recorder.
+//! The imperative shell: a supervisor, one actor per device with its engine thread, a rewarder, a recorder; and [`Solo`], one
+//! device without any of them.
 //!
 //! Decisions are made in `state`; tensors live in `models` and are touched only on engine threads. Actors carry control:
 //! a message per group, micro-batch or step, never per token.
@@ -15,6 +16,7 @@ mod recorder;
 mod rewarder;
 mod rollout;
 mod run;
+mod solo;
 mod speculator;
 mod supervisor;
 mod update;
@@ -24,3 +26,4 @@ pub use error::{Error, Result};
 pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
 pub use run::{Options, run};
+pub use solo::{Asked, Decoded, Experience, How, Moment, Solo};

@@ -16,7 +16,7 @@ pub enum Ended {
 /// News of a run.
 #[derive(Debug, Clone)]
 pub enum Progress {
-    /// A step begins.
+    /// A step begins, when the observer returns.
     StepBegan {
         /// Stage of the plan, from 0, and stages.
         stage: (usize, usize),

@@ -199,7 +199,7 @@ fn device_names(plan: &Plan) -> Vec<String> {
 }
 
 /// A drafter of the plan's shape, to read a checkpoint into.
-fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
+pub(crate) fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
     let ffn = job.plan.speculation.eagle_ffn();
     Ok(ffn.map(|ffn| Learner::fresh(&job.config, ffn, job.plan.seed)).transpose()?)
 }

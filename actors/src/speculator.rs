@@ -1,12 +1,12 @@
 //! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kernels::Pool;
+use kernels::{NoiseKey, Pool};
+use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::Eagle;
-use models::drafter::learn::{Example, Learner};
+use models::drafter::learn::Learner;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Config, Target, Weights};
@@ -14,6 +14,9 @@ use state::plan::{self, Speculation};
 use state::speculation::Controller;
 
 use crate::error::Result;
+
+/// Separates the noise that draws micro-batches from others.
+const DRAWS: u32 = 6;
 
 /// A published version of the drafter.
 #[derive(Debug, Clone)]
@@ -28,7 +31,7 @@ pub(crate) struct Speculator {
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
     learner: Mutex<Option<Learner>>,
-    buffer: Mutex<VecDeque<Example>>,
+    buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
     calibration: Arc<Mutex<Calibration>>,
@@ -54,11 +57,21 @@ impl Speculator {
             controller: Mutex::new(Controller::new(&plan.controller)),
             published: Mutex::new(published),
             learner: Mutex::new(None),
-            buffer: Mutex::new(VecDeque::new()),
+            buffer: Mutex::new(Buffer::new(plan.training.as_ref().map_or(0, |t| t.buffer_tokens_max))),
             seen: Mutex::new(seen),
             calibration: Arc::default(),
             seed,
         }
+    }
+
+    /// The same, with chances of guesses that an earlier one has learned.
+    pub(crate) fn calibrated(self, calibration: Arc<Mutex<Calibration>>) -> Self {
+        Self { calibration, ..self }
+    }
+
+    /// How often each token was seen.
+    pub(crate) fn seen(&self) -> Vec<u64> {
+        lock(&self.seen).clone()
     }
 
     /// Whether rollouts keep hidden states.
@@ -105,7 +118,9 @@ impl Speculator {
 
     /// Takes in finished answers; the oldest leave when there are too many tokens.
     pub(crate) fn collect(&self, answers: &[Answer]) {
-        let Some(training) = &self.plan.training else { return };
+        if self.plan.training.is_none() {
+            return;
+        }
         let mut seen = lock(&self.seen);
         for token in answers.iter().flat_map(|a| &a.tokens[a.prompt..]) {
             if let Some(count) = seen.get_mut(*token as usize) {
@@ -114,14 +129,10 @@ impl Speculator {
         }
         drop(seen);
         let mut buffer = lock(&self.buffer);
-        buffer.extend(answers.iter().filter_map(|a| Example::of(a, self.config.hidden, training.tokens_max)));
-        let mut tokens: usize = buffer.iter().map(Example::tokens).sum();
-        while tokens > training.buffer_tokens_max {
-            tokens -= buffer.pop_front().map_or(tokens, |e| e.tokens());
-        }
+        answers.iter().filter_map(Example::of).for_each(|example| buffer.push(example));
     }
 
-    /// Trains the drafter, longest answers first, until `stop` says so. Returns micro-batches and the last loss.
+    /// Trains the drafter on what the buffer holds until `stop` says so. Returns micro-batches and the last loss.
     pub(crate) fn train(
         &self,
         pool: &Pool,
@@ -135,14 +146,13 @@ impl Speculator {
             None => held.insert(self.learner(training, ffn)?),
         };
         let (mut batches, mut loss) = (0, 0.0);
-        let mut queue: Vec<Example> = Vec::new();
         while !stop() {
-            if queue.is_empty() {
-                queue = lock(&self.buffer).iter().cloned().collect();
-                // Popped from the end: the longest come first, the newest of equal ones.
-                queue.sort_by_key(Example::tokens);
-            }
-            let batch = take(&mut queue, training.tokens_max);
+            let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, learner.steps(), 0, 0), 0);
+            let uniform = || {
+                draws += 1;
+                key.uniform(0, draws)
+            };
+            let batch = lock(&self.buffer).draw(training.tokens_max, uniform);
             if batch.is_empty() {
                 break;
             }
@@ -170,17 +180,4 @@ impl Speculator {
         let version = self.version() + 1;
         *lock(&self.published) = Some(Published { version, weights: Arc::new(weights.clone()) });
     }
-}
-
-/// Examples from the end of the queue, together at most `tokens_max` tokens, but at least one.
-fn take(queue: &mut Vec<Example>, tokens_max: usize) -> Vec<Example> {
-    let (mut batch, mut tokens) = (Vec::new(), 0);
-    while let Some(example) = queue.last() {
-        if !batch.is_empty() && tokens + example.tokens() > tokens_max {
-            break;
-        }
-        tokens += example.tokens();
-        batch.extend(queue.pop());
-    }
-    batch
 }

@@ -79,6 +79,8 @@ pub struct Cycle {
     pub drafted: (usize, usize),
     /// Rows that went through the target: one for each request, and one for each drafted token.
     pub rows: usize,
+    /// Seconds of the target's forward.
+    pub target_s: f64,
     /// Seconds of drafting, without those of catching up.
     pub draft_s: f64,
     /// Seconds that the drafter spent on what earlier cycles had left undone.
@@ -149,6 +151,11 @@ impl Decoder {
     #[must_use]
     pub fn running(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Prompt and answer so far of each running request, with its group.
+    pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
+        self.slots.iter().map(|slot| (slot.group, slot.tokens.as_slice()))
     }
 
     /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once.
@@ -288,9 +295,10 @@ impl Decoder {
     }
 
     fn verify(&mut self, trees: &[DraftTree]) -> (Cycle, Vec<Accepted>) {
-        let batch = self.batch(trees);
+        let (batch, began) = (self.batch(trees), Instant::now());
         self.forward(&batch);
-        let mut cycle = Cycle { requests: trees.len(), rows: batch.ids.len(), ..Cycle::default() };
+        let target_s = began.elapsed().as_secs_f64();
+        let mut cycle = Cycle { requests: trees.len(), rows: batch.ids.len(), target_s, ..Cycle::default() };
         let mut all = Vec::with_capacity(trees.len());
         for (slot, tree) in trees.iter().enumerate() {
             let targets = self.targets(&batch, slot);

@@ -1,11 +1,13 @@
 //! Who proposes tokens. The decode loop knows only this trait; whatever is proposed, the emitted tokens are the target's.
 
+pub mod buffer;
 mod calibration;
 pub mod eagle;
 pub mod hybrid;
 pub mod learn;
 mod network;
 pub mod suffix;
+pub mod uncoupled;
 pub mod vocabulary;
 
 use kernels::NoiseKey;

@@ -1,7 +1,8 @@
 //! Learning: the gradient is the loss's, its sum does not depend on who computed which part, and weights get better.
 
 use kernels::{NoiseKey, Pool};
-use models::drafter::learn::{Example, Learner};
+use models::drafter::buffer::{Example, Window};
+use models::drafter::learn::Learner;
 use models::drafter::{Drafter, Vocabulary, eagle::Eagle};
 use models::optim::{AdamW, Gradients, TreeSum, learning_rate};
 use models::train::{Sequence, Workspace, gradient, log_probs};
@@ -130,7 +131,7 @@ fn a_drafter_learns_the_target() {
     let weights = Weights::from_raw(&config(), &raw).unwrap();
     let target = Arc::new(Target::new(&config(), &weights, &Target::rope_table(&config())).unwrap());
     let (answers, _) = rollout(&target, 1, None);
-    let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, 32, 64)).collect();
+    let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
     let mut learner = Learner::new(&config(), 0, Learner::fresh(&config(), 0, 2).unwrap(), 3e-3);
     let mut accept_length = || {
         let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, Arc::default()).unwrap();

@@ -437,6 +437,12 @@ impl Speculation {
         self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Suffix { .. }))
     }
 
+    /// Which drafter learns.
+    #[must_use]
+    pub fn learned(&self) -> Option<usize> {
+        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Eagle { .. }))
+    }
+
     /// Width of the feed-forward network of the learned drafter, 0 for the target's; none if no drafter learns.
     #[must_use]
     pub fn eagle_ffn(&self) -> Option<usize> {

@@ -51,7 +51,6 @@ impl State {
         let job = self.job.clone();
         let Some(step) = job.plan.steps.get(self.position.stage) else { return self.complete() };
         let steps = steps_of(step);
-        self.began = Instant::now();
         let Position { stage, step: number } = self.position;
         self.metrics = StepMetrics { stage, step: number, steps, kind: kind(step).into(), ..StepMetrics::default() };
         self.observer.tell(Progress::StepBegan {
@@ -59,6 +58,8 @@ impl State {
             step: (number, steps),
             kind: kind(step),
         });
+        // An observer may make the step wait; its time begins when it does.
+        self.began = Instant::now();
         if number == 0 && matches!(step, Step::Sft(_) | Step::Grpo(_)) {
             // Each stage has an optimiser of its own.
             self.adam = Arc::new(AdamW::new(&self.weights));

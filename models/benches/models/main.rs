@@ -16,7 +16,8 @@ use std::time::Instant;
 
 use kernels::{NoiseKey, Pool, Storage};
 use models::data::Dataset;
-use models::drafter::learn::{Example, Learner};
+use models::drafter::buffer::{Example, Window};
+use models::drafter::learn::Learner;
 use models::drafter::{Context, Drafter, Vocabulary, eagle, eagle::Eagle};
 use models::load::{gguf, load_tiny};
 use models::optim::AdamW;
@@ -187,7 +188,7 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         (answers, tokens as f64 / began.elapsed().as_secs_f64(), drafted.1 as f64 / drafted.0.max(1) as f64)
     };
     let (answers, ..) = roll(100, 64, None);
-    let examples: Vec<Example> = answers.iter().filter_map(|a| Example::of(a, config.hidden, 512)).collect();
+    let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
     let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1).unwrap(), 3e-3);
     let began = Instant::now();
     for i in 0..600 {

@@ -5,9 +5,9 @@ use kernels::{Pool, input_gradient, softmax};
 use state::plan::{Optimizer, Schedule};
 
 use super::Vocabulary;
+use super::buffer::Window;
 use super::eagle;
 use super::network::Network;
-use crate::decode::Answer;
 use crate::error::Result;
 use crate::layer::{Rows, Sequences, Values, heads};
 use crate::load::Config;
@@ -18,31 +18,6 @@ use crate::weights::Weights;
 /// Weight of the cross-entropy beside SmoothL1.
 const CROSS_ENTROPY: f32 = 0.1;
 
-/// One stretch of a rollout: tokens, and the target's hidden states of all but the last.
-#[derive(Debug, Clone)]
-pub struct Example {
-    tokens: Vec<u32>,
-    hidden: Vec<f32>,
-}
-
-impl Example {
-    /// What an answer teaches, cut to its first `tokens_max` tokens; nothing if it has no hidden states or is too short.
-    #[must_use]
-    pub fn of(answer: &Answer, width: usize, tokens_max: usize) -> Option<Self> {
-        let len = answer.tokens.len().min(tokens_max);
-        if answer.hidden.is_empty() || len < 3 {
-            return None;
-        }
-        Some(Self { tokens: answer.tokens[..len].to_vec(), hidden: answer.hidden[..(len - 1) * width].to_vec() })
-    }
-
-    /// Number of tokens.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.tokens.len()
-    }
-}
-
 /// Weights of the drafter in training, with the moments of its optimiser.
 #[derive(Debug, Clone)]
 pub struct Learner {
@@ -50,6 +25,7 @@ pub struct Learner {
     weights: Weights,
     adam: AdamW,
     optimizer: Optimizer,
+    steps: u32,
 }
 
 impl Learner {
@@ -64,7 +40,7 @@ impl Learner {
             warmup: 0,
             schedule: Schedule::Constant,
         };
-        Self { config: eagle::config(target, ffn), adam: AdamW::new(&weights), weights, optimizer }
+        Self { config: eagle::config(target, ffn), adam: AdamW::new(&weights), weights, optimizer, steps: 0 }
     }
 
     /// A fresh drafter: keyed random, but its mixing starts as a copy of the hidden state.
@@ -80,6 +56,12 @@ impl Learner {
         Weights::with_layout(eagle::parameters(&config), config.storage, &raw)
     }
 
+    /// Micro-batches learned from.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
     /// The weights so far.
     #[must_use]
     pub fn weights(&self) -> &Weights {
@@ -90,10 +72,11 @@ impl Learner {
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, examples: &[Example]) -> Result<f64> {
+    pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<f64> {
         let network = Network::new(&self.config, &self.weights)?;
-        let batch = Batch::new(examples, self.config.hidden);
+        let batch = Batch::new(windows, self.config.hidden);
         let (loss, gradients) = batch.gradient(pool, &network, vocabulary, self.weights.zeros());
+        self.steps = self.steps.wrapping_add(1);
         if loss.is_finite() {
             self.weights = self.adam.step(pool, &self.weights, &gradients, &self.optimizer, self.optimizer.lr).0;
         }
@@ -101,23 +84,33 @@ impl Learner {
     }
 }
 
-/// Rows of all examples: row t sees token t + 1 and the hidden state of token t, and predicts that of token t + 1.
+/// Rows of all windows: row t sees token t + 1 and the hidden state of token t, and predicts that of token t + 1.
 struct Batch {
     packed: Packed,
     seen: Vec<f32>,
+    /// Rows whose prediction a draft would use: those of answers.
+    used: Vec<usize>,
+    /// The true hidden states of these.
     wanted: Vec<f32>,
 }
 
 impl Batch {
-    fn new(examples: &[Example], width: usize) -> Self {
-        let (mut tokens, mut seen, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        for example in examples {
-            let rows = example.tokens.len() - 2;
-            tokens.push(&example.tokens[1..=rows]);
-            seen.extend_from_slice(&example.hidden[..rows * width]);
-            wanted.extend_from_slice(&example.hidden[width..(rows + 1) * width]);
+    fn new(windows: &[Window], width: usize) -> Self {
+        let (mut tokens, mut seen, mut used, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut first) = (Vec::new(), 0);
+        for Window { example, tokens: at } in windows {
+            let rows = at.start..at.end.max(at.start + 2) - 2;
+            tokens.push(&example.tokens[rows.start + 1..rows.end + 1]);
+            positions.extend(rows.clone().map(|row| u32::try_from(row).unwrap_or(u32::MAX)));
+            seen.extend_from_slice(&example.hidden[rows.start * width..rows.end * width]);
+            // Row t tells of token t + 2. The first of an answer is told by the target's own state.
+            for row in rows.clone().filter(|row| row + 2 > example.prompt) {
+                used.push(first + row - rows.start);
+                wanted.extend_from_slice(&example.hidden[(row + 1) * width..(row + 2) * width]);
+            }
+            first += rows.len();
         }
-        Self { packed: Packed::new(&tokens), seen, wanted }
+        Self { packed: Packed { positions, ..Packed::new(&tokens) }, seen, used, wanted }
     }
 
     /// The loss, and the gradients added to `gradients`.
@@ -146,14 +139,20 @@ impl Batch {
         (loss, gradients)
     }
 
-    /// The loss and its derivative by the predictions: SmoothL1 by hidden states, and the cross-entropy of the drafted tokens that
-    /// the target's head reads from them against those it reads from the true ones.
+    /// The loss of the rows in use and its derivative by all predictions: SmoothL1 by hidden states, and the cross-entropy of the
+    /// drafted tokens that the target's head reads from them against those it reads from the true ones.
     fn loss(&self, pool: &Pool, vocabulary: &Vocabulary, predicted: &[f32]) -> (f64, Vec<f32>) {
-        let (count, vocab) = (predicted.len(), vocabulary.size());
-        let rows = count / vocabulary.head().k();
+        let (width, vocab) = (vocabulary.head().k(), vocabulary.size());
+        let mut all = vec![0.0; predicted.len()];
+        let (rows, count) = (self.used.len(), self.used.len() * width);
+        if rows == 0 {
+            return (0.0, all);
+        }
+        let row = |at: &usize| at * width..(at + 1) * width;
+        let predicted: Vec<f32> = self.used.iter().flat_map(|at| predicted[row(at)].iter().copied()).collect();
         let (mut wanted, mut found) = (Vec::new(), Vec::new());
         vocabulary.logits_into(pool, &self.wanted, &mut wanted);
-        vocabulary.logits_into(pool, predicted, &mut found);
+        vocabulary.logits_into(pool, &predicted, &mut found);
         let mut entropy = 0.0;
         for (wanted, found) in wanted.chunks_exact_mut(vocab).zip(found.chunks_exact_mut(vocab)) {
             softmax(wanted);
@@ -166,13 +165,14 @@ impl Batch {
         let mut d = vec![0.0; count];
         input_gradient(pool, &found, vocabulary.head(), &mut d, false);
         let mut regression = 0.0;
-        for ((d, predicted), wanted) in d.iter_mut().zip(predicted).zip(&self.wanted) {
+        for ((d, predicted), wanted) in d.iter_mut().zip(&predicted).zip(&self.wanted) {
             let difference = predicted - wanted;
             // d² / 2 below 1, d - 1/2 above: its slope is the smaller of d and 1.
             let near = difference.clamp(-1.0, 1.0);
             regression += f64::from(near * (difference - near * 0.5));
             *d += near / count as f32;
         }
-        (regression / count as f64 + f64::from(CROSS_ENTROPY) * entropy / rows as f64, d)
+        self.used.iter().zip(d.chunks_exact(width)).for_each(|(at, d)| all[row(at)].copy_from_slice(d));
+        (regression / count as f64 + f64::from(CROSS_ENTROPY) * entropy / rows as f64, all)
     }
 }

@@ -109,9 +109,14 @@ impl Controller {
             let situation = Situation { batch, bucket, plain: &self.plain };
             bandit.observe(situation, strategy, (cycle, &measured), self.window);
         }
-        if strategy.is_none() {
+        // Without drafts, a strategy's cycle is a plain one but for the looking. Or plain decoding, while it is not in use, would be
+        // known from long ago only.
+        let is_plain = strategy.is_none() || measured.rows == requests;
+        let plain_s = steady_s - measured.draft_s;
+        if is_plain && plain_s > 0.0 {
             // Kept in full also while drafting is better: what plain decoding would have done is reported from it.
-            self.plain[bucket].observe(cycle, self.window);
+            let plain = Cycle { rate: tokens as f64 / plain_s, seconds: plain_s, catch_up_s: 0.0, accept_length };
+            self.plain[bucket].observe(plain, self.window);
         }
     }
 

@@ -121,6 +121,6 @@ pub(crate) struct Training {
 
 impl Default for Training {
     fn default() -> Self {
-        Self { lr: 3e-3, tokens_max: 512, publish_every: 16, buffer_tokens_max: 65_536 }
+        Self { lr: 2e-3, tokens_max: 256, publish_every: 32, buffer_tokens_max: 65_536 }
     }
 }

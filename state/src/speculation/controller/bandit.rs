@@ -8,16 +8,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, PlainCycles};
+use super::prior::{Habits, PlainCycles, hope};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
 /// Share of the measured time that exploring may lose.
 pub const LOSS_MAX: f64 = 0.01;
-/// Measurements of each arm before arms are compared.
+/// Measurements of plain decoding before anything else is tried.
 const TRIALS: usize = 2;
-/// Measurements of an arm from which on they count alone; with fewer, what is expected of it counts too.
+/// Measurements of an arm from which on they count alone; with fewer, what is expected of it, or only hoped, counts too.
 const TRUST: f64 = 8.0;
+const TRUST_HOPE: f64 = 2.0;
 /// An arm that was not tried is expected to be so much faster, or nothing would come of near ties.
 const OPTIMISM: f64 = 1.05;
 /// A challenger must be this much faster.
@@ -90,7 +91,13 @@ impl Bandit {
         let strategies = &self.strategies;
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
         let cycles = PlainCycles::of(plain);
-        let expected: Vec<Option<f64>> = self.habits.iter().map(|habits| habits.rate(batch as f64, &cycles)).collect();
+        let batch = batch as f64;
+        let known = self.habits.iter().zip(strategies);
+        let expect = |(habits, strategy): (&Habits, &Strategy)| match habits.rate(batch, &cycles) {
+            Some(rate) => Some((rate, TRUST)),
+            None => Some((hope(*strategy, batch, &cycles)?, TRUST_HOPE)),
+        };
+        let expected: Vec<Expected> = known.map(expect).collect();
         let chosen = self.buckets[bucket].choose((&plain[bucket], &expected), &usable, self.epsilon, draw);
         chosen.map(|arm| strategies[arm])
     }
@@ -123,17 +130,16 @@ impl Bandit {
     }
 }
 
+/// Tokens a second, and the number of measurements that make it unimportant.
+type Expected = Option<(f64, f64)>;
+
 /// Plain decoding in the bucket, and what is expected of each strategy.
-type Known<'a> = (&'a Arm, &'a [Option<f64>]);
+type Known<'a> = (&'a Arm, &'a [Expected]);
 
 impl Bucket {
     fn choose(&mut self, known: Known<'_>, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
         if known.0.count() < TRIALS {
             return None;
-        }
-        let is_unknown = |arm: usize| self.arms[arm].count() < TRIALS && known.1[arm].is_none();
-        if let Some(&untried) = usable.iter().find(|&&arm| is_unknown(arm)) {
-            return Some(untried);
         }
         self.elect(known, usable);
         if draw[0] < epsilon {
@@ -149,7 +155,9 @@ impl Bucket {
         }
         let rate = |arm: Option<usize>| self.rate(known, arm);
         let best = candidates(usable).max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
-        if rate(best) > (1.0 + HYSTERESIS) * rate(self.incumbent) {
+        // Plain decoding needs no margin, so that a near tie is never lost to it.
+        let margin = if best.is_some() { HYSTERESIS } else { 0.0 };
+        if rate(best) > (1.0 + margin) * rate(self.incumbent) {
             self.incumbent = best;
         }
     }
@@ -180,11 +188,11 @@ impl Bucket {
         let Some(arm) = arm else { return plain.rate().unwrap_or(0.0) };
         let (measured, count) = (self.arms[arm].rate(), self.arms[arm].count() as f64);
         match (measured, expected[arm]) {
-            (Some(measured), Some(expected)) => {
-                let trust = (count / TRUST).min(1.0);
+            (Some(measured), Some((expected, trusted))) => {
+                let trust = (count / trusted).min(1.0);
                 trust * measured + (1.0 - trust) * expected
             }
-            (None, Some(expected)) => expected * OPTIMISM,
+            (None, Some((expected, _))) => expected * OPTIMISM,
             (measured, None) => measured.unwrap_or(0.0),
         }
     }

@@ -6,11 +6,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use crate::plan::Strategy;
 
 /// Share of what a strategy did that each new cycle replaces.
 const RENEW: f64 = 1.0 / 32.0;
 /// Cycles from which on something is expected.
 const SEEN_MIN: f64 = 4.0;
+/// Rows that are hoped to take as long as one, as long as only one batch size was measured: reading the weights takes longer than
+/// computing with them.
+const FREE_ROWS: f64 = 8.0;
+/// Share of a draft that is hoped to be accepted.
+const ACCEPTED: f64 = 0.75;
 
 /// Seconds of a plain cycle by its batch size.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,7 +37,7 @@ impl PlainCycles {
         let (low, high) = match (above, &self.points[..]) {
             (_, []) => return None,
             (Some(0), [first, ..]) => return Some(first.1),
-            (None, [only]) => ((0.0, 0.0), *only),
+            (None, [only]) => return Some(only.1 * (rows / only.0.max(FREE_ROWS)).max(1.0)),
             (Some(at), points) => (points[at - 1], points[at]),
             (None, points) => (points[points.len() - 2], points[points.len() - 1]),
         };
@@ -71,6 +77,13 @@ impl Habits {
     }
 }
 
+/// The same of a strategy that never drafted: what it would do if most of its drafts were accepted and cost nothing. Where even
+/// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
+pub(super) fn hope(strategy: Strategy, batch: f64, plain: &PlainCycles) -> Option<f64> {
+    let (depth, rows) = (strategy.depth.min(strategy.budget) as f64, 1.0 + strategy.budget as f64);
+    Some(batch * (1.0 + ACCEPTED * depth) / plain.seconds(batch * rows)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::bandit::Cycle;
@@ -93,7 +106,8 @@ mod tests {
         let seconds = [0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 16.0].map(|rows| cycles.seconds(rows).unwrap());
         assert_eq!(seconds, [2.0, 2.0, 3.0, 5.0, 6.0, 7.0, 11.0]);
         assert_eq!(PlainCycles::default().seconds(3.0), None);
-        assert_eq!(plain(&[(2.0, 4.0)]).seconds(3.0), Some(6.0));
+        assert_eq!([3.0, 16.0].map(|rows| plain(&[(2.0, 4.0)]).seconds(rows).unwrap()), [4.0, 8.0]);
+        assert_eq!([3.0, 64.0].map(|rows| plain(&[(16.0, 4.0)]).seconds(rows).unwrap()), [4.0, 16.0]);
         assert_eq!(plain(&[(2.0, 4.0), (4.0, 3.0)]).seconds(8.0), Some(4.0), "noise");
     }
 
@@ -106,6 +120,9 @@ mod tests {
         // 4 rows: 1.3 s, and 0.25 s for the draft.
         let rate = habits.rate(1.0, &cycles).unwrap();
         assert!((rate - 3.0 / 1.55).abs() < 0.1, "{rate}");
+        let hoped = [1.0, 16.0]
+            .map(|batch| hope(Strategy::chain(0, 4), batch, &cycles).unwrap() * cycles.seconds(batch).unwrap() / batch);
+        assert!(hoped[0] > 2.0 && hoped[1] < 1.0, "times plain decoding: {hoped:?}");
         assert!(habits.rate(8.0, &cycles).unwrap() < habits.rate(2.0, &cycles).unwrap() * 4.0);
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan::Strategy;
 
-const STRATEGIES: [Strategy; 3] = [Strategy::chain(0, 4), Strategy::tree(1, 4, 2, 8), Strategy::tree(1, 8, 4, 32)];
+const STRATEGIES: [Strategy; 3] = [Strategy::chain(0, 4), Strategy::tree(1, 4, 2, 6), Strategy::tree(1, 8, 2, 12)];
 
 /// Uniform numbers (SplitMix64, Steele et al. 2014).
 struct Uniform(u64);
@@ -24,6 +24,7 @@ fn bandit(epsilon: f64, window: usize) -> Controller {
     Controller::new(&plan::Controller::Bandit { strategies: STRATEGIES.to_vec(), epsilon, window })
 }
 
+/// A plain cycle.
 fn measured(tokens: u64, seconds: f64, requests: usize) -> Measured {
     Measured { tokens, requests, seconds, rows: requests, catch_up_s: 0.0, draft_s: 0.0 }
 }
@@ -48,7 +49,8 @@ fn run(
         let cycle_s = emitted as f64 / speed(&speeds, strategy) * (1.0 + noise * (2.0 * uniform.next() - 1.0));
         // What a draft makes a cycle longer is all drafting.
         let draft_s = strategy.map_or(0.0, |_| (cycle_s - 4.0 / speeds[0]).max(0.0));
-        controller.observe(4, strategy, Measured { draft_s, ..measured(emitted, cycle_s, 4) });
+        let rows = if strategy.is_some() { 12 } else { 4 };
+        controller.observe(4, strategy, Measured { rows, draft_s, ..measured(emitted, cycle_s, 4) });
         seconds += cycle_s;
         tokens += emitted as f64;
         choices.push(strategy);
@@ -87,16 +89,29 @@ fn off_and_fixed_do_not_learn_but_measure_plain_cycles() {
 }
 
 #[test]
-fn every_arm_is_tried_twice_first() {
-    let (_, _, choices) = run(&mut bandit(0.0, 10), &mut Uniform(1), [4.0, 3.0, 2.0, 1.0], 8, 0.0);
-    let [a, b, c] = STRATEGIES.map(Some);
-    assert_eq!(choices, vec![None, None, a, a, b, b, c, c]);
+fn what_may_pay_is_tried_first_and_what_cannot_is_not() {
+    let (_, _, choices) = run(&mut bandit(0.0, 10), &mut Uniform(1), [4.0, 5.0, 6.0, 7.0], 3, 0.0);
+    assert_eq!(choices, [None, None, Some(STRATEGIES[0])]);
+    let mut controller = bandit(0.0, 10);
+    for _ in 0..20 {
+        controller.observe(32, None, measured(32, 1.0, 32));
+        assert_eq!(controller.choose(32, [0.5, 0.5], &|_| true), None, "rows cost as much as requests");
+    }
 }
 
 /// Drafts of eight tokens, of which half are accepted: two plain cycles' time for one request, eight for eight.
 fn drafted(batch: usize) -> Measured {
     let (tokens, rows) = (batch as u64 * 4, batch * 9);
     Measured { tokens, requests: batch, rows, seconds: 1.0 + rows as f64 / 9.0, catch_up_s: 0.0, draft_s: 0.0 }
+}
+
+#[test]
+fn a_cycle_without_drafts_is_a_plain_one() {
+    let mut controller = bandit(0.0, 50);
+    controller.observe(2, Some(STRATEGIES[0]), Measured { draft_s: 0.5, ..measured(2, 2.5, 2) });
+    assert_eq!(controller.plain_rate(2), Some(1.0));
+    controller.observe(2, Some(STRATEGIES[0]), Measured { rows: 4, ..measured(2, 9.0, 2) });
+    assert_eq!(controller.plain_rate(2), Some(1.0));
 }
 
 #[test]
@@ -125,9 +140,12 @@ fn meaningless_measurements_are_left_out() {
 fn a_small_advantage_does_not_change_the_arm() {
     let mut controller = bandit(0.0, 5);
     let mut uniform = Uniform(2);
-    run(&mut controller, &mut uniform, [100.0, 102.0, 50.0, 50.0], 20, 0.0);
-    let (_, _, choices) = run(&mut controller, &mut uniform, [100.0, 102.0, 50.0, 50.0], 20, 0.0);
-    assert_eq!(share(&choices, None), 1.0);
+    let mut last = |speeds| {
+        run(&mut controller, &mut uniform, speeds, 20, 0.0);
+        run(&mut controller, &mut uniform, speeds, 20, 0.0).2
+    };
+    assert_eq!(share(&last([100.0, 99.0, 50.0, 50.0]), None), 1.0);
+    assert_eq!(share(&last([100.0, 102.0, 50.0, 50.0]), None), 1.0);
 }
 
 #[test]
@@ -157,7 +175,7 @@ fn never_much_slower_than_plain_decoding() {
 #[test]
 fn accept_lengths_are_kept() {
     let mut controller = bandit(0.1, 10);
-    controller.observe(4, Some(STRATEGIES[0]), measured(12, 1.0, 4));
+    controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(12, 1.0, 4) });
     assert_eq!(controller.accept_length(3, STRATEGIES[0]), Some(3.0));
     assert_eq!(controller.accept_length(1, STRATEGIES[0]), None);
 }
@@ -209,10 +227,18 @@ proptest! {
 fn catching_up_is_paid_for_but_not_held_against_a_strategy() {
     let mut controller = bandit(0.0, 10);
     for strategy in [None, Some(STRATEGIES[0]), Some(STRATEGIES[1]), Some(STRATEGIES[2])] {
-        let tokens = if strategy == Some(STRATEGIES[0]) { 20 } else { 10 };
+        let tokens = if strategy == Some(STRATEGIES[0]) { 2 } else { 1 };
         for _ in 0..3 {
             let catch_up_s = if strategy.is_some() { 9.0 } else { 0.0 };
-            controller.observe(1, strategy, Measured { catch_up_s, ..measured(tokens, 1.0 + catch_up_s, 1) });
+            controller.observe(
+                1,
+                strategy,
+                Measured {
+                    catch_up_s,
+                    rows: 1 + usize::from(strategy.is_some()),
+                    ..measured(tokens, 1.0 + catch_up_s, 1)
+                },
+            );
         }
     }
     assert_eq!(controller.choose(1, [0.5, 0.5], &|_| true), Some(STRATEGIES[0]));

@@ -1,0 +1,294 @@
+//! One device without actors: to generate a text, and to measure how a model decodes.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use kernels::{NoiseKey, Pool};
+use models::data::Problem;
+use models::drafter::{Calibration, Vocabulary};
+use models::{Answer, Cycle, Decoder, Decoding, Target};
+use state::plan::{self, Plan, Speculation, Strategy};
+
+use crate::drafting::{Drafted, Drafting};
+use crate::error::{Error, Result};
+use crate::folder::RunFolder;
+use crate::job::Job;
+use crate::past::inspect;
+use crate::run;
+use crate::speculator::{Published, Speculator};
+
+/// A model on one device, with the drafter of its run if it has one.
+pub struct Solo {
+    job: Job,
+    target: Arc<Target>,
+    pool: Arc<Pool>,
+    drafter: Option<Published>,
+    /// Learns the drafter; holds what it learns from.
+    learning: Arc<Speculator>,
+    calibration: Arc<Mutex<Calibration>>,
+}
+
+/// A request: its prompt, and the noise that decides its answer.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Tokens.
+    pub prompt: Vec<u32>,
+    /// Keyed noise.
+    pub noise: NoiseKey,
+}
+
+/// How to decode.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// Requests decoded together, at most.
+    pub slots: usize,
+    /// Chooses drafts.
+    pub controller: plan::Controller,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Longest answer, in tokens.
+    pub tokens_max: usize,
+    /// Keep hidden states of answers, to train a drafter with.
+    pub keep_hidden: bool,
+    /// Guesses are ranked with the noise that the target is sampled with. Without, only to compare.
+    pub is_coupled: bool,
+}
+
+/// What a controller and the drafters' calibration have learned; outlives a decoding.
+pub struct Experience(Arc<Speculator>);
+
+/// One cycle of a decoding, in short.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Seconds since the decoding began, at the cycle's end.
+    pub at_s: f64,
+    /// Seconds of the cycle; of that in the drafter (with catching up), and in the target.
+    pub seconds: f64,
+    /// Drafting.
+    pub draft_s: f64,
+    /// The target's forward.
+    pub target_s: f64,
+    /// Requests, rows through the target, tokens emitted.
+    pub requests: usize,
+    /// One for each request and each drafted token.
+    pub rows: usize,
+    /// Tokens emitted.
+    pub tokens: usize,
+    /// Requests with a draft, and the tokens they emitted.
+    pub drafted: (usize, usize),
+    /// How it drafted.
+    pub strategy: Option<Strategy>,
+}
+
+/// What a decoding made and took.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// In the order of the requests.
+    pub answers: Vec<Answer>,
+    /// Every cycle.
+    pub moments: Vec<Moment>,
+    /// From the first prompt to the last token.
+    pub seconds: f64,
+}
+
+impl Decoded {
+    /// Tokens of all answers.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.answers.iter().map(|a| a.log_probs.len()).sum()
+    }
+
+    /// Tokens a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.tokens() as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Tokens of a request in a cycle, bonus included.
+    #[must_use]
+    pub fn accept_length(&self) -> f64 {
+        let requests: usize = self.moments.iter().map(|m| m.requests).sum();
+        self.moments.iter().map(|m| m.tokens).sum::<usize>() as f64 / requests.max(1) as f64
+    }
+
+    /// Forwards of the target, prompts not counted.
+    #[must_use]
+    pub fn forwards(&self) -> usize {
+        self.moments.len()
+    }
+}
+
+impl Solo {
+    /// The model of a plan, with the weights that its run would begin with.
+    ///
+    /// # Errors
+    /// If the model or the data cannot be used.
+    pub fn load(plan: &Plan, threads: usize) -> Result<Self> {
+        let job = Job::load(plan)?;
+        let weights = job.initial.clone();
+        Self::of(job, &weights, None, threads)
+    }
+
+    /// The model of a run as its newest checkpoint has it, and its drafter.
+    ///
+    /// # Errors
+    /// If there is no run in the folder, or its checkpoint cannot be read.
+    pub fn of_run(dir: &Path, threads: usize) -> Result<Self> {
+        let state = inspect(dir)?;
+        let Some(plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
+        let (job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
+        let Some(name) = state.checkpoint else {
+            let weights = job.initial.clone();
+            return Self::of(job, &weights, None, threads);
+        };
+        let checkpoint = folder.read(&name, &job.initial)?;
+        let drafter = match run::drafter_layout(&job)? {
+            Some(like) => folder.drafter(&name, &like)?,
+            None => None,
+        };
+        Self::of(job, &checkpoint.weights, drafter, threads)
+    }
+
+    fn of(job: Job, weights: &models::Weights, drafter: Option<Published>, threads: usize) -> Result<Self> {
+        let target = Arc::new(Target::new(&job.config, weights, &job.rope)?);
+        let plan = &job.plan;
+        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, drafter.clone(), job.seen.clone());
+        let (learning, pool, calibration) = (Arc::new(learning), Arc::new(Pool::new(threads)), Arc::default());
+        Ok(Self { job, target, pool, drafter, learning, calibration })
+    }
+
+    /// The plan it was loaded from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.job.plan
+    }
+
+    /// Whether a learned drafter can draft.
+    #[must_use]
+    pub fn has_drafter(&self) -> bool {
+        self.drafter.is_some()
+    }
+
+    /// Tokens of a prompt as the plan's template has it; `raw`: as it stands.
+    ///
+    /// # Errors
+    /// If it has no tokens, or too many.
+    pub fn prompt(&self, text: &str, raw: bool) -> Result<Vec<u32>> {
+        if raw {
+            return Ok(self.job.tokenizer.encode_first(text)?);
+        }
+        self.job.prompt(&Problem { question: text.into(), answer: String::new(), solution: None })
+    }
+
+    /// Whether the model has a chat template.
+    #[must_use]
+    pub fn has_chat(&self) -> bool {
+        self.job.chat.is_some()
+    }
+
+    /// Tokens of a question in the model's chat template.
+    ///
+    /// # Errors
+    /// If it has none, or refuses the question.
+    pub fn chat(&self, text: &str) -> Result<Vec<u32>> {
+        let chat = self.job.chat.as_ref().ok_or(models::Error::NoChatTemplate)?;
+        Ok(self.job.tokenizer.encode(&chat.prompt(text)?)?)
+    }
+
+    /// The prompt of training problem `index`.
+    ///
+    /// # Errors
+    /// If it cannot be made into tokens.
+    pub fn problem(&self, index: u64) -> Result<Vec<u32>> {
+        self.job.prompt(&self.job.dataset.problem(index))
+    }
+
+    /// Text of tokens.
+    #[must_use]
+    pub fn text(&self, tokens: &[u32]) -> String {
+        self.job.tokenizer.decode(tokens)
+    }
+
+    /// A controller that has measured nothing.
+    #[must_use]
+    pub fn controller(&self, controller: &plan::Controller) -> Experience {
+        let plan = &self.job.plan.speculation;
+        let speculation = Speculation { controller: controller.clone(), training: None, ..plan.clone() };
+        let seen = self.learning.seen();
+        let speculator = Speculator::new(&speculation, &self.job.config, 0, self.drafter.clone(), seen);
+        Experience(Arc::new(speculator.calibrated(self.calibration.clone())))
+    }
+
+    /// Answers all requests with a new controller; `watch` sees the decoder after every cycle.
+    ///
+    /// # Errors
+    /// If a prompt leaves no room for an answer.
+    pub fn decode(&self, asked: &[Asked], how: &How, watch: impl FnMut(&Decoder)) -> Result<Decoded> {
+        self.decode_with(&mut self.controller(&how.controller), asked, how, watch)
+    }
+
+    /// The same, with a controller that has learned something and goes on learning.
+    ///
+    /// # Errors
+    /// If a prompt leaves no room for an answer.
+    pub fn decode_with(
+        &self,
+        Experience(speculator): &mut Experience,
+        asked: &[Asked],
+        how: &How,
+        mut watch: impl FnMut(&Decoder),
+    ) -> Result<Decoded> {
+        let config = &self.job.config;
+        let decoding = Decoding {
+            temperature: how.temperature,
+            tokens_max: how.tokens_max,
+            eos: config.eos.clone(),
+            keep_hidden: how.keep_hidden || speculator.wants_hidden(),
+        };
+        let vocabulary = self.vocabulary();
+        let mut drafting = Drafting::new(speculator, &vocabulary, &self.pool, None)?;
+        drafting.is_coupled = how.is_coupled;
+        let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
+        let (began, mut next, mut decoded) = (Instant::now(), 0, Decoded::default());
+        while next < asked.len() || decoder.running() > 0 {
+            while next < asked.len() && decoder.running() < how.slots.max(1) {
+                decoder.admit(next, &asked[next].prompt, &[(0, asked[next].noise)])?;
+                next += 1;
+            }
+            let drafted = drafting.cycle(&mut decoder, decoded.moments.len() as u64)?;
+            decoded.moments.push(Moment::of(&drafted, began.elapsed().as_secs_f64()));
+            watch(&decoder);
+            decoded.answers.extend(drafted.cycle.ended);
+        }
+        decoded.seconds = began.elapsed().as_secs_f64();
+        decoded.answers.sort_by_key(|answer| answer.group);
+        Ok(decoded)
+    }
+
+    /// Trains the learned drafter on answers for at most so many seconds; returns micro-batches and the last loss.
+    ///
+    /// # Errors
+    /// If the weights of the drafter are of another layout.
+    pub fn train(&mut self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
+        self.learning.collect(answers);
+        let (began, vocabulary) = (Instant::now(), self.vocabulary());
+        let stop = || began.elapsed().as_secs_f64() >= seconds;
+        let trained = self.learning.train(&self.pool, &vocabulary, stop)?;
+        self.drafter = self.learning.published();
+        Ok(trained)
+    }
+
+    fn vocabulary(&self) -> Arc<Vocabulary> {
+        self.learning.vocabulary(&self.target)
+    }
+}
+
+impl Moment {
+    fn of(drafted: &Drafted, at_s: f64) -> Self {
+        let Cycle { requests, tokens, drafted: with_draft, catch_up_s, rows, draft_s, target_s, .. } = drafted.cycle;
+        let (seconds, strategy) = (drafted.seconds, drafted.strategy);
+        let draft_s = draft_s + catch_up_s;
+        Self { at_s, seconds, draft_s, target_s, requests, rows, tokens, drafted: with_draft, strategy }
+    }
+}

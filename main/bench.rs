@@ -1,0 +1,22 @@
+//! Measurements that a user can repeat.
+
+#[path = "bench/rollout.rs"]
+mod rollout;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::commands::Result;
+
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// Decode a workflow's prompts plainly and with each strategy: speed, accept length, and whether the answers are the same.
+    Rollout(rollout::Rollout),
+}
+
+pub(crate) fn bench(bench: &Bench) -> Result<ExitCode> {
+    match bench {
+        Bench::Rollout(args) => rollout::rollout(args),
+    }
+}

@@ -1,0 +1,190 @@
+//! A prompt in, a text out.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use actors::{Asked, Decoded, How, Solo};
+use kernels::NoiseKey;
+use serde::Serialize;
+use state::plan::{Controller, Plan};
+
+use crate::commands::{Result, load};
+use crate::failure::Failure;
+use crate::output;
+
+/// Separates the noise of generated texts from that of rollouts and evaluations.
+const STREAM: u32 = 3;
+
+/// What is generated, from what, and how.
+#[derive(clap::Args)]
+pub(crate) struct Generate {
+    /// A workflow file, the folder of a run (its newest checkpoint, and its drafter), a GGUF file, or a Hugging Face folder.
+    model: PathBuf,
+    /// The question. Default: what stdin has.
+    prompt: Option<String>,
+    /// Take the prompt as it stands, without template or chat.
+    #[arg(long)]
+    raw: bool,
+    /// Sampling temperature; 0 is greedy. Default: the workflow's.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Longest answer, in tokens. Default: the workflow's.
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Decides the answer, together with the prompt.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads. Default: one a core.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Decode without speculation first: how much faster is it with, and is the text the same?
+    #[arg(long)]
+    compare: bool,
+    /// For machines: one JSON object, at the end.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys of the JSON form.
+#[derive(Serialize)]
+struct Generated {
+    text: String,
+    tokens: usize,
+    truncated: bool,
+    seconds: f64,
+    tokens_per_s: f64,
+    forwards: usize,
+    accept_length: f64,
+    plain_tokens_per_s: Option<f64>,
+    ratio: Option<f64>,
+    identical: Option<bool>,
+}
+
+pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
+    let threads = args.threads.unwrap_or_else(cores).max(1);
+    let (solo, is_bare) = open(&args.model, threads)?;
+    let text = match &args.prompt {
+        Some(prompt) => prompt.clone(),
+        None => std::io::read_to_string(std::io::stdin()).map_err(Failure::Input)?,
+    };
+    let is_chat = is_bare && solo.has_chat() && !args.raw;
+    let prompt = if is_chat { solo.chat(text.trim_end())? } else { solo.prompt(text.trim_end(), args.raw || is_bare)? };
+    let asked = [Asked { prompt, noise: NoiseKey::new(args.seed, STREAM, 0, 0, 0) }];
+    let plan = solo.plan();
+    let how = How {
+        slots: 1,
+        controller: plan.speculation.controller.clone(),
+        temperature: args.temperature.unwrap_or(plan.sampling.temperature),
+        tokens_max: args.tokens.unwrap_or(plan.sampling.tokens_max).max(1),
+        keep_hidden: false,
+        is_coupled: true,
+    };
+    if !(how.temperature >= 0.0 && how.temperature.is_finite()) {
+        return Err(Failure::Temperature(how.temperature));
+    }
+    let plain = match args.compare {
+        true => Some(solo.decode(&asked, &How { controller: Controller::Off, ..how.clone() }, |_| ())?),
+        false => None,
+    };
+    let mut stream = Stream::new(&solo, asked[0].prompt.len(), !args.json);
+    let decoded = solo.decode(&asked, &how, |decoder| {
+        decoder.progress().for_each(|(_, tokens)| stream.show(tokens));
+    })?;
+    decoded.answers.iter().for_each(|answer| stream.show(&answer.tokens));
+    tell(&Generated::of(&solo, &decoded, plain.as_ref()), args.json)
+}
+
+impl Generated {
+    fn of(solo: &Solo, decoded: &Decoded, plain: Option<&Decoded>) -> Self {
+        let tokens = |d: &Decoded| d.answers.first().map(|a| a.tokens.clone()).unwrap_or_default();
+        Self {
+            text: decoded.answers.first().map(|a| solo.text(&a.tokens[a.prompt..])).unwrap_or_default(),
+            tokens: decoded.tokens(),
+            truncated: decoded.answers.iter().any(|a| a.truncated),
+            seconds: decoded.seconds,
+            tokens_per_s: decoded.rate(),
+            forwards: decoded.forwards(),
+            accept_length: decoded.accept_length(),
+            plain_tokens_per_s: plain.map(Decoded::rate),
+            ratio: plain.map(|p| decoded.rate() / p.rate()),
+            identical: plain.map(|p| tokens(p) == tokens(decoded)),
+        }
+    }
+}
+
+fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
+    let Generated { tokens, seconds, tokens_per_s, accept_length, .. } = generated;
+    if json {
+        output::json(generated)?;
+    } else {
+        output::report("\n")?;
+        let cut = if generated.truncated { ", cut there (--tokens)" } else { "" };
+        output::note(&format!(
+            "{tokens} tokens{cut}  {seconds:.2} s  {tokens_per_s:.1} tokens/s  {accept_length:.2} tokens a forward"
+        ));
+    }
+    if let (Some(plain), Some(ratio), Some(identical)) =
+        (generated.plain_tokens_per_s, generated.ratio, generated.identical)
+    {
+        let same = if identical { "the same text" } else { "ANOTHER TEXT" };
+        output::note(&format!("without speculation {plain:.1} tokens/s: {ratio:.2}x as fast with it, {same}"));
+        return Ok(if identical { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes an answer to stdout as it grows.
+struct Stream<'a> {
+    solo: &'a Solo,
+    prompt: usize,
+    shown: usize,
+    is_on: bool,
+}
+
+impl<'a> Stream<'a> {
+    fn new(solo: &'a Solo, prompt: usize, is_on: bool) -> Self {
+        Self { solo, prompt, shown: 0, is_on }
+    }
+
+    fn show(&mut self, tokens: &[u32]) {
+        let text = self.solo.text(&tokens[self.prompt.min(tokens.len())..]);
+        // Half a character may be there, whose other half comes with the next token.
+        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        if let Some(new) = whole.get(self.shown..).filter(|new| self.is_on && !new.is_empty()) {
+            let mut out = std::io::stdout().lock();
+            // A reader that has gone misses the rest.
+            let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+            self.shown = whole.len();
+        }
+    }
+}
+
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The model of whatever the path names; whether it is a model alone, without workflow.
+pub(crate) fn open(path: &Path, threads: usize) -> Result<(Solo, bool)> {
+    if path.join("journal").is_dir() {
+        return Ok((Solo::of_run(path, threads)?, false));
+    }
+    let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    match (path.join("config.json").is_file(), is_gguf) {
+        (true, _) => Ok((Solo::load(&bare("HuggingFace", path)?, threads)?, true)),
+        (_, true) => Ok((Solo::load(&bare("Gguf", path)?, threads)?, true)),
+        _ if path.is_dir() => Err(Failure::NoModel { path: path.into() }),
+        _ => Ok((Solo::load(&load(path)?, threads)?, false)),
+    }
+}
+
+/// A plan around a model that comes without one.
+fn bare(kind: &str, path: &Path) -> Result<Plan> {
+    let absolute = std::path::absolute(path).map_err(Failure::file(path))?;
+    let text = format!(
+        "Workflow(name: \"model\", model: {kind}({:?}), compute: Bf16, data: Chains(heldout: 1), steps: [Evaluate(problems: 1)], \
+         speculation: (drafters: [Suffix()]))",
+        absolute.display().to_string()
+    );
+    workflows::parse(&text, Path::new("/")).map_err(|problems| Failure::Workflow { path: path.into(), text, problems })
+}

@@ -1,0 +1,34 @@
+//! A drafter without the shared noise: its trees hold the likeliest tokens, as drafters elsewhere have it. To compare with.
+
+use state::plan::Strategy;
+use state::speculation::{Accepted, DraftTree};
+
+use super::{Context, Drafter};
+use crate::error::Result;
+
+/// Ranks guesses by their chance alone.
+pub struct Uncoupled<'a>(pub &'a mut dyn Drafter);
+
+impl Drafter for Uncoupled<'_> {
+    fn wants_hidden(&self) -> bool {
+        self.0.wants_hidden()
+    }
+
+    fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
+        // At temperature 0 there is no noise.
+        let requests: Vec<Context<'_>> = requests.iter().map(|r| Context { temperature: 0.0, ..*r }).collect();
+        self.0.draft(&requests, strategy)
+    }
+
+    fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
+        self.0.verified(trees, accepted);
+    }
+
+    fn catch_up_s(&self) -> f64 {
+        self.0.catch_up_s()
+    }
+
+    fn ended(&mut self, id: u64, tokens: &[u32], prompt: usize) {
+        self.0.ended(id, tokens, prompt);
+    }
+}
