@@ -73,17 +73,18 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
         let show = show.clone();
         move |progress| show.tell(&progress)
     };
-    let result = watched(plan, dir, fresh, observer);
+    let result = watched(plan, dir, fresh, observer, std::future::pending());
     show.finish();
     result
 }
 
-/// The same, with progress told to an observer.
+/// The same, with progress told to an observer; `stop` ends it as a signal would.
 pub(crate) fn watched(
     plan: &Plan,
     dir: &Path,
     fresh: bool,
     observer: impl Fn(Progress) + Send + Sync + 'static,
+    stop: impl Future<Output = ()>,
 ) -> Result<Option<Signal>> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
@@ -94,7 +95,10 @@ pub(crate) fn watched(
     };
     let received = OnceLock::new();
     let interrupt = async {
-        let _ = received.set(signals.any().await);
+        tokio::select! {
+            signal = signals.any() => drop(received.set(signal)),
+            () = stop => {}
+        }
     };
     let options = Options { dir: dir.into(), fresh, fault: None };
     let result = runtime.block_on(actors::run(plan, options, observer, interrupt));

@@ -8,6 +8,7 @@ use actors::Progress;
 use serde::Serialize;
 use state::metrics::{Report, StepMetrics};
 use state::plan::Plan;
+use tokio::sync::Notify;
 
 use crate::commands::{Result, load, report_of, shell, watched};
 use crate::failure::Failure;
@@ -86,37 +87,40 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
     Ok(if comparison.identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second.
+/// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second. If
+/// one fails, the other one ends too.
 fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
-    let (turns, show) = (Arc::new(Turns::new()), Arc::new(Show::new()));
+    let (turns, show, stop) = (Arc::new(Turns::default()), Arc::new(Show::new()), Arc::new(Notify::new()));
     let run = |me: usize| {
         let (turns, show) = (turns.clone(), show.clone());
-        let leaving = turns.clone();
+        let _leaving = Leaving { turns: turns.clone(), me };
         let observer = move |progress: Progress| {
             if let Progress::StepBegan { .. } = progress {
                 turns.next(me);
             }
-            match progress {
-                Progress::DeviceLost { .. } | Progress::Warning(_) => show.tell(&progress),
-                _ if me == 1 => show.tell(&progress),
-                _ => {}
+            if me == 1 || matches!(progress, Progress::DeviceLost { .. } | Progress::Warning(_)) {
+                show.tell(&progress);
             }
         };
-        let result = watched(runs[me].0, runs[me].1, true, observer);
-        leaving.leave(me);
+        let result = watched(runs[me].0, runs[me].1, true, observer, stop.notified());
+        if result.is_err() {
+            // Kept until the other one waits for it, if it does not yet.
+            stop.notify_one();
+        }
         result
     };
-    let results = std::thread::scope(|scope| {
+    let [first, second] = std::thread::scope(|scope| {
         let first = scope.spawn(|| run(0));
         let second = run(1);
         [first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), second]
     });
     show.finish();
-    let [first, second] = results;
-    Ok(first?.or(second?))
+    let (first, second) = (first?, second?);
+    Ok(first.or(second))
 }
 
 /// Whose turn it is, of two.
+#[derive(Default)]
 struct Turns {
     /// The one, and who has left.
     state: Mutex<(usize, [bool; 2])>,
@@ -124,10 +128,6 @@ struct Turns {
 }
 
 impl Turns {
-    fn new() -> Self {
-        Self { state: Mutex::new((0, [false; 2])), changed: Condvar::new() }
-    }
-
     /// Lets the other one have its turn, and waits for the next of one's own.
     fn next(&self, me: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,12 +137,18 @@ impl Turns {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
 
-    /// Has no turns any more.
-    fn leave(&self, me: usize) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1[me] = true;
-        self.changed.notify_all();
+/// Has no turns any more when it is dropped, also by a panic.
+struct Leaving {
+    turns: Arc<Turns>,
+    me: usize,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.turns.state.lock().unwrap_or_else(PoisonError::into_inner).1[self.me] = true;
+        self.turns.changed.notify_all();
     }
 }
 
@@ -169,5 +175,29 @@ impl Comparison {
             "\n  rollouts {:.2}x, steps {:.2}x as fast as without\n  final weights: {same}\n    with    {}\n    without {}\n",
             self.rollout_ratio, self.step_ratio, self.weights_sha256_with, self.weights_sha256_without
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_alternate_and_end_when_one_leaves() {
+        let (turns, order) = (Arc::new(Turns::default()), Mutex::new(Vec::new()));
+        let run = |me: usize, steps: usize| {
+            let _leaving = Leaving { turns: turns.clone(), me };
+            for _ in 0..steps {
+                turns.next(me);
+                order.lock().unwrap().push(me);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| run(0, 5));
+            run(1, 9);
+        });
+        let order = order.into_inner().unwrap();
+        assert_eq!(order.len(), 14);
+        assert!(order[..10].windows(2).all(|pair| pair[0] != pair[1]), "{order:?}");
     }
 }

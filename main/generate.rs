@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use actors::{Asked, Decoded, How, Solo};
+use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
 use serde::Serialize;
 use state::plan::{Controller, Plan};
@@ -66,13 +66,17 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     let (solo, is_bare) = open(&args.model, threads)?;
     let text = match &args.prompt {
         Some(prompt) => prompt.clone(),
-        None => std::io::read_to_string(std::io::stdin()).map_err(Failure::Input)?,
+        None => {
+            let text = std::io::read_to_string(std::io::stdin()).map_err(Failure::Input)?;
+            // The newline that ends a line is not part of it.
+            text.strip_suffix('\n').map_or(text.clone(), |line| line.trim_end_matches('\r').to_owned())
+        }
     };
     let is_chat = is_bare && solo.has_chat() && !args.raw;
-    let prompt = if is_chat { solo.chat(text.trim_end())? } else { solo.prompt(text.trim_end(), args.raw || is_bare)? };
+    let prompt = if is_chat { solo.chat(&text)? } else { solo.prompt(&text, args.raw || is_bare)? };
     let asked = [Asked { prompt, noise: NoiseKey::new(args.seed, STREAM, 0, 0, 0) }];
     let plan = solo.plan();
-    let how = How {
+    let options = DecodeOptions {
         slots: 1,
         controller: plan.speculation.controller.clone(),
         temperature: args.temperature.unwrap_or(plan.sampling.temperature),
@@ -80,18 +84,25 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
         keep_hidden: false,
         is_coupled: true,
     };
-    if !(how.temperature >= 0.0 && how.temperature.is_finite()) {
-        return Err(Failure::Temperature(how.temperature));
+    if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
+        return Err(Failure::Temperature(options.temperature));
     }
     let plain = match args.compare {
-        true => Some(solo.decode(&asked, &How { controller: Controller::Off, ..how.clone() }, |_| ())?),
+        true => Some(solo.decode(&asked, &DecodeOptions { controller: Controller::Off, ..options.clone() })?),
         false => None,
     };
-    let mut stream = Stream::new(&solo, asked[0].prompt.len(), !args.json);
-    let decoded = solo.decode(&asked, &how, |decoder| {
-        decoder.progress().for_each(|(_, tokens)| stream.show(tokens));
-    })?;
-    decoded.answers.iter().for_each(|answer| stream.show(&answer.tokens));
+    let mut session = solo.begin(&asked, &options)?;
+    let mut stream = (!args.json).then(|| Stream::new(&solo, asked[0].prompt.len()));
+    while !session.is_done() {
+        session.cycle()?;
+        if let Some(stream) = &mut stream {
+            session.progress().for_each(|(_, tokens)| stream.show(tokens));
+        }
+    }
+    let decoded = session.finish();
+    if let Some(stream) = &mut stream {
+        decoded.answers.iter().for_each(|answer| stream.show(&answer.tokens));
+    }
     tell(&Generated::of(&solo, &decoded, plain.as_ref()), args.json)
 }
 
@@ -137,26 +148,27 @@ fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
 /// Writes an answer to stdout as it grows.
 struct Stream<'a> {
     solo: &'a Solo,
-    prompt: usize,
+    /// Tokens from `from` on say what is still to be shown, and `shown` tokens of that were.
+    from: usize,
     shown: usize,
-    is_on: bool,
 }
 
 impl<'a> Stream<'a> {
-    fn new(solo: &'a Solo, prompt: usize, is_on: bool) -> Self {
-        Self { solo, prompt, shown: 0, is_on }
+    fn new(solo: &'a Solo, prompt: usize) -> Self {
+        Self { solo, from: prompt, shown: prompt }
     }
 
     fn show(&mut self, tokens: &[u32]) {
-        let text = self.solo.text(&tokens[self.prompt.min(tokens.len())..]);
+        // Text of single tokens depends on those before: the last ones that were shown are read again.
+        let (before, all) = (self.solo.text(&tokens[self.from..self.shown]), self.solo.text(&tokens[self.from..]));
         // Half a character may be there, whose other half comes with the next token.
-        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        if let Some(new) = whole.get(self.shown..).filter(|new| self.is_on && !new.is_empty()) {
-            let mut out = std::io::stdout().lock();
-            // A reader that has gone misses the rest.
-            let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
-            self.shown = whole.len();
-        }
+        let Some(new) = all.strip_prefix(&before).filter(|new| !new.ends_with(char::REPLACEMENT_CHARACTER)) else {
+            return;
+        };
+        let mut out = std::io::stdout().lock();
+        // A reader that has gone misses the rest.
+        let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+        (self.from, self.shown) = (self.shown, tokens.len());
     }
 }
 

@@ -173,7 +173,7 @@ fn batches(r: &Report) -> String {
             "    {sizes:>10} together  {:>5} of the time  {:>5} drafted  {}\n",
             percent(b.busy_s, total_s),
             percent(b.drafted_cycles as f64, b.cycles as f64),
-            times_plain(b.plain_s / b.busy_s.max(1e-9), 1.0),
+            times_plain(b.plain_s, b.rated_s),
         )
     };
     r.by_batch.iter().map(line).collect()

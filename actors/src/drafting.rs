@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kernels::{NoiseKey, Pool};
+use kernels::Pool;
 use models::drafter::hybrid::Hybrid;
 use models::drafter::uncoupled::Uncoupled;
 use models::drafter::{Drafter, Vocabulary};
@@ -25,6 +25,8 @@ pub(crate) struct Drafting {
     /// Version of the learned drafter among them.
     version: u64,
     pool: Arc<Pool>,
+    /// How the cycle before drafted.
+    last: Option<Strategy>,
     /// Guesses are ranked with the target's noise.
     pub(crate) is_coupled: bool,
 }
@@ -57,20 +59,23 @@ impl Drafting {
             }
         }
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
-        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool, is_coupled: true })
+        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
     }
 
-    /// One cycle with the strategy that the controller chooses; `number` tells the cycles of this device apart.
-    pub(crate) fn cycle(&mut self, decoder: &mut Decoder, number: u64) -> Result<Drafted> {
+    /// One cycle with the strategy that the controller chooses.
+    pub(crate) fn cycle(&mut self, decoder: &mut Decoder) -> Result<Drafted> {
         self.swap()?;
         let speculator = self.speculator.clone();
         let batch = decoder.running();
-        let key = NoiseKey::new(number, 9, 0, 0, 0);
-        let draws = [key.uniform(0, 0), key.uniform(0, 1)];
+        let draws = speculator.draws();
         let ready = |i: usize| self.drafters.get(i).is_some_and(Option::is_some);
         let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
         let began = Instant::now();
         let cycle = self.decode(decoder, strategy)?;
+        self.last = strategy;
+        for answer in &cycle.ended {
+            self.ended(answer);
+        }
         let seconds = began.elapsed().as_secs_f64();
         let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
         let tokens = cycle.tokens as u64;
@@ -78,16 +83,7 @@ impl Drafting {
         controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
         let plain_s = controller.plain_rate(batch).map(|rate| tokens as f64 / rate);
         drop(controller);
-        for answer in &cycle.ended {
-            self.ended(answer);
-        }
         Ok(Drafted { cycle, strategy, batch, seconds, plain_s })
-    }
-
-    /// Whether a strategy's drafter learns.
-    pub(crate) fn is_learned(&self, strategy: Option<Strategy>) -> bool {
-        let drafter = strategy.and_then(|s| self.speculator.plan.drafters.get(s.drafter));
-        matches!(drafter, Some(plan::Drafter::Eagle { .. }))
     }
 
     /// Hot swap between two cycles: only the learned drafter is replaced.
@@ -111,7 +107,9 @@ impl Drafting {
         let drafter: Option<&mut dyn Drafter> = match (strategy, suffix) {
             (Some(s), Some(suffix)) => match self.drafters.get_disjoint_mut([suffix, s.drafter]) {
                 Ok([Some(suffix), Some(learned)]) => {
-                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut());
+                    // After another way to draft, catching up is the price of the change.
+                    let is_change = self.last != strategy;
+                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut(), is_change);
                     Some(&mut hybrid)
                 }
                 _ => None,

@@ -207,7 +207,7 @@ impl State {
         self.cycles += 1;
         assert!(self.fault_at != Some(self.cycles), "a fault was asked for at cycle {}", self.cycles);
         let before = work.decoder.running();
-        let complete = work.cycle(self.cycles)?;
+        let complete = work.cycle()?;
         let answers = before - work.decoder.running();
         if answers > 0 {
             report(Report::Ended { rollout: work.rollout.number, answers });
@@ -241,23 +241,21 @@ impl State {
 
 impl Work {
     /// One cycle; returns the groups that became complete.
-    fn cycle(&mut self, number: u64) -> Result<Vec<usize>> {
-        let Drafted { cycle, strategy, batch, seconds, plain_s } = self.drafting.cycle(&mut self.decoder, number)?;
-        let is_learned = self.drafting.is_learned(strategy);
+    fn cycle(&mut self) -> Result<Vec<usize>> {
+        let Drafted { cycle, batch, seconds, plain_s, .. } = self.drafting.cycle(&mut self.decoder)?;
         self.rollout.count(|c| {
-            let drafted = (cycle.drafted.0 as u64, cycle.drafted.1 as u64);
-            c.drafted = (c.drafted.0 + drafted.0, c.drafted.1 + drafted.1);
-            if is_learned {
-                c.learned = (c.learned.0 + drafted.0, c.learned.1 + drafted.1);
+            for (sum, new) in [(&mut c.drafted, cycle.drafted), (&mut c.learned, cycle.learned)] {
+                *sum = (sum.0 + new.0 as u64, sum.1 + new.1 as u64);
             }
             let bucket = bucket(batch);
             c.by_batch[bucket].add(&BatchMetrics {
                 batch_min: batch_sizes(bucket).0,
                 busy_s: seconds,
-                plain_s: plain_s.unwrap_or(seconds),
+                rated_s: plain_s.map_or(0.0, |_| seconds),
+                plain_s: plain_s.unwrap_or(0.0),
                 tokens: cycle.tokens as u64,
                 cycles: cycle.requests as u64,
-                drafted_cycles: drafted.0,
+                drafted_cycles: cycle.drafted.0 as u64,
             });
         });
         let mut complete = Vec::new();

@@ -26,4 +26,4 @@ pub use error::{Error, Result};
 pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
 pub use run::{Options, run};
-pub use solo::{Asked, Decoded, Experience, How, Moment, Solo};
+pub use solo::{Asked, CycleStats, DecodeOptions, Decoded, Session, Solo};

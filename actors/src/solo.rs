@@ -40,7 +40,7 @@ pub struct Asked {
 
 /// How to decode.
 #[derive(Debug, Clone)]
-pub struct How {
+pub struct DecodeOptions {
     /// Requests decoded together, at most.
     pub slots: usize,
     /// Chooses drafts.
@@ -55,12 +55,19 @@ pub struct How {
     pub is_coupled: bool,
 }
 
-/// What a controller and the drafters' calibration have learned; outlives a decoding.
-pub struct Experience(Arc<Speculator>);
+/// Requests that are being answered. Cycles of several sessions can take turns, so that what disturbs the machine disturbs all.
+pub struct Session<'a> {
+    asked: &'a [Asked],
+    slots: usize,
+    decoder: Decoder,
+    drafting: Drafting,
+    next: usize,
+    decoded: Decoded,
+}
 
 /// One cycle of a decoding, in short.
 #[derive(Debug, Clone, Copy)]
-pub struct Moment {
+pub struct CycleStats {
     /// Seconds since the decoding began, at the cycle's end.
     pub at_s: f64,
     /// Seconds of the cycle; of that in the drafter (with catching up), and in the target.
@@ -87,8 +94,8 @@ pub struct Decoded {
     /// In the order of the requests.
     pub answers: Vec<Answer>,
     /// Every cycle.
-    pub moments: Vec<Moment>,
-    /// From the first prompt to the last token.
+    pub cycles: Vec<CycleStats>,
+    /// Of admitting and decoding.
     pub seconds: f64,
 }
 
@@ -108,14 +115,14 @@ impl Decoded {
     /// Tokens of a request in a cycle, bonus included.
     #[must_use]
     pub fn accept_length(&self) -> f64 {
-        let requests: usize = self.moments.iter().map(|m| m.requests).sum();
-        self.moments.iter().map(|m| m.tokens).sum::<usize>() as f64 / requests.max(1) as f64
+        let requests: usize = self.cycles.iter().map(|m| m.requests).sum();
+        self.cycles.iter().map(|m| m.tokens).sum::<usize>() as f64 / requests.max(1) as f64
     }
 
     /// Forwards of the target, prompts not counted.
     #[must_use]
     pub fn forwards(&self) -> usize {
-        self.moments.len()
+        self.cycles.len()
     }
 }
 
@@ -204,66 +211,57 @@ impl Solo {
         self.job.prompt(&self.job.dataset.problem(index))
     }
 
+    /// The prompt of held-out problem `index`, the first one after the last; of a training problem if none are held out.
+    ///
+    /// # Errors
+    /// If it cannot be made into tokens.
+    pub fn heldout(&self, index: u64) -> Result<Vec<u32>> {
+        match self.job.plan.data.heldout as u64 {
+            0 => self.problem(index),
+            count => self.job.prompt(&self.job.dataset.heldout(index % count)),
+        }
+    }
+
     /// Text of tokens.
     #[must_use]
     pub fn text(&self, tokens: &[u32]) -> String {
         self.job.tokenizer.decode(tokens)
     }
 
-    /// A controller that has measured nothing.
-    #[must_use]
-    pub fn controller(&self, controller: &plan::Controller) -> Experience {
-        let plan = &self.job.plan.speculation;
-        let speculation = Speculation { controller: controller.clone(), training: None, ..plan.clone() };
+    /// Begins to answer requests, with a controller that has measured nothing.
+    ///
+    /// # Errors
+    /// If the drafter's weights are of another layout.
+    pub fn begin<'a>(&self, asked: &'a [Asked], options: &DecodeOptions) -> Result<Session<'a>> {
+        let (job, plan) = (&self.job, &self.job.plan.speculation);
+        let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
-        let speculator = Speculator::new(&speculation, &self.job.config, 0, self.drafter.clone(), seen);
-        Experience(Arc::new(speculator.calibrated(self.calibration.clone())))
-    }
-
-    /// Answers all requests with a new controller; `watch` sees the decoder after every cycle.
-    ///
-    /// # Errors
-    /// If a prompt leaves no room for an answer.
-    pub fn decode(&self, asked: &[Asked], how: &How, watch: impl FnMut(&Decoder)) -> Result<Decoded> {
-        self.decode_with(&mut self.controller(&how.controller), asked, how, watch)
-    }
-
-    /// The same, with a controller that has learned something and goes on learning.
-    ///
-    /// # Errors
-    /// If a prompt leaves no room for an answer.
-    pub fn decode_with(
-        &self,
-        Experience(speculator): &mut Experience,
-        asked: &[Asked],
-        how: &How,
-        mut watch: impl FnMut(&Decoder),
-    ) -> Result<Decoded> {
-        let config = &self.job.config;
+        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, self.drafter.clone(), seen);
+        // Without the noise gaps mean something else.
+        let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
+        let speculator = Arc::new(speculator.calibrated(calibration));
         let decoding = Decoding {
-            temperature: how.temperature,
-            tokens_max: how.tokens_max,
-            eos: config.eos.clone(),
-            keep_hidden: how.keep_hidden || speculator.wants_hidden(),
+            temperature: options.temperature,
+            tokens_max: options.tokens_max,
+            eos: job.config.eos.clone(),
+            keep_hidden: options.keep_hidden || speculator.wants_hidden(),
         };
-        let vocabulary = self.vocabulary();
-        let mut drafting = Drafting::new(speculator, &vocabulary, &self.pool, None)?;
-        drafting.is_coupled = how.is_coupled;
-        let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
-        let (began, mut next, mut decoded) = (Instant::now(), 0, Decoded::default());
-        while next < asked.len() || decoder.running() > 0 {
-            while next < asked.len() && decoder.running() < how.slots.max(1) {
-                decoder.admit(next, &asked[next].prompt, &[(0, asked[next].noise)])?;
-                next += 1;
-            }
-            let drafted = drafting.cycle(&mut decoder, decoded.moments.len() as u64)?;
-            decoded.moments.push(Moment::of(&drafted, began.elapsed().as_secs_f64()));
-            watch(&decoder);
-            decoded.answers.extend(drafted.cycle.ended);
+        let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
+        drafting.is_coupled = options.is_coupled;
+        let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
+        Ok(Session { asked, slots: options.slots.max(1), decoder, drafting, next: 0, decoded: Decoded::default() })
+    }
+
+    /// Answers all requests.
+    ///
+    /// # Errors
+    /// If a prompt leaves no room for an answer.
+    pub fn decode(&self, asked: &[Asked], options: &DecodeOptions) -> Result<Decoded> {
+        let mut session = self.begin(asked, options)?;
+        while !session.is_done() {
+            session.cycle()?;
         }
-        decoded.seconds = began.elapsed().as_secs_f64();
-        decoded.answers.sort_by_key(|answer| answer.group);
-        Ok(decoded)
+        Ok(session.finish())
     }
 
     /// Trains the learned drafter on answers for at most so many seconds; returns micro-batches and the last loss.
@@ -284,7 +282,51 @@ impl Solo {
     }
 }
 
-impl Moment {
+impl Session<'_> {
+    /// Whether all requests are answered.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.next == self.asked.len() && self.decoder.running() == 0
+    }
+
+    /// Seconds so far.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.decoded.seconds
+    }
+
+    /// Prompt and answer so far of each running request, with its place among the requests.
+    pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
+        self.decoder.progress()
+    }
+
+    /// Admits what there is room for, and runs one cycle.
+    ///
+    /// # Errors
+    /// If a prompt leaves no room for an answer.
+    pub fn cycle(&mut self) -> Result<()> {
+        let began = Instant::now();
+        while self.next < self.asked.len() && self.decoder.running() < self.slots {
+            let Asked { prompt, noise } = &self.asked[self.next];
+            self.decoder.admit(self.next, prompt, &[(0, *noise)])?;
+            self.next += 1;
+        }
+        let drafted = self.drafting.cycle(&mut self.decoder)?;
+        self.decoded.seconds += began.elapsed().as_secs_f64();
+        self.decoded.cycles.push(CycleStats::of(&drafted, self.decoded.seconds));
+        self.decoded.answers.extend(drafted.cycle.ended);
+        Ok(())
+    }
+
+    /// What it made; answers in the order of their requests.
+    #[must_use]
+    pub fn finish(mut self) -> Decoded {
+        self.decoded.answers.sort_by_key(|answer| answer.group);
+        self.decoded
+    }
+}
+
+impl CycleStats {
     fn of(drafted: &Drafted, at_s: f64) -> Self {
         let Cycle { requests, tokens, drafted: with_draft, catch_up_s, rows, draft_s, target_s, .. } = drafted.cycle;
         let (seconds, strategy) = (drafted.seconds, drafted.strategy);

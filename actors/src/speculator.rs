@@ -1,6 +1,7 @@
 //! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernels::{NoiseKey, Pool};
@@ -17,6 +18,8 @@ use crate::error::Result;
 
 /// Separates the noise that draws micro-batches from others.
 const DRAWS: u32 = 6;
+/// The same for choices of the controller.
+const CHOICES: u32 = 9;
 
 /// A published version of the drafter.
 #[derive(Debug, Clone)]
@@ -35,6 +38,8 @@ pub(crate) struct Speculator {
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
     calibration: Arc<Mutex<Calibration>>,
+    /// Choices of the controller so far.
+    choices: AtomicU64,
     seed: u64,
 }
 
@@ -60,6 +65,7 @@ impl Speculator {
             buffer: Mutex::new(Buffer::new(plan.training.as_ref().map_or(0, |t| t.buffer_tokens_max))),
             seen: Mutex::new(seen),
             calibration: Arc::default(),
+            choices: AtomicU64::new(0),
             seed,
         }
     }
@@ -67,6 +73,13 @@ impl Speculator {
     /// The same, with chances of guesses that an earlier one has learned.
     pub(crate) fn calibrated(self, calibration: Arc<Mutex<Calibration>>) -> Self {
         Self { calibration, ..self }
+    }
+
+    /// Two numbers of 0 up to 1 for the controller's next choice.
+    pub(crate) fn draws(&self) -> [f64; 2] {
+        let key = NoiseKey::new(self.seed, CHOICES, 0, 0, 0);
+        let choice = self.choices.fetch_add(1, Ordering::Relaxed);
+        [key.uniform(choice as u32, 0), key.uniform(choice as u32, 1)]
     }
 
     /// How often each token was seen.
@@ -145,14 +158,14 @@ impl Speculator {
             Some(learner) => learner,
             None => held.insert(self.learner(training, ffn)?),
         };
-        let (mut batches, mut loss) = (0, 0.0);
+        let (mut batches, mut loss, mut left) = (0, 0.0, None);
         while !stop() {
             let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, learner.steps(), 0, 0), 0);
             let uniform = || {
                 draws += 1;
                 key.uniform(0, draws)
             };
-            let batch = lock(&self.buffer).draw(training.tokens_max, uniform);
+            let batch = lock(&self.buffer).draw(training.tokens_max, &mut left, uniform);
             if batch.is_empty() {
                 break;
             }

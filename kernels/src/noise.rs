@@ -220,14 +220,14 @@ mod tests {
         ((uniform - 0.5) * 8.0).round() as f32 / 8.0
     }
 
-    /// chi-square over 200,000 draws from 8 tokens; 7 degrees of freedom, p = 0.001 at 24.3.
+    /// chi-square over a million draws from 8 tokens; 7 degrees of freedom, p = 0.01 at 18.5.
     #[test]
     fn samples_follow_the_softmax() {
         let logits = [0.0_f32, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, 0.25];
         for temperature in [0.7_f32, 1.0, 1.6] {
             let weights: Vec<f64> = logits.iter().map(|l| f64::from(l / temperature).exp()).collect();
             let total: f64 = weights.iter().sum();
-            let draws = 200_000;
+            let draws = 1_000_000;
             let mut counts = [0_u32; 8];
             for i in 0..draws {
                 let key = NoiseKey::new(11, 0, i % 50, i / 50, 3);
@@ -241,7 +241,7 @@ mod tests {
                     (f64::from(c) - want).powi(2) / want
                 })
                 .sum();
-            assert!(chi < 24.3, "chi-square {chi} at T = {temperature}");
+            assert!(chi < 18.5, "chi-square {chi} at T = {temperature}");
         }
     }
 

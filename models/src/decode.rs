@@ -77,6 +77,8 @@ pub struct Cycle {
     pub tokens: usize,
     /// Requests with a draft, and the tokens they emitted.
     pub drafted: (usize, usize),
+    /// The same of drafts that a network guessed.
+    pub learned: (usize, usize),
     /// Rows that went through the target: one for each request, and one for each drafted token.
     pub rows: usize,
     /// Seconds of the target's forward.
@@ -176,27 +178,28 @@ impl Decoder {
     /// Admits a request that another decoder has begun; it goes on with the tokens it would have had there.
     ///
     /// # Errors
-    /// If it has no prompt, or leaves no room for its answer.
+    /// If it has no prompt, or leaves no room for more of its answer.
     pub fn import(&mut self, request: Request) -> Result<()> {
         self.check(&request.tokens[..request.prompt])?;
         self.check(&request.tokens)?;
+        let (tokens, tokens_max) = (request.log_probs.len(), self.decoding.tokens_max);
+        if tokens >= tokens_max {
+            return Err(Error::AnswerLength { tokens, tokens_max });
+        }
         let (prefix, hidden) = self.prefill(&request.tokens[..request.tokens.len() - 1]);
         self.push(request, prefix, hidden);
         Ok(())
     }
 
-    /// Takes the youngest requests out, at most `count`: those that others have to do the least again for.
-    pub fn export(&mut self, count: usize) -> Vec<Request> {
+    /// Takes the youngest requests out, at most `count`: those that others have to do the least again for. With the identity that
+    /// each had here, which drafters are to be told has left.
+    pub fn export(&mut self, count: usize) -> Vec<(u64, Request)> {
         self.slots.sort_by_key(|slot| (std::cmp::Reverse(slot.tokens.len()), slot.id));
         let kept = self.slots.len() - count.min(self.slots.len());
         let out = self.slots.drain(kept..);
-        out.map(|s| Request {
-            group: s.group,
-            sample: s.sample,
-            noise: s.noise,
-            tokens: s.tokens,
-            prompt: s.prompt,
-            log_probs: s.log_probs,
+        out.map(|s| {
+            let Slot { id, group, sample, noise, tokens, prompt, log_probs, .. } = s;
+            (id, Request { group, sample, noise, tokens, prompt, log_probs })
         })
         .collect()
     }
@@ -260,9 +263,15 @@ impl Decoder {
             None => vec![DraftTree::default(); self.slots.len()],
         };
         let draft_s = began.elapsed().as_secs_f64();
-        let (mut cycle, accepted) = self.verify(&trees);
+        let (mut cycle, accepted, emitted) = self.verify(&trees);
         if let Some((drafter, _)) = drafter.as_mut() {
             drafter.verified(&trees, &accepted);
+            for request in (0..trees.len()).filter(|i| !trees[*i].is_empty()) {
+                let counts = [Some(&mut cycle.drafted), drafter.learned(request).then_some(&mut cycle.learned)];
+                for (requests, tokens) in counts.into_iter().flatten() {
+                    (*requests, *tokens) = (*requests + 1, *tokens + emitted[request]);
+                }
+            }
         }
         cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
         cycle.draft_s = (draft_s - cycle.catch_up_s).max(0.0);
@@ -294,24 +303,22 @@ impl Decoder {
         }
     }
 
-    fn verify(&mut self, trees: &[DraftTree]) -> (Cycle, Vec<Accepted>) {
+    /// What the target made of the drafts: the cycle so far, what it accepted of each, and how many tokens each emitted.
+    fn verify(&mut self, trees: &[DraftTree]) -> (Cycle, Vec<Accepted>, Vec<usize>) {
         let (batch, began) = (self.batch(trees), Instant::now());
         self.forward(&batch);
         let target_s = began.elapsed().as_secs_f64();
         let mut cycle = Cycle { requests: trees.len(), rows: batch.ids.len(), target_s, ..Cycle::default() };
-        let mut all = Vec::with_capacity(trees.len());
+        let (mut all, mut counts) = (Vec::with_capacity(trees.len()), Vec::with_capacity(trees.len()));
         for (slot, tree) in trees.iter().enumerate() {
             let targets = self.targets(&batch, slot);
             let accepted = accept(tree, targets[0], &targets[1..]);
             let emitted = self.emit(slot, &accepted, batch.rows[slot].start);
             cycle.tokens += emitted;
-            if !tree.is_empty() {
-                cycle.drafted.0 += 1;
-                cycle.drafted.1 += emitted;
-            }
+            counts.push(emitted);
             all.push(accepted);
         }
-        (cycle, all)
+        (cycle, all, counts)
     }
 
     fn batch(&self, trees: &[DraftTree]) -> Batch {

@@ -54,10 +54,18 @@ pub trait Drafter: Send {
     /// What the target made of the last drafts: the trees in the order of their requests, and what it accepted of each.
     fn verified(&mut self, _trees: &[DraftTree], _accepted: &[Accepted]) {}
 
+    /// Whether a network guessed the last draft of a request.
+    fn learned(&self, _request: usize) -> bool {
+        false
+    }
+
     /// Seconds of the last draft that went into what earlier cycles had left undone because they drafted in another way.
     fn catch_up_s(&self) -> f64 {
         0.0
     }
+
+    /// The request has left without an end.
+    fn left(&mut self, _id: u64) {}
 
     /// The request has ended with these tokens (prompt and answer).
     fn ended(&mut self, _id: u64, _tokens: &[u32], _prompt: usize) {}

@@ -18,6 +18,14 @@ pub enum Error {
         /// The model's longest sequence.
         positions_max: usize,
     },
+    /// A request that has as many tokens as an answer may have.
+    #[error("an answer of {tokens} tokens cannot go on where answers have at most {tokens_max}")]
+    AnswerLength {
+        /// Its length.
+        tokens: usize,
+        /// The longest answer.
+        tokens_max: usize,
+    },
     /// A problem of a data file cannot be used with this model.
     #[error("problem {number} of {} (`{question}`): {reason}", path.display())]
     Problem {

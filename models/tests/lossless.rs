@@ -158,7 +158,7 @@ fn answers_are_those_of_plain_decoding() {
                         &decode(&target, seed, temperature, batch, Some((&mut suffix, strategy))),
                         "suffix",
                     );
-                    let mut hybrid = Hybrid::new(&mut suffix, &mut learned);
+                    let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
                     let with_suffix = strategy.with_suffix(4).with_chance_min(0.05);
                     assert_same(
                         &plain,
@@ -217,15 +217,17 @@ fn requests_move_between_decoders() {
             let noise = |sample: usize| (sample, NoiseKey::new(9, 1, 0, group as u32, sample as u32));
             decoders[group % 2].admit(group, &prompt, &[0, 1, 2].map(noise)).unwrap();
         }
-        let mut suffix = Suffix::new(1, 4);
+        let mut suffixes = [Suffix::new(1, 4), Suffix::new(1, 4)];
         while decoders.iter().any(|d| d.running() > 0) {
             for at in 0..2 {
+                let suffix = &mut suffixes[at];
                 for _ in 0..cycles {
-                    let ends = decoders[at].cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap().ended;
+                    let ends = decoders[at].cycle(Some((suffix, &Strategy::chain(0, 3)))).unwrap().ended;
                     ends.iter().for_each(|a| suffix.ended(a.id, &a.tokens, a.prompt));
                     ended.extend(ends);
                 }
-                for request in decoders[at].export(2) {
+                for (id, request) in decoders[at].export(2) {
+                    suffix.left(id);
                     decoders[1 - at].import(request).unwrap();
                 }
             }

@@ -80,7 +80,9 @@ pub struct BatchMetrics {
     pub batch_min: usize,
     /// Device-seconds in these cycles.
     pub busy_s: f64,
-    /// Estimate of the same without speculation; where it was not measured, `busy_s`.
+    /// Part of them for which is known what plain decoding would have taken, and that.
+    pub rated_s: f64,
+    /// Seconds of plain decoding instead of `rated_s`.
     pub plain_s: f64,
     /// Tokens emitted.
     pub tokens: u64,
@@ -95,6 +97,7 @@ impl BatchMetrics {
     pub fn add(&mut self, other: &Self) {
         self.batch_min = self.batch_min.max(other.batch_min);
         self.busy_s += other.busy_s;
+        self.rated_s += other.rated_s;
         self.plain_s += other.plain_s;
         self.tokens += other.tokens;
         self.cycles += other.cycles;

@@ -359,7 +359,7 @@ pub struct Strategy {
     pub depth: usize,
     /// Children looked at per node; 1 is a chain.
     pub width: usize,
-    /// Drafted tokens a request and cycle, at most.
+    /// Tokens that `drafter` drafts for a request in a cycle, at most.
     pub budget: usize,
     /// Longest chain of the suffix drafter for requests where it finds a match, which do without this strategy's draft
     /// then; 0: it is not asked.

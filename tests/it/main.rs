@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod damage;
+mod decoding;
 mod devices;
 mod fresh;
 mod lossless;

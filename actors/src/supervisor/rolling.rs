@@ -209,14 +209,14 @@ impl State {
         m.by_batch = counts.by_batch.into_iter().filter(|b| b.cycles > 0).collect();
         m.cycles = m.by_batch.iter().map(|b| b.cycles).sum();
         let seconds = |f: fn(&BatchMetrics) -> f64| m.by_batch.iter().map(f).fold(0.0, |a, b| a + b);
-        let (busy_s, plain_s) = (seconds(|b| b.busy_s), seconds(|b| b.plain_s));
+        let (rated_s, plain_s) = (seconds(|b| b.rated_s), seconds(|b| b.plain_s));
         (m.drafted_cycles, m.drafted_tokens) = counts.drafted;
         let ratio =
             |(cycles, tokens): (u64, u64), none: f64| if cycles > 0 { tokens as f64 / cycles as f64 } else { none };
         m.accept_length = ratio(counts.drafted, 1.0);
         m.learned_accept_length = ratio(counts.learned, 0.0);
         m.tokens_per_s = m.tokens as f64 / m.rollout_s.max(1e-9);
-        m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * busy_s / plain_s } else { 0.0 };
+        m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * rated_s / plain_s } else { 0.0 };
         m.drafter_batches = counts.drafter_batches;
         m.drafter_loss = counts.drafter_loss;
         m.drafter_version = self.speculator.version();

@@ -1,6 +1,6 @@
 //! What a drafter learns from: recent rollouts with the hidden states that decoding left behind, so that no forward of the
-//! target is needed. Micro-batches are windows drawn at random: every token is as likely to be seen, long answers as much as
-//! their length is worth, and no order of lengths or ages shapes what is learned.
+//! target is needed. Micro-batches are windows drawn at random, from long answers as many times as they hold windows: no order of
+//! lengths or ages shapes what is learned.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -64,8 +64,16 @@ impl Buffer {
         self.tokens
     }
 
-    /// Takes in an example; the oldest leave when there are too many tokens.
-    pub fn push(&mut self, example: Example) {
+    /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens.
+    pub fn push(&mut self, mut example: Example) {
+        let (length, width) = (example.tokens.len(), example.hidden.len() / (example.tokens.len() - 1));
+        if length > self.tokens_max {
+            if self.tokens_max < SHORTEST {
+                return;
+            }
+            example.tokens.truncate(self.tokens_max);
+            example.hidden.truncate((self.tokens_max - 1) * width);
+        }
         self.tokens += example.tokens.len();
         self.examples.push_back(Arc::new(example));
         while self.tokens > self.tokens_max {
@@ -75,33 +83,42 @@ impl Buffer {
     }
 
     /// Windows of together at most `tokens_max` tokens (at least one window), from numbers of 0 up to 1; none of an empty
-    /// buffer.
+    /// buffer. The window that did not fit is `left` for the next time.
     #[must_use]
-    pub fn draw(&self, tokens_max: usize, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
-        let (mut windows, mut left) = (Vec::new(), tokens_max.max(SHORTEST));
-        while left >= SHORTEST {
-            let Some(window) = self.window(left, [uniform(), uniform()]) else { break };
-            // What does not fit is left for the next micro-batch, rather than cut where chance has it.
-            if !windows.is_empty() && window.tokens.len() < window.example.tokens.len().min(tokens_max) {
-                break;
+    pub fn draw(&self, tokens_max: usize, left: &mut Option<Window>, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
+        let tokens_max = tokens_max.max(SHORTEST);
+        let ends = self.examples.iter().scan(0, |end, example| {
+            *end += example.tokens.len().div_ceil(tokens_max);
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let Some(windows) = ends.last() else { return Vec::new() };
+        let (mut drawn, mut tokens) = (Vec::new(), 0);
+        loop {
+            let window = left.take().unwrap_or_else(|| {
+                let at = (uniform() * *windows as f64) as usize;
+                let example = &self.examples[ends.partition_point(|end| *end <= at)];
+                window(example, tokens_max, uniform())
+            });
+            tokens += window.tokens.len();
+            if tokens > tokens_max && !drawn.is_empty() {
+                *left = Some(window);
+                return drawn;
             }
-            left -= window.tokens.len();
-            windows.push(window);
+            drawn.push(window);
         }
-        windows
     }
+}
 
-    fn window(&self, tokens_max: usize, [which, place]: [f64; 2]) -> Option<Window> {
-        let mut at = (which * self.tokens as f64) as usize;
-        let example = self.examples.iter().find(|example| {
-            let is_it = at < example.tokens.len();
-            at = at.saturating_sub(example.tokens.len());
-            is_it
-        })?;
-        let len = example.tokens.len().min(tokens_max);
-        let start = (place * (example.tokens.len() - len + 1) as f64) as usize;
-        Some(Window { example: example.clone(), tokens: start..start + len })
-    }
+/// A window of an example: all of it, if it fits. Of a long one any stretch with tokens of the answer; those that would begin
+/// before or end behind it begin or end with it, so that its ends are seen as often as its middle.
+fn window(example: &Arc<Example>, tokens_max: usize, place: f64) -> Window {
+    let length = example.tokens.len();
+    let len = length.min(tokens_max);
+    let first = example.prompt.saturating_sub(len / 2).min(length - len);
+    let middle = first + (place * (length - first) as f64) as usize;
+    let start = middle.saturating_sub(len / 2).clamp(first, length - len);
+    Window { example: example.clone(), tokens: start..start + len }
 }
 
 #[cfg(test)]
@@ -114,10 +131,12 @@ mod tests {
         Example { tokens: vec![length as u32; length], hidden: vec![0.0; length - 1], prompt: 1 }
     }
 
+    /// Micro-batches, one after the other.
     fn draws(buffer: &Buffer, count: u32, tokens_max: usize) -> Vec<Vec<Window>> {
+        let mut left = None;
         let batch = |i: u32| {
             let (key, mut n) = (NoiseKey::new(3, 0, 0, 0, 0), 0);
-            buffer.draw(tokens_max, || {
+            buffer.draw(tokens_max, &mut left, || {
                 n += 1;
                 key.uniform(i, n)
             })
@@ -126,25 +145,43 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_leave() {
+    fn the_oldest_leave_and_what_is_too_long_is_cut() {
         let mut buffer = Buffer::new(10);
-        assert!(buffer.draw(8, || 0.5).is_empty());
+        assert!(buffer.draw(8, &mut None, || 0.5).is_empty());
         [4, 5, 6].into_iter().for_each(|length| buffer.push(example(length)));
         assert_eq!(buffer.tokens(), 6);
         buffer.push(example(11));
-        assert_eq!(buffer.tokens(), 0, "it does not fit at all");
+        assert_eq!(buffer.tokens(), 10);
+        assert_eq!((buffer.examples[0].tokens.len(), buffer.examples[0].hidden.len()), (10, 9));
+        Buffer::new(2).push(example(5));
     }
 
     #[test]
-    fn micro_batches_are_full_and_whole_answers_where_these_fit() {
+    fn micro_batches_are_full_and_tokens_about_as_likely() {
         let mut buffer = Buffer::new(1000);
         [4, 5, 30].into_iter().for_each(|length| buffer.push(example(length)));
-        let batches = draws(&buffer, 3_000, 12);
-        assert!(batches.iter().all(|b| (1..=12).contains(&b.iter().map(|w| w.tokens.len()).sum::<usize>())));
-        let all = || batches.iter().flatten();
-        assert!(all().filter(|w| w.example.tokens.len() < 12).all(|w| w.tokens == (0..w.example.tokens.len())));
-        let starts: std::collections::BTreeSet<usize> = all().map(|w| w.tokens.start).collect();
-        assert_eq!(starts, (0..=18).collect(), "windows of the long one begin everywhere");
-        assert!(all().all(|w| w.tokens.end <= w.example.tokens.len()));
+        let batches = draws(&buffer, 6_000, 12);
+        let sizes = batches.iter().map(|b| b.iter().map(|w| w.tokens.len()).sum::<usize>());
+        assert!(sizes.clone().all(|size| size <= 12));
+        assert!(sizes.sum::<usize>() as f64 > 8.5 * 6_000.0, "two short ones, or a long one's window, or the like");
+        let windows = || batches.iter().flatten();
+        let short = windows().filter(|w| w.example.tokens.len() == 4).count() as f64;
+        // Of five windows three are the long one's: 36 tokens, of which each is one of 30.
+        let seen =
+            |at: usize| windows().filter(|w| w.example.tokens.len() == 30 && w.tokens.contains(&at)).count() as f64;
+        for at in [0, 1, 7, 15, 22, 28, 29] {
+            assert!((0.4..2.2).contains(&(seen(at) / short)), "token {at}: {} and {short}", seen(at));
+        }
+        assert!(windows().filter(|w| w.example.tokens.len() < 12).all(|w| w.tokens == (0..w.example.tokens.len())));
+        assert!(windows().all(|w| w.tokens.end <= w.example.tokens.len()));
+    }
+
+    #[test]
+    fn windows_hold_tokens_of_the_answer() {
+        let mut buffer = Buffer::new(1000);
+        buffer.push(Example { prompt: 500, ..example(520) });
+        for window in draws(&buffer, 500, 40).into_iter().flatten() {
+            assert!(window.tokens.end > 500 && window.tokens.len() == 40, "{:?}", window.tokens);
+        }
     }
 }

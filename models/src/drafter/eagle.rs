@@ -298,6 +298,14 @@ impl Drafter for Eagle {
         self.catch_up_s
     }
 
+    fn learned(&self, _: usize) -> bool {
+        true
+    }
+
+    fn left(&mut self, id: u64) {
+        self.seen.remove(&id);
+    }
+
     fn ended(&mut self, id: u64, _: &[u32], _: usize) {
         self.seen.remove(&id);
     }
@@ -319,7 +327,8 @@ impl Eagle {
         }
         self.vocabulary.logits_into(&self.pool, &hidden, &mut self.memory.logits);
         let logits = self.memory.logits.chunks_exact(self.vocabulary.size());
-        let calibration = lock(&self.calibration);
+        // A copy: other devices draft at the same time.
+        let calibration = lock(&self.calibration).clone();
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
@@ -336,7 +345,6 @@ impl Eagle {
                 }
             }
         }
-        drop(calibration);
         // Stable: requests in order, each one's children likeliest first.
         grown.sort_by(|a, b| a.request.cmp(&b.request).then(b.chance.total_cmp(&a.chance)));
         let mut kept: Vec<Leaf> = Vec::new();

@@ -14,12 +14,14 @@ pub struct Hybrid<'a> {
     learned: &'a mut dyn Drafter,
     /// The requests of the last draft that it was asked for.
     asked: Vec<usize>,
+    /// The cycle before drafted in another way.
+    is_change: bool,
 }
 
 impl<'a> Hybrid<'a> {
-    /// Both as one.
-    pub fn new(suffix: &'a mut dyn Drafter, learned: &'a mut dyn Drafter) -> Self {
-        Self { suffix, learned, asked: Vec::new() }
+    /// Both as one; whether the cycle before drafted in another way.
+    pub fn new(suffix: &'a mut dyn Drafter, learned: &'a mut dyn Drafter, is_change: bool) -> Self {
+        Self { suffix, learned, asked: Vec::new(), is_change }
     }
 }
 
@@ -46,7 +48,19 @@ impl Drafter for Hybrid<'_> {
         self.learned.verified(&trees, &accepted);
     }
 
-    // What the learned drafter catches up on after a match is part of drafting in this way, so it counts.
+    fn learned(&self, request: usize) -> bool {
+        self.asked.binary_search(&request).is_ok()
+    }
+
+    /// What the learned drafter catches up on after a match is part of drafting in this way, and counts.
+    fn catch_up_s(&self) -> f64 {
+        if self.is_change { self.learned.catch_up_s() } else { 0.0 }
+    }
+
+    fn left(&mut self, id: u64) {
+        self.suffix.left(id);
+        self.learned.left(id);
+    }
 
     fn ended(&mut self, id: u64, tokens: &[u32], prompt: usize) {
         self.suffix.ended(id, tokens, prompt);

@@ -68,15 +68,19 @@ impl Learner {
         &self.weights
     }
 
-    /// One micro-batch and one step of the optimiser; returns the loss. A loss that is not finite changes nothing.
+    /// One micro-batch and one step of the optimiser; returns the loss. A loss that is not finite changes nothing, and neither do
+    /// windows without a token of an answer, whose loss is 0.
     ///
     /// # Errors
     /// If the weights are of another layout.
     pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<f64> {
         let network = Network::new(&self.config, &self.weights)?;
         let batch = Batch::new(windows, self.config.hidden);
-        let (loss, gradients) = batch.gradient(pool, &network, vocabulary, self.weights.zeros());
         self.steps = self.steps.wrapping_add(1);
+        if batch.used.is_empty() {
+            return Ok(0.0);
+        }
+        let (loss, gradients) = batch.gradient(pool, &network, vocabulary, self.weights.zeros());
         if loss.is_finite() {
             self.weights = self.adam.step(pool, &self.weights, &gradients, &self.optimizer, self.optimizer.lr).0;
         }
@@ -103,8 +107,8 @@ impl Batch {
             tokens.push(&example.tokens[rows.start + 1..rows.end + 1]);
             positions.extend(rows.clone().map(|row| u32::try_from(row).unwrap_or(u32::MAX)));
             seen.extend_from_slice(&example.hidden[rows.start * width..rows.end * width]);
-            // Row t tells of token t + 2. The first of an answer is told by the target's own state.
-            for row in rows.clone().filter(|row| row + 2 > example.prompt) {
+            // Row t tells of token t + 2, which a draft guesses if it belongs to the answer.
+            for row in rows.clone().filter(|row| row + 2 >= example.prompt) {
                 used.push(first + row - rows.start);
                 wanted.extend_from_slice(&example.hidden[(row + 1) * width..(row + 2) * width]);
             }
@@ -145,9 +149,6 @@ impl Batch {
         let (width, vocab) = (vocabulary.head().k(), vocabulary.size());
         let mut all = vec![0.0; predicted.len()];
         let (rows, count) = (self.used.len(), self.used.len() * width);
-        if rows == 0 {
-            return (0.0, all);
-        }
         let row = |at: &usize| at * width..(at + 1) * width;
         let predicted: Vec<f32> = self.used.iter().flat_map(|at| predicted[row(at)].iter().copied()).collect();
         let (mut wanted, mut found) = (Vec::new(), Vec::new());

@@ -24,6 +24,8 @@ pub struct Suffix {
     match_min: usize,
     match_max: usize,
     prompts: BTreeMap<Vec<u32>, Texts>,
+    /// Tokens of all texts.
+    tokens: usize,
     /// Number of drafts so far: dates the use of prompts.
     now: u64,
 }
@@ -60,7 +62,7 @@ impl Suffix {
     #[must_use]
     pub fn new(match_min: usize, match_max: usize) -> Self {
         let match_min = match_min.max(1);
-        Self { match_min, match_max: match_max.max(match_min), prompts: BTreeMap::new(), now: 0 }
+        Self { match_min, match_max: match_max.max(match_min), prompts: BTreeMap::new(), tokens: 0, now: 0 }
     }
 
     fn read(&mut self, id: u64, tokens: &[u32], prompt: usize) -> &mut Texts {
@@ -69,26 +71,27 @@ impl Suffix {
         }
         let Some(texts) = self.prompts.get_mut(&tokens[..prompt]) else { unreachable!("it was just put there") };
         texts.used = self.now;
-        texts.read(id, tokens, self.match_min);
+        self.tokens += texts.read(id, tokens, self.match_min);
         texts
     }
 
     fn draft_one(&self, request: &Context<'_>, depth: usize) -> DraftTree {
         let Some(texts) = self.prompts.get(&request.tokens[..request.prompt]) else { return DraftTree::default() };
-        let (length, follows) = texts.longest_match(request.tokens, self.match_min, self.match_max);
+        let Some((length, place)) = texts.longest_match(request.tokens, self.match_min, self.match_max) else {
+            return DraftTree::default();
+        };
         // The longer the match, the further it is likely to go on.
-        DraftTree::chain(follows.iter().take(depth.min(request.depth_max).min(length)).copied().collect())
+        DraftTree::chain(texts.follows(place, request.id, depth.min(request.depth_max).min(length)))
     }
 
     /// Prompts without requests in flight leave, those used longest ago first, until the rest fits.
     fn forget(&mut self) {
-        let mut tokens: usize = self.prompts.values().map(Texts::tokens).sum();
-        while tokens > TOKENS_MAX {
+        while self.tokens > TOKENS_MAX {
             let idle = self.prompts.iter().filter(|(_, texts)| texts.running.is_empty());
             let Some(oldest) = idle.min_by_key(|(_, texts)| texts.used).map(|(prompt, _)| prompt.clone()) else {
                 break;
             };
-            tokens -= self.prompts.remove(&oldest).map_or(0, |texts| texts.tokens());
+            self.tokens -= self.prompts.remove(&oldest).map_or(0, |texts| texts.tokens());
         }
     }
 }
@@ -98,8 +101,8 @@ impl Texts {
         self.texts.values().map(|text| text.tokens.len()).sum()
     }
 
-    /// Takes in what is new of a request.
-    fn read(&mut self, id: u64, tokens: &[u32], gram: usize) {
+    /// Takes in what is new of a request; returns how many tokens.
+    fn read(&mut self, id: u64, tokens: &[u32], gram: usize) -> usize {
         let known = self.running.get(&id).filter(|serial| self.texts[serial].tokens.len() <= tokens.len()).copied();
         let serial = known.unwrap_or_else(|| {
             // Not met before, or another request by the name of one whose end was not told.
@@ -114,11 +117,12 @@ impl Texts {
         for end in (known + 1).max(gram)..=tokens.len() {
             text.before[end] = self.newest.insert(hash(&tokens[end - gram..end]), Place { text: serial, end });
         }
+        tokens.len() - known
     }
 
-    /// Length of the longest match of the last tokens, and what follows it there; the newest place wins a tie.
-    fn longest_match(&self, tokens: &[u32], gram: usize, match_max: usize) -> (usize, &[u32]) {
-        let mut best: (usize, &[u32]) = (gram - 1, &[]);
+    /// Length and end of the longest match of the last tokens; the newest place wins a tie.
+    fn longest_match(&self, tokens: &[u32], gram: usize, match_max: usize) -> Option<(usize, Place)> {
+        let mut best = None;
         let last = tokens.len().checked_sub(gram).map(|start| hash(&tokens[start..]));
         let mut place = last.and_then(|hash| self.newest.get(&hash)).copied();
         for _ in 0..PLACES_MAX {
@@ -126,25 +130,44 @@ impl Texts {
             let Some((here, text)) = place.and_then(|here| Some((here, self.texts.get(&here.text)?))) else { break };
             let same = tokens.iter().rev().zip(text.tokens[..here.end].iter().rev()).take(match_max);
             let same = same.take_while(|(a, b)| a == b).count();
-            // Nothing follows where the request itself stands.
-            if same > best.0 && here.end < text.tokens.len() {
-                best = (same, &text.tokens[here.end..]);
+            // Nothing follows where the request itself stands. What hashes alike may be another gram.
+            if here.end < text.tokens.len() && same >= gram && best.is_none_or(|(length, _)| same > length) {
+                best = Some((same, here));
             }
             place = text.before[here.end];
         }
-        if best.1.is_empty() { (0, &[]) } else { best }
+        best
     }
 
-    /// The request is not in flight any more; the oldest ended answer makes room.
-    fn end(&mut self, id: u64) {
+    /// Up to `count` tokens from a place on. Where that is in the request itself, its end is followed by what is drafted: a
+    /// loop goes on as a loop.
+    fn follows(&self, place: Place, id: u64, count: usize) -> Vec<u32> {
+        let text = &self.texts[&place.text].tokens[place.end..];
+        let is_own = self.running.get(&id) == Some(&place.text);
+        let count = if is_own { count } else { count.min(text.len()) };
+        (0..count).map(|i| text[i % text.len()]).collect()
+    }
+
+    /// The request is not in flight any more; the oldest ended answer makes room. Returns how many tokens left.
+    fn end(&mut self, id: u64) -> usize {
         self.running.remove(&id);
         let is_running = |serial: &&usize| self.running.values().any(|running| running == *serial);
-        if self.texts.len() > ENDED_MAX + self.running.len() {
-            let oldest = self.texts.keys().find(|serial| !is_running(serial)).copied();
-            oldest.map(|serial| self.texts.remove(&serial));
-            let texts = &self.texts;
-            self.newest.retain(|_, place| texts.contains_key(&place.text));
+        if self.texts.len() <= ENDED_MAX + self.running.len() {
+            return 0;
         }
+        let oldest = self.texts.keys().find(|serial| !is_running(serial)).copied();
+        let Some((serial, text)) = oldest.and_then(|serial| Some((serial, self.texts.remove(&serial)?))) else {
+            return 0;
+        };
+        self.newest.retain(|_, place| {
+            // Older places of its grams stay.
+            while place.text == serial {
+                let Some(before) = text.before[place.end] else { return false };
+                *place = before;
+            }
+            true
+        });
+        text.tokens.len()
     }
 }
 
@@ -162,8 +185,15 @@ impl Drafter for Suffix {
         Ok(requests.iter().map(|r| self.draft_one(r, strategy.depth.min(strategy.budget))).collect())
     }
 
+    fn left(&mut self, id: u64) {
+        for texts in self.prompts.values_mut().filter(|texts| texts.running.contains_key(&id)) {
+            self.tokens -= texts.end(id);
+        }
+    }
+
     fn ended(&mut self, id: u64, tokens: &[u32], prompt: usize) {
-        self.read(id, tokens, prompt).end(id);
+        let gone = self.read(id, tokens, prompt).end(id);
+        self.tokens -= gone;
         self.forget();
     }
 }
@@ -199,9 +229,8 @@ mod tests {
                 let expected = by_looking(&tokens, 2, 6);
                 assert_eq!(drafted.is_empty(), expected == 0, "{tokens:?}");
                 assert!(drafted.len() <= expected, "{tokens:?}");
-                let (length, follows) = suffix.prompts[&[0][..]].longest_match(&tokens, 2, 6);
-                assert_eq!(length, expected, "{tokens:?}");
-                assert!(follows.starts_with(&drafted.tokens));
+                let found = suffix.prompts[&[0][..]].longest_match(&tokens, 2, 6);
+                assert_eq!(found.map_or(0, |(length, _)| length), expected, "{tokens:?}");
             }
         }
     }
@@ -223,6 +252,8 @@ mod tests {
             suffix.ended(id, &[9, 6, 6, id as u32 + 50], 1);
         }
         assert_eq!(draft(&mut suffix, &[9, 7, 2, 3]), [0u32; 0]);
+        assert_eq!(draft(&mut suffix, &[9, 7, 6, 7, 6, 7, 6]), [7, 6, 7, 6], "a loop");
+        assert_eq!(suffix.tokens, suffix.prompts.values().map(Texts::tokens).sum::<usize>());
         assert!(suffix.prompts[&[9][..]].texts.len() <= ENDED_MAX + 1);
     }
 }

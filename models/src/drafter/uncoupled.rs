@@ -24,8 +24,16 @@ impl Drafter for Uncoupled<'_> {
         self.0.verified(trees, accepted);
     }
 
+    fn learned(&self, request: usize) -> bool {
+        self.0.learned(request)
+    }
+
     fn catch_up_s(&self) -> f64 {
         self.0.catch_up_s()
+    }
+
+    fn left(&mut self, id: u64) {
+        self.0.left(id);
     }
 
     fn ended(&mut self, id: u64, tokens: &[u32], prompt: usize) {

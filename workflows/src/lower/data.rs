@@ -43,7 +43,10 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
         check: spec.check,
         checks_max: spec.checks_max,
         // With `?` between attempts.
-        solution_max: spec.solution_max.unwrap_or(attempt.saturating_add(1).saturating_mul(attempts) - 1),
+        solution_max: spec
+            .solution_max
+            .unwrap_or(usize::MAX)
+            .min(attempt.saturating_add(1).saturating_mul(attempts) - 1),
     };
     check.probability("data.tail", chains.tail);
     check.probability("data.check", chains.check);

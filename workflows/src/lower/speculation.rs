@@ -7,6 +7,8 @@ use crate::spec::{self, Word};
 
 /// Deepest draft.
 const DEPTH_MAX: usize = 16;
+/// Fewest measurements kept: what is expected of a strategy counts beside fewer.
+const WINDOW_MIN: usize = 8;
 /// Largest draft, in tokens.
 const BUDGET_MAX: usize = 64;
 
@@ -78,7 +80,7 @@ fn lower_controller(check: &mut Check<'_>, controller: &spec::Controller, words:
         spec::Controller::Bandit(bandit) => {
             let arms = strategies(check, &format!("{path}.strategies"), &bandit.strategies, words);
             check.probability(&format!("{path}.epsilon"), bandit.epsilon);
-            check.count(&format!("{path}.window"), bandit.window, 1, 65_536);
+            check.count(&format!("{path}.window"), bandit.window, WINDOW_MIN, 65_536);
             Controller::Bandit { strategies: arms, epsilon: bandit.epsilon, window: bandit.window }
         }
     }
@@ -119,6 +121,11 @@ fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, w
         check_suffix(check, &format!("{path}.suffix"), suffix, word, words);
     }
     check.probability(&format!("{path}.chance_min"), f64::from(chance_min));
+    if chance_min > 0.0 && word == Word::Suffix {
+        let help = "leave `chance_min` out, or write `drafter: Eagle`";
+        let path = format!("{path}.chance_min");
+        check.wrong("workflow::no_chances", &path, "the suffix drafter knows no chances", help);
+    }
     Strategy { suffix, chance_min, ..Strategy::tree(drafter.unwrap_or_default(), depth, width, budget) }
 }
 

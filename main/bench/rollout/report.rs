@@ -1,0 +1,187 @@
+//! What was measured, in numbers and for people.
+
+use actors::{CycleStats, Decoded};
+use serde::Serialize;
+use state::speculation::controller::{BUCKETS, batch_sizes, bucket};
+
+/// Keys of the JSON form.
+#[derive(Debug, Serialize)]
+pub(super) struct Measured {
+    pub(super) threads: usize,
+    pub(super) temperature: f32,
+    /// Micro-batches the drafter learned, its last loss, and seconds.
+    pub(super) learned_batches: u64,
+    pub(super) learned_loss: f64,
+    pub(super) learned_s: f64,
+    /// Answers that were compared with those of plain decoding, and those that differ.
+    pub(super) compared: usize,
+    pub(super) differences: usize,
+    /// One request at a time.
+    pub(super) alone: Vec<Line>,
+    /// A full batch.
+    pub(super) full: Vec<Line>,
+    /// The long-tailed rollout.
+    pub(super) tail: Vec<Line>,
+    pub(super) tail_batch_sizes: Vec<BatchLine>,
+    /// Seconds over those of the best single strategy, and over those of the best one at each batch size, in hindsight.
+    pub(super) regret_fixed: Option<f64>,
+    pub(super) regret_by_batch: Option<f64>,
+    /// Accept length of trees with shared noise and without.
+    pub(super) trees: Vec<Tree>,
+    /// Share of adaptive decoding that is neither target nor drafter, alone and in the rollout.
+    pub(super) overhead_alone: f64,
+    pub(super) overhead_tail: f64,
+}
+
+/// One way to decode.
+#[derive(Debug, Serialize)]
+pub(super) struct Line {
+    pub(super) how: String,
+    pub(super) seconds: f64,
+    pub(super) tokens_per_s: f64,
+    /// As fast as plain decoding.
+    pub(super) ratio: f64,
+    pub(super) accept_length: f64,
+    /// Share of request-cycles with a draft, and tokens of those.
+    pub(super) drafted: f64,
+    pub(super) drafted_accept_length: f64,
+    /// Milliseconds of a cycle in the target, and in the drafter.
+    pub(super) target_ms: f64,
+    pub(super) draft_ms: f64,
+}
+
+/// A batch size in the long-tailed rollout.
+#[derive(Debug, Serialize)]
+pub(super) struct BatchLine {
+    pub(super) batch_min: usize,
+    pub(super) seconds: f64,
+    pub(super) ratio: f64,
+}
+
+/// Trees of equal size.
+#[derive(Debug, Serialize)]
+pub(super) struct Tree {
+    pub(super) budget: usize,
+    pub(super) depth: usize,
+    pub(super) width: usize,
+    pub(super) coupled: f64,
+    pub(super) uncoupled: f64,
+    pub(super) ratio: f64,
+}
+
+pub(super) fn lines(all: &[(String, Decoded)]) -> Vec<Line> {
+    let line = |(how, d): &(String, Decoded)| {
+        let sum = |f: fn(&CycleStats) -> usize| d.cycles.iter().map(f).sum::<usize>() as f64;
+        let seconds = |f: fn(&CycleStats) -> f64| {
+            d.cycles.iter().map(f).fold(0.0, |a, b| a + b) * 1e3 / d.cycles.len().max(1) as f64
+        };
+        let (drafted, tokens) = (sum(|m| m.drafted.0), sum(|m| m.drafted.1));
+        Line {
+            how: how.clone(),
+            seconds: d.seconds,
+            tokens_per_s: d.rate(),
+            ratio: d.rate() / all[0].1.rate(),
+            accept_length: d.accept_length(),
+            drafted: drafted / sum(|m| m.requests).max(1.0),
+            target_ms: seconds(|m| m.target_s),
+            draft_ms: seconds(|m| m.draft_s),
+            drafted_accept_length: if drafted > 0.0 { tokens / drafted } else { 1.0 },
+        }
+    };
+    all.iter().map(line).collect()
+}
+
+/// Share of the cycles' time outside the target's and the drafter's forwards.
+pub(super) fn overhead(decoded: &Decoded) -> f64 {
+    let sum = |f: fn(&CycleStats) -> f64| decoded.cycles.iter().map(f).fold(0.0, |a, b| a + b);
+    1.0 - (sum(|m| m.draft_s) + sum(|m| m.target_s)) / sum(|m| m.seconds).max(1e-9)
+}
+
+/// Tokens and seconds in each bucket of batch sizes.
+fn buckets(decoded: &Decoded) -> [(f64, f64); BUCKETS] {
+    let mut buckets = [(0.0, 0.0); BUCKETS];
+    for m in &decoded.cycles {
+        let (tokens, seconds) = &mut buckets[bucket(m.requests)];
+        *tokens += m.tokens as f64;
+        *seconds += m.seconds;
+    }
+    buckets
+}
+
+pub(super) fn by_batch(plain: &Decoded, adaptive: &Decoded) -> Vec<BatchLine> {
+    let (plain, adaptive) = (buckets(plain), buckets(adaptive));
+    let line = |i: usize| {
+        let [plain, adaptive] = [plain[i], adaptive[i]].map(|(tokens, seconds)| (tokens / seconds.max(1e-9), seconds));
+        let is_there = plain.1 > 0.0 && adaptive.1 > 0.0;
+        is_there.then(|| BatchLine { batch_min: batch_sizes(i).0, seconds: adaptive.1, ratio: adaptive.0 / plain.0 })
+    };
+    (0..BUCKETS).filter_map(line).collect()
+}
+
+/// What adaptive decoding lost against the best way in hindsight: the best single one, and the best one at each batch size.
+pub(super) fn regret(tail: &[(String, Decoded)]) -> (Option<f64>, Option<f64>) {
+    if tail.len() < 3 {
+        return (None, None);
+    }
+    let fixed: Vec<&Decoded> = tail.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, t)| &t.1).collect();
+    let adaptive = &tail[1].1;
+    let best = fixed.iter().map(|d| d.seconds).fold(f64::INFINITY, f64::min);
+    let all: Vec<_> = fixed.iter().map(|d| buckets(d)).collect();
+    let (mut took, mut would) = (0.0, 0.0);
+    for (i, (tokens, seconds)) in buckets(adaptive).into_iter().enumerate() {
+        let rate = all.iter().map(|b| b[i].0 / b[i].1.max(1e-9)).fold(0.0, f64::max);
+        if rate > 0.0 {
+            took += seconds;
+            would += tokens / rate;
+        }
+    }
+    (Some(adaptive.seconds / best - 1.0), Some(took / would - 1.0))
+}
+
+impl Measured {
+    pub(super) fn text(&self) -> String {
+        let mut text = format!(
+            "\n{} threads, T = {}; the drafter learned {} micro-batches\n",
+            self.threads, self.temperature, self.learned_batches
+        );
+        let parts = [("one request at a time", &self.alone), ("a full batch", &self.full), ("a long tail", &self.tail)];
+        for (title, lines) in parts {
+            text += &format!("\n  {title:<34} tokens/s   ratio  accept  drafted  target ms  draft ms\n");
+            for l in lines {
+                text += &format!(
+                    "    {:<32} {:>8.1}  {:>5.2}x  {:>6.2}  {:>5.0} %  {:>9.3}  {:>8.3}\n",
+                    l.how,
+                    l.tokens_per_s,
+                    l.ratio,
+                    l.accept_length,
+                    l.drafted * 100.0,
+                    l.target_ms,
+                    l.draft_ms
+                );
+            }
+        }
+        text += "\n  adaptive in the long tail, by requests decoded together\n";
+        for b in &self.tail_batch_sizes {
+            text += &format!("    from {:<3} {:>6.1} s  {:.2}x plain\n", b.batch_min, b.seconds, b.ratio);
+        }
+        if let (Some(fixed), Some(by_batch)) = (self.regret_fixed, self.regret_by_batch) {
+            let (fixed, by_batch) = (fixed * 100.0, by_batch * 100.0);
+            text += &format!(
+                "  lost against the best single strategy {fixed:.1} %, against the best at each batch size {by_batch:.1} %\n"
+            );
+        }
+        if !self.trees.is_empty() {
+            text += "\n  accept length of trees   with shared noise  without\n";
+        }
+        for t in &self.trees {
+            text += &format!("    {:>2} nodes {:>24.2} {:>12.2}  {:.2}x\n", t.budget, t.coupled, t.uncoupled, t.ratio);
+        }
+        text + &format!(
+            "\n  neither target nor drafter: {:.1} % alone, {:.1} % in the rollout\n  {} answers compared with plain decoding, {} differ\n",
+            self.overhead_alone * 100.0,
+            self.overhead_tail * 100.0,
+            self.compared,
+            self.differences
+        )
+    }
+}
