@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{NoiseKey, Pool, Storage};
-use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix};
+use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix, uncoupled::Uncoupled};
 use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
 use state::plan::{Strategy, TinyShape};
@@ -151,6 +151,11 @@ fn answers_are_those_of_plain_decoding() {
                         &plain,
                         &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),
                         "eagle",
+                    );
+                    assert_same(
+                        &plain,
+                        &decode(&target, seed, temperature, batch, Some((&mut Uncoupled(&mut learned), strategy))),
+                        "eagle without the target's noise",
                     );
                     let mut suffix = Suffix::new(1, 4);
                     assert_same(

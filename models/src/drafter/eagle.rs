@@ -380,3 +380,29 @@ fn prune(tree: &mut DraftTree, guesses: &mut Vec<Guess>, budget: usize) {
 fn lock(calibration: &Mutex<Calibration>) -> MutexGuard<'_, Calibration> {
     calibration.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_nodes_stay_and_make_a_tree() {
+        let (mut tree, mut guesses) = (DraftTree::default(), Vec::new());
+        // A and B; below A its children C and D; below B the likely E; below C its equal F.
+        let parents = [ROOT, ROOT, 0, 0, 1, 2];
+        let chances = [0.6, 0.5, 0.4, 0.1, 0.45, 0.4];
+        for (node, (parent, chance)) in parents.into_iter().zip(chances).enumerate() {
+            tree.push(parent, node as u32);
+            guesses.push(Guess { level: 0, gap: 0.0, chance });
+        }
+        let mut kept = |budget| {
+            prune(&mut tree, &mut guesses, budget);
+            assert_eq!(tree.len(), guesses.len());
+            (tree.tokens.clone(), tree.parents.clone())
+        };
+        assert_eq!(kept(9).0, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(kept(5), (vec![0, 1, 2, 4, 5], vec![ROOT, ROOT, 0, 1, 2]));
+        assert_eq!(kept(4), (vec![0, 1, 2, 4], vec![ROOT, ROOT, 0, 1]));
+        assert_eq!(kept(1), (vec![0], vec![ROOT]));
+    }
+}

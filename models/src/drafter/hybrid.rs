@@ -67,3 +67,46 @@ impl Drafter for Hybrid<'_> {
         self.learned.ended(id, tokens, prompt);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kernels::NoiseKey;
+
+    use super::*;
+
+    /// Drafts its token for the requests it knows, and remembers what it was told of.
+    struct Stub {
+        token: u32,
+        known: Vec<u64>,
+        told: Vec<Vec<u32>>,
+    }
+
+    impl Drafter for Stub {
+        fn draft(&mut self, requests: &[Context<'_>], _: &Strategy) -> Result<Vec<DraftTree>> {
+            let draft = |r: &Context<'_>| if self.known.contains(&r.id) { vec![self.token] } else { Vec::new() };
+            Ok(requests.iter().map(|r| DraftTree::chain(draft(r))).collect())
+        }
+
+        fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
+            assert_eq!(trees.len(), accepted.len());
+            self.told = accepted.iter().map(|a| a.tokens.clone()).collect();
+        }
+    }
+
+    #[test]
+    fn the_learned_drafter_has_the_rest_and_hears_of_no_more() {
+        let mut suffix = Stub { token: 1, known: vec![11, 13], told: Vec::new() };
+        let mut learned = Stub { token: 2, known: vec![10, 11, 12, 13], told: Vec::new() };
+        let noise = NoiseKey::new(0, 0, 0, 0, 0);
+        let context =
+            |id| Context { id, tokens: &[5], prompt: 1, hidden: [&[], &[]], noise, temperature: 1.0, depth_max: 4 };
+        let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
+        let trees = hybrid.draft(&[10, 11, 12, 13].map(context), &Strategy::chain(0, 1).with_suffix(1)).unwrap();
+        assert_eq!(trees.iter().map(|t| t.tokens[0]).collect::<Vec<_>>(), [2, 1, 2, 1]);
+        assert_eq!([0, 1, 2, 3].map(|i| hybrid.learned(i)), [true, false, true, false]);
+        let accepted = [20, 21, 22, 23].map(|token| Accepted { nodes: Vec::new(), tokens: vec![token] });
+        hybrid.verified(&trees, &accepted);
+        assert_eq!(learned.told, [[20], [22]]);
+        assert!(suffix.told.is_empty());
+    }
+}
