@@ -14,6 +14,8 @@ use crate::plan::Strategy;
 
 /// Share of the measured time that exploring may lose.
 pub const LOSS_MAX: f64 = 0.01;
+/// Share of the time so far that one cycle may be expected to lose: a short rollout is not the place for dear trials.
+const TRIAL_MAX: f64 = 0.03;
 /// Measurements of plain decoding before anything else is tried.
 const TRIALS: usize = 2;
 /// Measurements of an arm from which on they count alone; with fewer, what is expected of it, or only hoped, counts too.
@@ -172,7 +174,7 @@ impl Bucket {
             some => (self.rate(known, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
         };
         let others: Vec<Option<usize>> =
-            candidates(usable).filter(|&arm| arm != self.incumbent && self.is_affordable(arm)).collect();
+            candidates(usable).filter(|&arm| arm != self.incumbent && self.is_affordable(known, arm)).collect();
         let mut left = draw * others.iter().map(|&arm| weight(arm)).sum::<f64>();
         for &arm in &others {
             left -= weight(arm);
@@ -219,8 +221,13 @@ impl Bucket {
         *account = (*account + lost_s).max(0.0);
     }
 
-    fn is_affordable(&self, arm: Option<usize>) -> bool {
-        self.lost_s[account(arm)] <= LOSS_MAX / self.lost_s.len() as f64 * self.total_s
+    /// Whether the account is in order, and the time so far is long enough for what a cycle of the arm is expected to lose.
+    fn is_affordable(&self, known: Known<'_>, arm: Option<usize>) -> bool {
+        let incumbent = self.incumbent.map_or(known.0, |arm| &self.arms[arm]);
+        let slower = (self.rate(known, self.incumbent) / self.rate(known, arm).max(f64::MIN_POSITIVE) - 1.0).max(0.0);
+        let loss_s = incumbent.seconds().unwrap_or(0.0) * slower;
+        let share_s = LOSS_MAX / self.lost_s.len() as f64 * self.total_s;
+        self.lost_s[account(arm)] <= share_s && loss_s <= TRIAL_MAX * self.total_s
     }
 }
 
