@@ -114,9 +114,12 @@ impl Controller {
         let is_plain = strategy.is_none() || measured.rows == requests;
         let plain_s = steady_s - measured.draft_s;
         if is_plain && plain_s > 0.0 {
-            // Kept in full also while drafting is better: what plain decoding would have done is reported from it.
+            let window = match &self.rule {
+                Rule::Bandit(bandit) => bandit.plain_window(bucket, self.window),
+                Rule::Off | Rule::Fixed(_) => self.window,
+            };
             let plain = Cycle { rate: tokens as f64 / plain_s, seconds: plain_s, catch_up_s: 0.0, accept_length };
-            self.plain[bucket].observe(plain, self.window);
+            self.plain[bucket].observe(plain, window);
         }
     }
 

@@ -14,6 +14,12 @@ use crate::plan::Strategy;
 
 /// Share of the measured time that exploring may lose.
 pub const LOSS_MAX: f64 = 0.01;
+/// Cycles with drafts after which a plain one is due. What plain decoding did before the machine changed its mind would keep a
+/// strategy in use that only looks faster.
+const PLAIN_EVERY: u32 = 32;
+/// It is due this much later where drafting looks so many times faster that a machine's mood hardly explains it.
+const CLEARLY: f64 = 2.0;
+const LATER: u32 = 8;
 /// Share of the time so far that one cycle may be expected to lose: a short rollout is not the place for dear trials.
 const TRIAL_MAX: f64 = 0.03;
 /// Measurements of plain decoding before anything else is tried.
@@ -69,6 +75,8 @@ struct Bucket {
     arms: Vec<Arm>,
     /// The arm in use.
     incumbent: Option<usize>,
+    /// Cycles since plain decoding was measured.
+    since_plain: u32,
     /// Seconds measured.
     total_s: f64,
     /// Seconds that the incumbent would have saved while an arm was explored: plain decoding, then each strategy. An
@@ -126,6 +134,11 @@ impl Bandit {
         self.buckets[bucket].observe(&plain[bucket], arm, cycle, window);
     }
 
+    /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
+    pub(super) fn plain_window(&self, bucket: usize, window: usize) -> usize {
+        if self.buckets[bucket].incumbent.is_some() { window.min(CHALLENGER_WINDOW) } else { window }
+    }
+
     pub(super) fn accept_length(&self, bucket: usize, strategy: Strategy) -> Option<f64> {
         let arm = self.strategies.iter().position(|known| *known == strategy)?;
         self.buckets[bucket].arms[arm].accept_length()
@@ -144,6 +157,10 @@ impl Bucket {
             return None;
         }
         self.elect(known, usable);
+        let is_clear = self.rate(known, self.incumbent) >= CLEARLY * self.rate(known, None);
+        if self.since_plain >= PLAIN_EVERY * if is_clear { LATER } else { 1 } {
+            return None;
+        }
         if draw[0] < epsilon {
             return self.explore(known, usable, draw[1]);
         }
@@ -201,6 +218,7 @@ impl Bucket {
 
     fn observe(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle, window: usize) {
         self.account(plain, arm, cycle);
+        self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
         let Some(arm) = arm else { return };
         let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
         self.arms[arm].observe(cycle, window);

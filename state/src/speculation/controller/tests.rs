@@ -106,6 +106,17 @@ fn drafted(batch: usize) -> Measured {
 }
 
 #[test]
+fn a_machine_that_was_slow_when_plain_decoding_was_measured_is_forgiven() {
+    for (plain, cycles) in [(60.0, 1_500), (30.0, 10_000)] {
+        let (mut controller, mut uniform) = (bandit(0.05, 64), Uniform(8));
+        run(&mut controller, &mut uniform, [plain, 80.0, 20.0, 20.0], 400, 0.0);
+        // The burst is over; drafting gets faster too, but not as much as plain decoding.
+        let (_, _, choices) = run(&mut controller, &mut uniform, [100.0, 85.0, 80.0, 80.0], cycles, 0.0);
+        assert!(share(&choices[cycles - 500..], None) > 0.9, "{}", share(&choices[cycles - 500..], None));
+    }
+}
+
+#[test]
 fn a_cycle_without_drafts_is_a_plain_one() {
     let mut controller = bandit(0.0, 50);
     controller.observe(2, Some(STRATEGIES[0]), Measured { draft_s: 0.5, ..measured(2, 2.5, 2) });
