@@ -8,14 +8,11 @@ use models::drafter::hybrid::Hybrid;
 use models::drafter::uncoupled::Uncoupled;
 use models::drafter::{Drafter, Vocabulary};
 use models::{Answer, Cycle, Decoder};
-use state::plan::{self, Strategy};
+use state::plan::Strategy;
 use state::speculation::Measured;
 
 use crate::error::Result;
-use crate::speculator::{Speculator, lock};
-
-/// Drafters of the plan in its order; the learned one only once a version was published.
-type Drafters = Vec<Option<Box<dyn Drafter>>>;
+use crate::speculator::{Drafters, Speculator, lock};
 
 /// The drafters of one device, for one target.
 pub(crate) struct Drafting {
@@ -35,8 +32,6 @@ pub(crate) struct Drafting {
 pub(crate) struct Drafted {
     pub(crate) cycle: Cycle,
     pub(crate) strategy: Option<Strategy>,
-    /// Requests that were running.
-    pub(crate) batch: usize,
     pub(crate) seconds: f64,
     /// What a plain cycle would have taken for these tokens, where that was measured.
     pub(crate) plain_s: Option<f64>,
@@ -50,14 +45,7 @@ impl Drafting {
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
-        let mut drafters = speculator.drafters(vocabulary, pool)?;
-        if let Some(mut earlier) = earlier {
-            for ((new, old), kind) in drafters.iter_mut().zip(&mut earlier.drafters).zip(&speculator.plan.drafters) {
-                if matches!(kind, plan::Drafter::Suffix { .. }) && old.is_some() {
-                    *new = old.take();
-                }
-            }
-        }
+        let drafters = speculator.drafters(vocabulary, pool, earlier.map(|e| e.drafters).unwrap_or_default())?;
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
         Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
     }
@@ -83,7 +71,7 @@ impl Drafting {
         controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
         let plain_s = controller.plain_rate(batch).map(|rate| tokens as f64 / rate);
         drop(controller);
-        Ok(Drafted { cycle, strategy, batch, seconds, plain_s })
+        Ok(Drafted { cycle, strategy, seconds, plain_s })
     }
 
     /// Hot swap between two cycles: only the learned drafter is replaced.
@@ -92,12 +80,8 @@ impl Drafting {
             return Ok(());
         }
         self.version = self.speculator.version();
-        let fresh = self.speculator.drafters(&self.vocabulary, &self.pool)?;
-        for ((old, new), kind) in self.drafters.iter_mut().zip(fresh).zip(&self.speculator.plan.drafters) {
-            if matches!(kind, plan::Drafter::Eagle { .. }) {
-                *old = new;
-            }
-        }
+        let earlier = std::mem::take(&mut self.drafters);
+        self.drafters = self.speculator.drafters(&self.vocabulary, &self.pool, earlier)?;
         Ok(())
     }
 

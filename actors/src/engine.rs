@@ -242,12 +242,12 @@ impl State {
 impl Work {
     /// One cycle; returns the groups that became complete.
     fn cycle(&mut self) -> Result<Vec<usize>> {
-        let Drafted { cycle, batch, seconds, plain_s, .. } = self.drafting.cycle(&mut self.decoder)?;
+        let Drafted { cycle, seconds, plain_s, .. } = self.drafting.cycle(&mut self.decoder)?;
         self.rollout.count(|c| {
             for (sum, new) in [(&mut c.drafted, cycle.drafted), (&mut c.learned, cycle.learned)] {
                 *sum = (sum.0 + new.0 as u64, sum.1 + new.1 as u64);
             }
-            let bucket = bucket(batch);
+            let bucket = bucket(cycle.requests);
             c.by_batch[bucket].add(&BatchMetrics {
                 batch_min: batch_sizes(bucket).0,
                 busy_s: seconds,

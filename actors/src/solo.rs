@@ -23,8 +23,7 @@ pub struct Solo {
     job: Job,
     target: Arc<Target>,
     pool: Arc<Pool>,
-    drafter: Option<Published>,
-    /// Learns the drafter; holds what it learns from.
+    /// Has the drafter and teaches it; holds what it learns from.
     learning: Arc<Speculator>,
     calibration: Arc<Mutex<Calibration>>,
 }
@@ -160,9 +159,9 @@ impl Solo {
     fn of(job: Job, weights: &models::Weights, drafter: Option<Published>, threads: usize) -> Result<Self> {
         let target = Arc::new(Target::new(&job.config, weights, &job.rope)?);
         let plan = &job.plan;
-        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, drafter.clone(), job.seen.clone());
+        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, drafter, job.seen.clone());
         let (learning, pool, calibration) = (Arc::new(learning), Arc::new(Pool::new(threads)), Arc::default());
-        Ok(Self { job, target, pool, drafter, learning, calibration })
+        Ok(Self { job, target, pool, learning, calibration })
     }
 
     /// The plan it was loaded from.
@@ -174,7 +173,7 @@ impl Solo {
     /// Whether a learned drafter can draft.
     #[must_use]
     pub fn has_drafter(&self) -> bool {
-        self.drafter.is_some()
+        self.learning.published().is_some()
     }
 
     /// Tokens of a prompt as the plan's template has it; `raw`: as it stands.
@@ -236,7 +235,7 @@ impl Solo {
         let (job, plan) = (&self.job, &self.job.plan.speculation);
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
-        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, self.drafter.clone(), seen);
+        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, self.learning.published(), seen);
         // Without the noise gaps mean something else.
         let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
         let speculator = Arc::new(speculator.calibrated(calibration));
@@ -268,13 +267,11 @@ impl Solo {
     ///
     /// # Errors
     /// If the weights of the drafter are of another layout.
-    pub fn train(&mut self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
+    pub fn train(&self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
         self.learning.collect(answers);
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
         let stop = || began.elapsed().as_secs_f64() >= seconds;
-        let trained = self.learning.train(&self.pool, &vocabulary, stop)?;
-        self.drafter = self.learning.published();
-        Ok(trained)
+        self.learning.train(&self.pool, &vocabulary, stop)
     }
 
     fn vocabulary(&self) -> Arc<Vocabulary> {

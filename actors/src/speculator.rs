@@ -21,6 +21,9 @@ const DRAWS: u32 = 6;
 /// The same for choices of the controller.
 const CHOICES: u32 = 9;
 
+/// Drafters in the order of the plan.
+pub(crate) type Drafters = Vec<Option<Box<dyn Drafter>>>;
+
 /// A published version of the drafter.
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
@@ -107,17 +110,21 @@ impl Speculator {
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 
-    /// The drafters of one device; the learned one only once a version was published.
+    /// The drafters of one device; the learned one only once a version was published. The suffix drafter of `earlier` ones goes
+    /// on: it learns nothing from weights.
     pub(crate) fn drafters(
         &self,
         vocabulary: &Arc<Vocabulary>,
         pool: &Arc<Pool>,
-    ) -> Result<Vec<Option<Box<dyn Drafter>>>> {
+        earlier: Drafters,
+    ) -> Result<Drafters> {
         let published = self.published();
+        let mut earlier = earlier.into_iter();
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
+            let earlier = earlier.next().flatten();
             Ok(match (d, &published) {
                 (plan::Drafter::Suffix { match_min, match_max }, _) => {
-                    Some(Box::new(Suffix::new(*match_min, *match_max)))
+                    Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
                 }
                 (plan::Drafter::Eagle { ffn }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?;

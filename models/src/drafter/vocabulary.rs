@@ -95,9 +95,6 @@ impl Vocabulary {
         position: u32,
         width: usize,
     ) -> Vec<(u32, f32)> {
-        if width == 1 && self.ids.is_none() {
-            return vec![(noise::sample(logits, temperature, key, position), 0.0)];
-        }
         let mut perturbed = Vec::with_capacity(logits.len());
         match &self.ids {
             None => noise::perturb(logits, temperature, key, position, &mut perturbed),

@@ -127,7 +127,9 @@ impl Bandit {
                 found => found,
             },
         };
-        if let (Some(arm), Some(plain_s)) = (arm, PlainCycles::of(plain).seconds(batch as f64)) {
+        if let Some(arm) = arm
+            && let Some(plain_s) = PlainCycles::of(plain).seconds(batch as f64)
+        {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
         }
