@@ -6,6 +6,8 @@ mod bench;
 mod commands;
 #[path = "main/compare.rs"]
 mod compare;
+#[path = "main/export.rs"]
+mod export;
 #[path = "main/failure.rs"]
 mod failure;
 #[path = "main/generate.rs"]
@@ -18,6 +20,10 @@ mod picture;
 mod show;
 #[path = "main/signals.rs"]
 mod signals;
+
+/// Answers come and go by the thousand, each with its own keys and values.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -79,6 +85,8 @@ enum Command {
     },
     /// Answer a prompt, as fast as speculation makes it.
     Generate(generate::Generate),
+    /// Write a run's model, or its drafter for SGLang, vLLM or another run of Taper.
+    Export(export::Export),
     /// Measure on this machine.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -103,6 +111,7 @@ fn main() -> ExitCode {
         Command::Report { dir, json } => commands::report(&dir, json),
         Command::Compare { file, out, json } => compare::compare(&file, out, json),
         Command::Generate(args) => generate::generate(&args),
+        Command::Export(args) => export::export(&args),
         Command::Bench(bench) => bench::bench(&bench),
         Command::Check { file, json } => commands::check(&file, json),
     };

@@ -1,5 +1,7 @@
 //! Measurements that a user can repeat.
 
+#[path = "bench/drafter.rs"]
+mod drafter;
 #[path = "bench/rollout.rs"]
 mod rollout;
 
@@ -13,10 +15,13 @@ use crate::commands::Result;
 pub(crate) enum Bench {
     /// Decode a workflow's prompts plainly and with each strategy: speed, accept length, and whether the answers are the same.
     Rollout(rollout::Rollout),
+    /// Run a workflow's GRPO with its drafter trained in idle time, trained before, and not at all: what does it cost and bring?
+    Drafter(drafter::Drafter),
 }
 
 pub(crate) fn bench(bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Rollout(args) => rollout::rollout(args),
+        Bench::Drafter(args) => drafter::drafter(args),
     }
 }

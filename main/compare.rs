@@ -89,7 +89,7 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
 
 /// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second. If
 /// one fails, the other one ends too.
-fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
+pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
     let (turns, show, stop) = (Arc::new(Turns::default()), Arc::new(Show::new()), Arc::new(Notify::new()));
     let run = |me: usize| {
         let (turns, show) = (turns.clone(), show.clone());

@@ -27,12 +27,21 @@ pub(crate) enum Failure {
     /// A comparison of a run with itself.
     #[error("the speculation of {} is off: there is nothing to compare; give it drafters and a controller", path.display())]
     NothingToCompare { path: PathBuf },
+    /// A workflow without a drafter that learns while a policy does.
+    #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` among `speculation.drafters`", path.display())]
+    NothingToTeach { path: PathBuf },
+    /// A folder that cannot be made.
+    #[error("cannot create {}; check permissions and free space", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
     /// A prompt that cannot be read.
     #[error("cannot read the prompt from stdin; it must be text in UTF-8")]
     Input(#[source] std::io::Error),
     /// A temperature that is none.
     #[error("--temperature {0} is not a number from 0 on; 0 is greedy, 1 samples as the model was trained")]
     Temperature(f32),
+    /// A probability that is none.
+    #[error("--top-p {0} is not above 0 and up to 1; 1 draws from all tokens")]
+    TopP(f32),
     /// A folder without a model.
     #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
     NoModel { path: PathBuf },
@@ -49,6 +58,11 @@ impl Failure {
     pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { path, source }
+    }
+
+    pub(crate) fn folder(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Folder { path, source }
     }
 
     /// Prints it; the exit code.

@@ -29,6 +29,9 @@ pub(crate) struct Generate {
     /// Sampling temperature; 0 is greedy. Default: the workflow's.
     #[arg(long)]
     temperature: Option<f32>,
+    /// Draw from the likeliest tokens that have together this probability, above 0 up to 1. Default: the workflow's.
+    #[arg(long)]
+    top_p: Option<f32>,
     /// Longest answer, in tokens. Default: the workflow's.
     #[arg(long)]
     tokens: Option<usize>,
@@ -80,12 +83,16 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
         slots: 1,
         controller: plan.speculation.controller.clone(),
         temperature: args.temperature.unwrap_or(plan.sampling.temperature),
+        top_p: args.top_p.unwrap_or(plan.sampling.top_p),
         tokens_max: args.tokens.unwrap_or(plan.sampling.tokens_max).max(1),
         keep_hidden: false,
         is_coupled: true,
     };
     if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
         return Err(Failure::Temperature(options.temperature));
+    }
+    if !(options.top_p > 0.0 && options.top_p <= 1.0) {
+        return Err(Failure::TopP(options.top_p));
     }
     let plain = match args.compare {
         true => Some(solo.decode(&asked, &DecodeOptions { controller: Controller::Off, ..options.clone() })?),

@@ -93,7 +93,7 @@ fn step_line(m: &StepMetrics) -> Option<String> {
         }
         "grpo" => Some(format!(
             "{at}  reward {:.3}  accuracy {:.0} %  length {:.0} mean {} p75 {} max  accept {:.2}  {:.0} tokens/s, {}  \
-             idle {:.1} s, {} used  {:.1} s",
+             idle {:.1} s, {} used  {:.1} s{}",
             m.reward,
             m.accuracy * 100.0,
             m.length_mean,
@@ -105,6 +105,7 @@ fn step_line(m: &StepMetrics) -> Option<String> {
             m.idle_s,
             percent(m.idle_used_s, m.idle_s),
             m.wall_s,
+            if m.drafter_off { "  drafter off: it guesses nothing right" } else { "" },
         )),
         "evaluate" => Some(format!(
             "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s",

@@ -35,6 +35,8 @@ pub(crate) struct Drafted {
     pub(crate) seconds: f64,
     /// What a plain cycle would have taken for these tokens, where that was measured.
     pub(crate) plain_s: Option<f64>,
+    /// Version of the learned drafter.
+    pub(crate) version: u64,
 }
 
 impl Drafting {
@@ -56,7 +58,8 @@ impl Drafting {
         let speculator = self.speculator.clone();
         let batch = decoder.running();
         let draws = speculator.draws();
-        let ready = |i: usize| self.drafters.get(i).is_some_and(Option::is_some);
+        let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));
+        let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
         let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
         let began = Instant::now();
         let cycle = self.decode(decoder, strategy)?;
@@ -64,14 +67,16 @@ impl Drafting {
         for answer in &cycle.ended {
             self.ended(answer);
         }
+        lock(&speculator.watchdog).observe(self.version, cycle.learned.0 as u64, cycle.learned.1 as u64);
         let seconds = began.elapsed().as_secs_f64();
+        speculator.note_cycle(seconds);
         let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
         let tokens = cycle.tokens as u64;
         let mut controller = lock(&speculator.controller);
         controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
         let plain_s = controller.plain_rate(batch).map(|rate| tokens as f64 / rate);
         drop(controller);
-        Ok(Drafted { cycle, strategy, seconds, plain_s })
+        Ok(Drafted { cycle, strategy, seconds, plain_s, version: self.version })
     }
 
     /// Hot swap between two cycles: only the learned drafter is replaced.

@@ -176,6 +176,7 @@ impl State {
                 Ok(())
             }
             Command::Finish { update } => {
+                self.workspace.trim();
                 update.finish(&self.pool);
                 report(Report::Finished);
                 Ok(())
@@ -230,11 +231,9 @@ impl State {
             }
             Err(std::sync::mpsc::TryRecvError::Empty) => false,
         };
-        let (batches, loss) = rollout.speculator.train(&self.pool, &rollout.vocabulary, stop)?;
-        rollout.count(|c| {
-            c.drafter_batches += batches;
-            c.drafter_loss = if batches > 0 { loss } else { c.drafter_loss };
-        });
+        let temperature = rollout.decoding.temperature;
+        let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), temperature, stop)?;
+        rollout.count(|c| c.learned_in_idle_time(&learned));
         Ok(())
     }
 }
@@ -242,11 +241,9 @@ impl State {
 impl Work {
     /// One cycle; returns the groups that became complete.
     fn cycle(&mut self) -> Result<Vec<usize>> {
-        let Drafted { cycle, seconds, plain_s, .. } = self.drafting.cycle(&mut self.decoder)?;
+        let Drafted { cycle, seconds, plain_s, version, .. } = self.drafting.cycle(&mut self.decoder)?;
         self.rollout.count(|c| {
-            for (sum, new) in [(&mut c.drafted, cycle.drafted), (&mut c.learned, cycle.learned)] {
-                *sum = (sum.0 + new.0 as u64, sum.1 + new.1 as u64);
-            }
+            c.add_drafts(&cycle, version);
             let bucket = bucket(cycle.requests);
             c.by_batch[bucket].add(&BatchMetrics {
                 batch_min: batch_sizes(bucket).0,

@@ -30,6 +30,22 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The drafter to begin with is not the one that the plan describes.
+    #[error("the drafter in {} has a feed-forward network of width {found} where the workflow says {expected}; write `Eagle(ffn: {found}, …)`", path.display())]
+    DrafterWidth {
+        /// Its folder.
+        path: PathBuf,
+        /// Its width.
+        found: usize,
+        /// The plan's.
+        expected: usize,
+    },
+    /// A run without a learned drafter.
+    #[error("{name} has no learned drafter to export; its workflow needs `Eagle` among `speculation.drafters`, and time to train it")]
+    NoDrafter {
+        /// The run's name.
+        name: String,
+    },
     /// There is no run in the folder.
     #[error("{} holds no run; name the folder that `taper run` printed", dir.display())]
     NoRun {

@@ -9,9 +9,11 @@ use models::load::export::{Precision, write_tensors};
 use models::load::load_part;
 use models::optim::AdamW;
 use models::{RawWeights, Weights, sha};
+use serde::Serialize;
 use state::plan::{Plan, Step};
 
 use crate::error::{Error, Result};
+use crate::experience::Experience;
 use crate::speculator::Published;
 
 /// Stage of a checkpoint, and steps of that stage that it holds; what names of checkpoints are made of.
@@ -21,11 +23,13 @@ type Place = (u64, u64);
 pub(crate) struct Checkpoint {
     pub(crate) weights: Arc<Weights>,
     pub(crate) adam: Arc<AdamW>,
-    pub(crate) drafter: Option<Published>,
+    pub(crate) experience: Experience,
 }
 
 /// Names of the parts and the hashes of their files.
 const MANIFEST: &str = "manifest.json";
+/// What the controller has measured, and the like.
+const HABITS: &str = "speculation.json";
 /// End of the names of checkpoints that are being written.
 const PARTIAL: &str = ".partial";
 
@@ -69,11 +73,13 @@ impl RunFolder {
 
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
         let mut parts = vec![("weights", checkpoint.weights.to_raw()), ("moments", checkpoint.adam.to_raw())];
-        if let Some(drafter) = &checkpoint.drafter {
+        let Experience { published, learner, habits } = &checkpoint.experience;
+        if let Some(drafter) = published {
             let mut raw = drafter.weights.to_raw();
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
             parts.push(("drafter", raw));
         }
+        parts.extend(learner.clone().map(|raw| ("learner", raw)));
         let mut hashes = BTreeMap::new();
         for (name, raw) in parts {
             let path = folder.join(format!("{name}.safetensors"));
@@ -81,23 +87,40 @@ impl RunFolder {
             sync(&path)?;
             hashes.insert(name, sha::of_file(&path)?);
         }
-        let manifest = folder.join(MANIFEST);
-        let text = serde_json::to_string_pretty(&hashes).map_err(|e| Error::Runtime { reason: e.to_string() })?;
-        fs::write(&manifest, text).map_err(Error::io("write", &manifest))?;
-        sync(&manifest)?;
+        if let Some(habits) = habits {
+            let path = folder.join(HABITS);
+            write_json(&path, habits)?;
+            hashes.insert(HABITS, sha::of_file(&path)?);
+        }
+        write_json(&folder.join(MANIFEST), &hashes)?;
         sync(folder)
     }
 
-    /// Reads a checkpoint; `like` has the layout of its weights. Its drafter is a part of its own, [`Self::drafter`].
+    /// Reads a checkpoint; `like` has the layout of its weights. What speculation had learned is a part of its own, [`Self::experience`].
     pub(crate) fn read(&self, name: &str, like: &Weights) -> Result<Checkpoint> {
         let need = |part: &str| Ok::<_, Error>(self.part(name, part)?.unwrap_or_default());
         let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &need("weights")?)?;
         let adam = AdamW::from_raw(&weights, &need("moments")?)?;
-        Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), drafter: None })
+        Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), experience: Experience::default() })
     }
 
-    /// Reads the drafter of a checkpoint, if it has one; `like` has the layout of its weights.
-    pub(crate) fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
+    /// Reads what speculation had learned; `like` has the layout of the drafter's weights.
+    pub(crate) fn experience(&self, name: &str, like: Option<&Weights>) -> Result<Experience> {
+        let published = like.map(|like| self.drafter(name, like)).transpose()?.flatten();
+        let learner = if published.is_some() { self.part(name, "learner")? } else { None };
+        let habits = match self.hashes(name)?.get(HABITS) {
+            None => None,
+            Some(hash) => {
+                let path = self.checkpoint(name).join(HABITS);
+                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+                sha::expect(&path, sha::of_bytes(&bytes), hash)?;
+                Some(serde_json::from_slice(&bytes).map_err(|source| Error::Manifest { path, source })?)
+            }
+        };
+        Ok(Experience { published, learner, habits })
+    }
+
+    fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
         let Some(raw) = self.part(name, "drafter")? else { return Ok(None) };
         let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
         let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
@@ -105,13 +128,15 @@ impl RunFolder {
     }
 
     fn part(&self, name: &str, part: &str) -> Result<Option<RawWeights>> {
-        let folder = self.checkpoint(name);
-        let manifest = folder.join(MANIFEST);
-        let text = fs::read(&manifest).map_err(Error::io("read", &manifest))?;
-        let hashes: BTreeMap<String, String> =
-            serde_json::from_slice(&text).map_err(|source| Error::Manifest { path: manifest, source })?;
+        let hashes = self.hashes(name)?;
         let Some(hash) = hashes.get(part) else { return Ok(None) };
-        Ok(Some(load_part(&folder.join(format!("{part}.safetensors")), hash)?))
+        Ok(Some(load_part(&self.checkpoint(name).join(format!("{part}.safetensors")), hash)?))
+    }
+
+    fn hashes(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        let path = self.checkpoint(name).join(MANIFEST);
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|source| Error::Manifest { path, source })
     }
 
     /// Folder of a checkpoint.
@@ -183,6 +208,12 @@ fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", folder)(e)),
         _ => Ok(()),
     }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Runtime { reason: e.to_string() })?;
+    fs::write(path, text).map_err(Error::io("write", path))?;
+    sync(path)
 }
 
 fn sync(path: &Path) -> Result<()> {

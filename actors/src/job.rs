@@ -1,8 +1,13 @@
 //! What a plan needs, loaded: shape, tokenizer, data, first weights.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use kernels::{RopeTable, Storage};
 use models::chat::ChatTemplate;
 use models::data::{Dataset, Problem};
+use models::drafter::eagle;
+use models::load::eagle::load_drafter;
 use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
@@ -10,6 +15,7 @@ use models::{Config, Target, Weights};
 use state::plan::{Compute, Model, Plan, Source, Step};
 
 use crate::error::{Error, Result};
+use crate::speculator::Published;
 
 /// Everything of a run that does not change while it runs.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) rope: RopeTable,
     /// The weights the run started from.
     pub(crate) initial: Weights,
+    /// The drafter that learning begins with, if the plan names one.
+    pub(crate) drafter: Option<Weights>,
     /// How often each token stands in the data, as far as it is listed.
     pub(crate) seen: Vec<u64>,
 }
@@ -54,9 +62,16 @@ impl Job {
         };
         let rope = Target::rope_table(&config);
         let seen = vec![0; config.vocab];
-        let mut job = Self { plan: plan.clone(), config, tokenizer, chat_source, chat, dataset, rope, initial, seen };
+        let drafter = plan.drafter_weights().map(|folder| drafter(plan, &config, folder)).transpose()?;
+        let plan = plan.clone();
+        let mut job = Self { plan, config, tokenizer, chat_source, chat, dataset, rope, initial, drafter, seen };
         job.read_problems()?;
         Ok(job)
+    }
+
+    /// The drafter that devices use before any was trained.
+    pub(crate) fn first_drafter(&self) -> Option<Published> {
+        self.drafter.as_ref().map(|weights| Published { version: 1, weights: Arc::new(weights.clone()) })
     }
 
     /// Finds problems that would stop the run later on, and counts tokens.
@@ -113,4 +128,22 @@ impl Job {
         tokens.truncate(self.config.positions_max);
         Ok(Sequence { tokens, prompt })
     }
+}
+
+impl Job {
+    /// The weights in a folder of an exported drafter.
+    pub(crate) fn read_drafter(&self, folder: &Path) -> Result<Weights> {
+        drafter(&self.plan, &self.config, folder)
+    }
+}
+
+/// A drafter that was exported for this target.
+fn drafter(plan: &Plan, config: &Config, folder: &Path) -> Result<Weights> {
+    let (raw, found) = load_drafter(folder, config)?;
+    let ffn = plan.speculation.eagle_ffn().unwrap_or_default();
+    let expected = eagle::config(config, ffn).ffn;
+    if found != expected {
+        return Err(Error::DrafterWidth { path: folder.into(), found, expected });
+    }
+    Ok(eagle::weights(config, ffn, &raw)?)
 }

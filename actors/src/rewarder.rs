@@ -58,10 +58,11 @@ impl Scoring {
     fn judge(&self, answer: &Answer, problem: &Problem, rollout: &Rollout) -> Verdict {
         let tokens = &answer.tokens[answer.prompt..];
         let text = self.job.tokenizer.decode(tokens);
+        let solution = problem.solution.as_deref().map(|text| self.job.dataset.attempt(text));
         let answer = reward::Answer {
-            text: self.job.dataset.attempt(&text),
+            text: &self.job.dataset.attempt(&text),
             reference: &problem.answer,
-            solution: problem.solution.as_deref().map(|text| self.job.dataset.attempt(text)),
+            solution: solution.as_deref(),
             tokens: tokens.len(),
             tokens_max: rollout.decoding.tokens_max,
             truncated: answer.truncated,

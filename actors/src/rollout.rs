@@ -1,15 +1,17 @@
 //! One rollout: groups to decode, and what came of them. Shared by the devices that work on it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use kernels::NoiseKey;
 use models::data::Problem;
 use models::drafter::Vocabulary;
-use models::{Answer, Decoding, Target};
+use models::{Answer, Cycle, Decoding, Target};
 
 use state::metrics::BatchMetrics;
 use state::speculation::controller::BUCKETS;
 
+use crate::learning::Learned;
 use crate::speculator::{Speculator, lock};
 
 /// One prompt and its samples.
@@ -29,8 +31,35 @@ pub(crate) struct Counts {
     pub(crate) learned: (u64, u64),
     /// By bucket of batch sizes.
     pub(crate) by_batch: [BatchMetrics; BUCKETS],
-    pub(crate) drafter_batches: u64,
-    pub(crate) drafter_loss: f64,
+    /// Its levels and its versions.
+    pub(crate) levels: Vec<(u64, u64)>,
+    pub(crate) versions: BTreeMap<u64, (u64, u64)>,
+    /// Of all trainings of the drafter together.
+    pub(crate) training: Learned,
+}
+
+impl Counts {
+    /// Adds what came of a cycle's drafts.
+    pub(crate) fn add_drafts(&mut self, cycle: &Cycle, version: u64) {
+        let add = |sum: &mut (u64, u64), new: (u64, u64)| *sum = (sum.0 + new.0, sum.1 + new.1);
+        let wide = |new: (usize, usize)| (new.0 as u64, new.1 as u64);
+        add(&mut self.drafted, wide(cycle.drafted));
+        add(&mut self.learned, wide(cycle.learned));
+        if cycle.learned.0 > 0 {
+            add(self.versions.entry(version).or_default(), wide(cycle.learned));
+        }
+        self.levels.resize(self.levels.len().max(cycle.levels.len()), (0, 0));
+        self.levels.iter_mut().zip(&cycle.levels).for_each(|(sum, new)| add(sum, *new));
+    }
+
+    /// Adds what an idle device taught the drafter.
+    pub(crate) fn learned_in_idle_time(&mut self, learned: &Learned) {
+        let sum = &mut self.training;
+        sum.loss = if learned.batches > 0 { learned.loss } else { sum.loss };
+        sum.batches += learned.batches;
+        sum.discarded += learned.discarded;
+        sum.held_out = learned.held_out.or(sum.held_out);
+    }
 }
 
 pub(crate) struct Rollout {

@@ -15,11 +15,12 @@ use tokio::sync::oneshot;
 
 use crate::engine::Fault;
 use crate::error::{Error, Result};
+use crate::experience::Experience;
 use crate::folder::{Checkpoint, RunFolder};
 use crate::job::Job;
 use crate::past::Past;
 use crate::progress::{Ended, Observer, Progress};
-use crate::speculator::{Published, Speculator};
+use crate::speculator::Speculator;
 use crate::supervisor::{Message, Setup, Supervisor};
 
 /// How to run a plan.
@@ -99,11 +100,12 @@ fn prepare(
     let kernels = kernels::variant().to_owned();
     journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels })?;
     journal.commit()?;
-    let (weights, adam, published) = match from {
-        Some(from) => (from.weights, Some(from.adam), from.drafter),
-        None => (Arc::new(job.initial.clone()), None, None),
+    let (weights, adam, mut experience) = match from {
+        Some(from) => (from.weights, Some(from.adam), from.experience),
+        None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
-    let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, published, job.seen.clone()));
+    experience.published = experience.published.or_else(|| job.first_drafter());
+    let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, experience, job.seen.clone()));
     let fault = options.fault;
     Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, fault, observer, ended }))
 }
@@ -138,7 +140,7 @@ fn start(
                 if let Some(error) = damaged {
                     observer.tell(Progress::Warning(older(&name, &error)));
                 }
-                checkpoint.drafter = drafter(folder, &name, job, observer)?;
+                checkpoint.experience = experience(folder, &name, job, observer)?;
                 return Ok((state.next, Some(checkpoint)));
             }
             Err(source) => {
@@ -160,14 +162,14 @@ fn older(name: &str, error: &Error) -> String {
     }
 }
 
-/// The drafter of a checkpoint; one that does not fit is as good as none, because it changes no token.
-fn drafter(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Option<Published>> {
-    let Some(like) = drafter_layout(job)? else { return Ok(None) };
-    Ok(folder.drafter(name, &like).unwrap_or_else(|error| {
+/// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
+fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Experience> {
+    let like = drafter_layout(job)?;
+    Ok(folder.experience(name, like.as_ref()).unwrap_or_else(|error| {
         let path = folder.checkpoint(name);
         let text = format!("the drafter in {} cannot be used ({error}); a new one is trained", path.display());
         observer.tell(Progress::Warning(text));
-        None
+        Experience::default()
     }))
 }
 

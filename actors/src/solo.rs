@@ -7,11 +7,14 @@ use std::time::Instant;
 use kernels::{NoiseKey, Pool};
 use models::data::Problem;
 use models::drafter::{Calibration, Vocabulary};
-use models::{Answer, Cycle, Decoder, Decoding, Target};
+use models::load::eagle::{self, Layout};
+use models::load::export::{self, Precision};
+use models::{Answer, Cycle, Decoder, Decoding, Target, Weights};
 use state::plan::{self, Plan, Speculation, Strategy};
 
 use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
+use crate::experience::Experience;
 use crate::folder::RunFolder;
 use crate::job::Job;
 use crate::past::inspect;
@@ -21,6 +24,7 @@ use crate::speculator::{Published, Speculator};
 /// A model on one device, with the drafter of its run if it has one.
 pub struct Solo {
     job: Job,
+    weights: Arc<Weights>,
     target: Arc<Target>,
     pool: Arc<Pool>,
     /// Has the drafter and teaches it; holds what it learns from.
@@ -46,6 +50,8 @@ pub struct DecodeOptions {
     pub controller: plan::Controller,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
+    /// Tokens are drawn from the likeliest ones that have together this probability; 1 is all of them.
+    pub top_p: f32,
     /// Longest answer, in tokens.
     pub tokens_max: usize,
     /// Keep hidden states of answers, to train a drafter with.
@@ -132,8 +138,8 @@ impl Solo {
     /// If the model or the data cannot be used.
     pub fn load(plan: &Plan, threads: usize) -> Result<Self> {
         let job = Job::load(plan)?;
-        let weights = job.initial.clone();
-        Self::of(job, &weights, None, threads)
+        let weights = Arc::new(job.initial.clone());
+        Self::of(job, weights, None, threads)
     }
 
     /// The model of a run as its newest checkpoint has it, and its drafter.
@@ -145,29 +151,60 @@ impl Solo {
         let Some(plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
         let (job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
         let Some(name) = state.checkpoint else {
-            let weights = job.initial.clone();
-            return Self::of(job, &weights, None, threads);
+            let weights = Arc::new(job.initial.clone());
+            return Self::of(job, weights, None, threads);
         };
         let checkpoint = folder.read(&name, &job.initial)?;
-        let drafter = match run::drafter_layout(&job)? {
-            Some(like) => folder.drafter(&name, &like)?,
-            None => None,
-        };
-        Self::of(job, &checkpoint.weights, drafter, threads)
+        let experience = folder.experience(&name, run::drafter_layout(&job)?.as_ref())?;
+        Self::of(job, checkpoint.weights, experience.published, threads)
     }
 
-    fn of(job: Job, weights: &models::Weights, drafter: Option<Published>, threads: usize) -> Result<Self> {
-        let target = Arc::new(Target::new(&job.config, weights, &job.rope)?);
+    fn of(job: Job, weights: Arc<Weights>, drafter: Option<Published>, threads: usize) -> Result<Self> {
+        let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
+        let drafter = drafter.or_else(|| job.first_drafter());
         let plan = &job.plan;
-        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, drafter, job.seen.clone());
+        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, with(drafter), job.seen.clone());
         let (learning, pool, calibration) = (Arc::new(learning), Arc::new(Pool::new(threads)), Arc::default());
-        Ok(Self { job, target, pool, learning, calibration })
+        Ok(Self { job, weights, target, pool, learning, calibration })
     }
 
     /// The plan it was loaded from.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.job.plan
+    }
+
+    /// Writes the learned drafter to a folder, for Taper or for an engine.
+    ///
+    /// # Errors
+    /// If there is none, or the folder cannot be written.
+    pub fn export_drafter(&self, folder: &Path, layout: Layout, precision: Precision) -> Result<()> {
+        let (Some(published), Some(ffn)) = (self.learning.published(), self.job.plan.speculation.eagle_ffn()) else {
+            return Err(Error::NoDrafter { name: self.job.plan.name.clone() });
+        };
+        let raw = published.weights.to_raw();
+        Ok(eagle::export_drafter(folder, &self.job.config, (&raw, ffn), layout, precision)?)
+    }
+
+    /// The same model with the drafter of such a folder.
+    ///
+    /// # Errors
+    /// If there is no drafter of this model in it.
+    pub fn with_drafter(self, folder: &Path) -> Result<Self> {
+        let plan = &self.job.plan;
+        let weights = Arc::new(self.job.read_drafter(folder)?);
+        let drafter = Some(Published { version: 1, weights });
+        let learning = Speculator::new(&plan.speculation, &self.job.config, plan.seed, with(drafter), self.job.seen.clone());
+        Ok(Self { learning: Arc::new(learning), calibration: Arc::default(), ..self })
+    }
+
+    /// Writes the model as a Hugging Face folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn export(&self, folder: &Path, precision: Precision) -> Result<()> {
+        let (job, chat) = (&self.job, self.job.chat_source.as_deref());
+        Ok(export::export(folder, &job.config, &self.weights.to_raw(), precision, &job.tokenizer, chat)?)
     }
 
     /// Whether a learned drafter can draft.
@@ -235,12 +272,13 @@ impl Solo {
         let (job, plan) = (&self.job, &self.job.plan.speculation);
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
-        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, self.learning.published(), seen);
+        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, with(self.learning.published()), seen);
         // Without the noise gaps mean something else.
         let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
         let speculator = Arc::new(speculator.calibrated(calibration));
         let decoding = Decoding {
             temperature: options.temperature,
+            top_p: options.top_p,
             tokens_max: options.tokens_max,
             eos: job.config.eos.clone(),
             keep_hidden: options.keep_hidden || speculator.wants_hidden(),
@@ -271,12 +309,30 @@ impl Solo {
         self.learning.collect(answers);
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
         let stop = || began.elapsed().as_secs_f64() >= seconds;
-        self.learning.train(&self.pool, &vocabulary, stop)
+        let temperature = self.job.plan.sampling.temperature;
+        let learned = self.learning.train((&self.pool, &vocabulary), temperature, stop)?;
+        Ok((learned.batches, learned.loss))
     }
 
-    fn vocabulary(&self) -> Arc<Vocabulary> {
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn vocabulary(&self) -> Arc<Vocabulary> {
         self.learning.vocabulary(&self.target)
     }
+}
+
+fn with(published: Option<Published>) -> Experience {
+    Experience { published, ..Experience::default() }
 }
 
 impl Session<'_> {

@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kernels::{NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::Eagle;
-use models::drafter::learn::Learner;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
-use models::{Answer, Config, Target, Weights};
+use models::{Answer, Config, RawWeights, Target, Weights};
+use state::drafter::{Publication, Watchdog};
 use state::plan::{self, Speculation};
 use state::speculation::Controller;
 
 use crate::error::Result;
+use crate::experience::{Experience, Habits};
+use crate::learning::{Learned, Learning, Lesson};
 
-/// Separates the noise that draws micro-batches from others.
-const DRAWS: u32 = 6;
-/// The same for choices of the controller.
+/// Separates the noise that choices of the controller are drawn with from others.
 const CHOICES: u32 = 9;
 
 /// Drafters in the order of the plan.
@@ -36,13 +36,18 @@ pub(crate) struct Speculator {
     config: Config,
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
-    learner: Mutex<Option<Learner>>,
-    buffer: Mutex<Buffer>,
+    learning: Mutex<Option<Learning>>,
+    /// What an earlier session had learned, until learning goes on.
+    earlier: Mutex<(Option<RawWeights>, Publication)>,
+    pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
     calibration: Arc<Mutex<Calibration>>,
+    pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
     choices: AtomicU64,
+    /// Seconds of the last cycle of any device, as bits.
+    cycle_s: AtomicU64,
     seed: u64,
 }
 
@@ -56,19 +61,27 @@ impl Speculator {
         plan: &Speculation,
         config: &Config,
         seed: u64,
-        published: Option<Published>,
+        experience: Experience,
         seen: Vec<u64>,
     ) -> Self {
+        let Experience { published, learner, habits } = experience;
+        let habits = habits.filter(|habits| habits.seen.len() == seen.len());
+        let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));
+        let controller = controller.cloned().unwrap_or_else(|| Controller::new(&plan.controller));
+        let (seen, publication) = habits.map_or((seen, Publication::default()), |h| (h.seen, h.publication));
         Self {
             plan: plan.clone(),
             config: config.clone(),
-            controller: Mutex::new(Controller::new(&plan.controller)),
+            controller: Mutex::new(controller),
             published: Mutex::new(published),
-            learner: Mutex::new(None),
+            learning: Mutex::new(None),
+            earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(Buffer::new(plan.training.as_ref().map_or(0, |t| t.buffer_tokens_max))),
             seen: Mutex::new(seen),
             calibration: Arc::default(),
+            watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
+            cycle_s: AtomicU64::new(0),
             seed,
         }
     }
@@ -83,6 +96,15 @@ impl Speculator {
         let key = NoiseKey::new(self.seed, CHOICES, 0, 0, 0);
         let choice = self.choices.fetch_add(1, Ordering::Relaxed);
         [key.uniform(choice as u32, 0), key.uniform(choice as u32, 1)]
+    }
+
+    /// Seconds of the last cycle of any device; 0 before the first.
+    pub(crate) fn cycle_s(&self) -> f64 {
+        f64::from_bits(self.cycle_s.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn note_cycle(&self, seconds: f64) {
+        self.cycle_s.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// How often each token was seen.
@@ -126,7 +148,7 @@ impl Speculator {
                 (plan::Drafter::Suffix { match_min, match_max }, _) => {
                     Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
                 }
-                (plan::Drafter::Eagle { ffn }, Some(p)) => {
+                (plan::Drafter::Eagle { ffn, .. }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?;
                     Some(Box::new(eagle.calibrated(self.calibration.clone())))
                 }
@@ -152,51 +174,43 @@ impl Speculator {
         answers.iter().filter_map(Example::of).for_each(|example| buffer.push(example));
     }
 
-    /// Trains the drafter on what the buffer holds until `stop` says so. Returns micro-batches and the last loss.
+    /// Trains the drafter on what the buffer holds until `stop` says so, or until nothing is to be gained for now.
     pub(crate) fn train(
         &self,
-        pool: &Pool,
-        vocabulary: &Vocabulary,
-        mut stop: impl FnMut() -> bool,
-    ) -> Result<(u64, f64)> {
-        let (Some(training), Some(ffn)) = (&self.plan.training, self.plan.eagle_ffn()) else { return Ok((0, 0.0)) };
-        let mut held = lock(&self.learner);
-        let learner = match held.as_mut() {
-            Some(learner) => learner,
-            None => held.insert(self.learner(training, ffn)?),
+        (pool, vocabulary): (&Pool, &Vocabulary),
+        temperature: f32,
+        stop: impl FnMut() -> bool,
+    ) -> Result<Learned> {
+        let (Some(training), Some(ffn)) = (&self.plan.training, self.plan.eagle_ffn()) else {
+            return Ok(Learned::default());
         };
-        let (mut batches, mut loss, mut left) = (0, 0.0, None);
-        while !stop() {
-            let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, learner.steps(), 0, 0), 0);
-            let uniform = || {
-                draws += 1;
-                key.uniform(0, draws)
-            };
-            let batch = lock(&self.buffer).draw(training.tokens_max, &mut left, uniform);
-            if batch.is_empty() {
-                break;
+        let mut held = lock(&self.learning);
+        let learning = match held.as_mut() {
+            Some(learning) => learning,
+            None => {
+                let published = self.published();
+                let weights = published.as_ref().map(|p| &*p.weights);
+                let (learner, publication) = std::mem::take(&mut *lock(&self.earlier));
+                let earlier = (learner.as_ref(), publication);
+                held.insert(Learning::new((&self.config, ffn), training, self.seed, weights, earlier)?)
             }
-            loss = learner.learn(pool, vocabulary, &batch)?;
-            batches += 1;
-            if batches % training.publish_every as u64 == 0 {
-                self.publish(learner.weights());
-            }
-        }
-        if batches % training.publish_every as u64 != 0 {
-            self.publish(learner.weights());
-        }
-        Ok((batches, loss))
+        };
+        learning.go_on(&Lesson { speculator: self, pool, vocabulary, temperature }, stop)
     }
 
-    fn learner(&self, training: &plan::DrafterTraining, ffn: usize) -> Result<Learner> {
-        let weights = match self.published() {
-            Some(published) => (*published.weights).clone(),
-            None => Learner::fresh(&self.config, ffn, self.seed)?,
+    /// What a checkpoint keeps.
+    pub(crate) fn experience(&self) -> Experience {
+        let learning = lock(&self.learning);
+        let (learner, publication) = match learning.as_ref() {
+            Some(learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
+            None => lock(&self.earlier).clone(),
         };
-        Ok(Learner::new(&self.config, ffn, weights, training.lr))
+        let controller = lock(&self.controller).clone();
+        let habits = Some(Habits { controller, publication, seen: self.seen() });
+        Experience { published: self.published(), learner, habits }
     }
 
-    fn publish(&self, weights: &Weights) {
+    pub(crate) fn publish(&self, weights: &Weights) {
         let version = self.version() + 1;
         *lock(&self.published) = Some(Published { version, weights: Arc::new(weights.clone()) });
     }

@@ -80,10 +80,12 @@ enum Activity {
     Updating(Updating),
     /// Waiting for records to be durable; then the next step, or the end.
     Recording {
-        pending: usize,
         then: Option<Ended>,
     },
 }
+
+/// Records that may be on their way to the disk while a step is computed: what is lost in a crash is computed again.
+const UNRECORDED_MAX: usize = 1;
 
 pub(crate) struct State {
     myself: ActorRef<Message>,
@@ -102,9 +104,10 @@ pub(crate) struct State {
     activity: Activity,
     metrics: StepMetrics,
     began: Instant,
-    /// When the newest step went to the recorder, and how long the one before took there.
-    recorded_from: Instant,
-    recording_s: f64,
+    /// Records that are not durable yet; since when the run waits for them, and how long it did after the step before.
+    unrecorded: usize,
+    waiting_from: Instant,
+    waited_s: f64,
     rollouts: u64,
     fault: Option<Fault>,
     observer: Observer,
@@ -136,11 +139,12 @@ impl Actor for Supervisor {
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
             weights_sha256: weights.sha256(),
             seats: devices.into_iter().map(seat).collect(),
-            activity: Activity::Recording { pending: 0, then: None },
+            activity: Activity::Recording { then: None },
             metrics: StepMetrics::default(),
             began: Instant::now(),
-            recorded_from: Instant::now(),
-            recording_s: 0.0,
+            unrecorded: 0,
+            waiting_from: Instant::now(),
+            waited_s: 0.0,
             clock: Instant::now(),
             rollouts: 0,
             ended: Some(ended),
@@ -302,9 +306,8 @@ impl State {
     }
 
     fn interrupt(&mut self) {
-        let pending = if let Activity::Recording { pending, .. } = self.activity { pending } else { 0 };
-        let _ = self.recorder.cast(Record::Commit { event: Event::Interrupted, checkpoint: None });
-        self.activity = Activity::Recording { pending: pending + 1, then: Some(Ended::Interrupted) };
+        self.record(Record::Commit { event: Event::Interrupted, checkpoint: None });
+        self.activity = Activity::Recording { then: Some(Ended::Interrupted) };
         self.observer.tell(Progress::Stopping);
     }
 

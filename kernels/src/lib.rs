@@ -21,6 +21,7 @@ pub mod math;
 mod matrix;
 pub mod noise;
 mod norm;
+pub mod nucleus;
 mod pool;
 mod product;
 pub mod reference;

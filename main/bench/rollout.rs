@@ -173,7 +173,8 @@ impl Bench<'_> {
 
     fn options(&self, controller: &Controller, slots: usize, tokens_max: usize) -> DecodeOptions {
         let (controller, temperature) = (controller.clone(), self.temperature);
-        DecodeOptions { slots, controller, temperature, tokens_max, keep_hidden: false, is_coupled: true }
+        let top_p = self.solo.plan().sampling.top_p;
+        DecodeOptions { slots, controller, temperature, top_p, tokens_max, keep_hidden: false, is_coupled: true }
     }
 
     /// The same requests in every way, in turns of the same time.

@@ -5,6 +5,8 @@
 mod chains;
 mod jsonl;
 
+use std::borrow::Cow;
+
 use state::plan::{Data, Source};
 
 use crate::chat::ChatTemplate;
@@ -88,12 +90,13 @@ impl Dataset {
         self.len() == Some(0)
     }
 
-    /// What rewards compare of an answer or a solution: a generated sum's last attempt, what it checked itself with last.
+    /// What rewards compare of an answer or a solution: that of a generated sum with its last check in the place of the steps that
+    /// it repeats.
     #[must_use]
-    pub fn attempt<'a>(&self, text: &'a str) -> &'a str {
+    pub fn attempt<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.problems {
-            Problems::Chains(_) => text.rsplit('?').next().unwrap_or_default(),
-            Problems::Jsonl(_) => text,
+            Problems::Chains(_) => chains::attempt(text),
+            Problems::Jsonl(_) => text.into(),
         }
     }
 
@@ -139,17 +142,22 @@ mod tests {
             tail_min: 7,
             check: 0.0,
             checks_max: 1,
+            check_steps: 2,
             solution_max: 1_000,
         };
         Data { source: Source::Chains(chains), template: template.into(), chat, heldout: 10 }
     }
 
     #[test]
-    fn the_last_attempt_at_a_sum_counts() {
+    fn a_check_counts_instead_of_the_steps_it_repeats() {
         let dataset = Dataset::open(&data("", false), 0).unwrap();
         assert_eq!(dataset.attempt("1+2=3#3"), "1+2=3#3");
         assert_eq!(dataset.attempt("1+2=4#4?1+2=3#3"), "1+2=3#3");
+        assert_eq!(dataset.attempt("1+2=3;3+4=8#8?9?3+4=7#7"), "1+2=3;3+4=7#7");
+        assert_eq!(dataset.attempt("1+2=3;3+4=7#7?1+2=3;3+4=7;7-1=6#6"), "1+2=3;3+4=7;7-1=6#6");
+        assert_eq!(dataset.attempt("1+2=3;3+4=7#7?"), "1+2=3;");
         assert_eq!(dataset.attempt("1+2=3#3?"), "");
+        assert_eq!(dataset.attempt(""), "");
     }
 
     #[test]

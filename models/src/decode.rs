@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, noise};
+use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, nucleus};
 use state::plan::Strategy;
 
 use crate::cache::{Cache, Layers, no_rows};
@@ -22,6 +22,8 @@ use state::speculation::{Accepted, DraftTree, accept};
 pub struct Decoding {
     /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
+    /// Tokens are drawn from the likeliest ones that have together this probability; 1 is all of them.
+    pub top_p: f32,
     /// Longest answer, in tokens.
     pub tokens_max: usize,
     /// Tokens that end an answer.
@@ -39,11 +41,13 @@ pub struct Answer {
     pub group: usize,
     /// Sample within the group.
     pub sample: usize,
+    /// Noise of the answer.
+    pub noise: NoiseKey,
     /// Prompt and answer, the end token included if there was one.
     pub tokens: Vec<u32>,
     /// Length of the prompt.
     pub prompt: usize,
-    /// Log-probability of each answer token under `softmax(logits / T)` (T = 1 if greedy).
+    /// Log-probability of each answer token under `softmax(logits / T)` (T = 1 if greedy), of all tokens whatever the nucleus.
     pub log_probs: Vec<f32>,
     /// Whether the answer was cut at its longest allowed length.
     pub truncated: bool,
@@ -79,6 +83,8 @@ pub struct Cycle {
     pub drafted: (usize, usize),
     /// The same of drafts that a network guessed.
     pub learned: (usize, usize),
+    /// For each level of these drafts, how often its guesses were to decide (all above were right), and how often one was right.
+    pub levels: Vec<(u64, u64)>,
     /// Rows that went through the target: one for each request, and one for each drafted token.
     pub rows: usize,
     /// Seconds of the target's forward.
@@ -267,7 +273,11 @@ impl Decoder {
         if let Some((drafter, _)) = drafter.as_mut() {
             drafter.verified(&trees, &accepted);
             for request in (0..trees.len()).filter(|i| !trees[*i].is_empty()) {
-                let counts = [Some(&mut cycle.drafted), drafter.learned(request).then_some(&mut cycle.learned)];
+                let is_learned = drafter.learned(request);
+                if is_learned {
+                    count_levels(&trees[request], &accepted[request], &mut cycle.levels);
+                }
+                let counts = [Some(&mut cycle.drafted), is_learned.then_some(&mut cycle.learned)];
                 for (requests, tokens) in counts.into_iter().flatten() {
                     (*requests, *tokens) = (*requests + 1, *tokens + emitted[request]);
                 }
@@ -374,7 +384,8 @@ impl Decoder {
         let state = &self.slots[slot];
         let token = |row: usize| {
             let position = u32::try_from(batch.positions[row] as usize + 1 - state.prompt).unwrap_or(u32::MAX);
-            noise::sample(&logits[row * vocab..(row + 1) * vocab], self.decoding.temperature, &state.noise, position)
+            let (logits, Decoding { temperature, top_p, .. }) = (&logits[row * vocab..(row + 1) * vocab], &self.decoding);
+            nucleus::sample(logits, *temperature, *top_p, &state.noise, position)
         };
         batch.rows[slot].clone().map(token).collect()
     }
@@ -415,6 +426,17 @@ impl Decoder {
     }
 }
 
+/// Adds what became of each level of a draft.
+fn count_levels(tree: &DraftTree, accepted: &Accepted, levels: &mut Vec<(u64, u64)>) {
+    let depth = (0..tree.len()).map(|node| tree.depth(node) + 1).max().unwrap_or(0);
+    levels.resize(levels.len().max(depth), (0, 0));
+    let right = accepted.nodes.len();
+    for (level, (decided, accepted)) in levels.iter_mut().enumerate().take(depth.min(right + 1)) {
+        *decided += 1;
+        *accepted += u64::from(level < right);
+    }
+}
+
 impl Slot {
     fn answer(self) -> Answer {
         let hidden =
@@ -423,6 +445,7 @@ impl Slot {
             id: self.id,
             group: self.group,
             sample: self.sample,
+            noise: self.noise,
             tokens: self.tokens,
             prompt: self.prompt,
             log_probs: self.log_probs,

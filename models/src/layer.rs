@@ -29,14 +29,15 @@ pub(crate) struct Sequences<'a> {
     pub(crate) lengths: &'a [usize],
 }
 
-/// Parameters in a layer.
+/// Parameters in a layer with both its norms.
 pub(crate) const PARAMETERS: usize = 9;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
     heads: Heads,
     eps: f32,
-    attention_norm: Arc<Vec<f32>>,
+    /// A drafter's layer has none (Li et al. 2024, "EAGLE").
+    attention_norm: Option<Arc<Vec<f32>>>,
     q: Matrix,
     k: Matrix,
     v: Matrix,
@@ -67,28 +68,40 @@ pub(crate) fn matrix(parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Mat
     }
 }
 
-/// What a layer computes on its way; memory that calls reuse. Shapes `(r, width)` each.
+/// What a layer computes on its way and a backward needs; memory that calls reuse. Shapes `(r, width)` each.
 #[derive(Debug, Default)]
 pub(crate) struct Values {
-    normed: Vec<f32>,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     attended: Vec<f32>,
-    ffn_normed: Vec<f32>,
+    /// What attention adds to the residual stream, which may be a thousand times larger.
+    mixed: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    pub(crate) passing: Passing,
+}
+
+/// The values that are made from others without a product: a backward makes them again, so that layers can share this memory.
+#[derive(Debug, Default)]
+pub(crate) struct Passing {
+    normed: Vec<f32>,
+    ffn_normed: Vec<f32>,
     gated: Vec<f32>,
-    /// What each half adds to the residual stream, which may be a thousand times larger.
-    mixed: Vec<f32>,
     fed: Vec<f32>,
 }
 
 impl Values {
-    /// Bytes of a layer's values of r rows.
+    /// Bytes of a layer's values of r rows, without those that pass.
     pub(crate) fn bytes(config: &Config, rows: usize) -> usize {
         let Heads { heads, kv_heads, head_dim } = heads(config);
-        rows * (4 * config.hidden + (2 * heads + 2 * kv_heads) * head_dim + 3 * config.ffn) * size_of::<f32>()
+        rows * (config.hidden + (2 * heads + 2 * kv_heads) * head_dim + 2 * config.ffn) * size_of::<f32>()
+    }
+
+    /// Bytes that it holds, without those that pass.
+    pub(crate) fn held(&self) -> usize {
+        let Self { q, k, v, attended, mixed, gate, up, .. } = self;
+        [q, k, v, attended, mixed, gate, up].iter().map(|values| values.capacity() * size_of::<f32>()).sum()
     }
 }
 
@@ -97,6 +110,7 @@ impl Values {
 pub(crate) struct Gradient {
     /// Values of a layer that kept none.
     values: Values,
+    passing: Passing,
     work: Work,
 }
 
@@ -115,10 +129,16 @@ struct Work {
 impl Layer {
     /// Takes its parameters in the order of `layout::layer`.
     pub(crate) fn new(config: &Config, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
+        let norm = vector(parameters)?;
+        Some(Self { attention_norm: Some(norm), ..Self::without_norm(config, parameters)? })
+    }
+
+    /// The same of `layout::layer_without_norm`.
+    pub(crate) fn without_norm(config: &Config, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         Some(Self {
             heads: heads(config),
             eps: config.eps,
-            attention_norm: vector(parameters)?,
+            attention_norm: None,
             q: matrix(parameters)?,
             k: matrix(parameters)?,
             v: matrix(parameters)?,
@@ -151,12 +171,12 @@ impl Layer {
     /// The first half: attention and its residual.
     fn mix(&self, pool: &Pool, x: &mut [f32], rows: Rows<'_>, attend: &mut Attend<'_>, values: &mut Values) {
         let (count, width, kv_width) = (rows.positions.len(), self.heads.width(), self.heads.kv_width());
-        let Values { normed, q, k, v, attended, mixed, .. } = values;
+        let Values { q, k, v, attended, mixed, passing: Passing { normed, .. }, .. } = values;
         normed.resize(x.len(), 0.0);
         for (values, width) in [(&mut *q, width), (k, kv_width), (v, kv_width), (attended, width)] {
             values.resize(count * width, 0.0);
         }
-        rms_norm(pool, x, &self.attention_norm, self.eps, normed);
+        self.norm_attention(pool, x, normed);
         linear(pool, normed, &self.q, q);
         linear(pool, normed, &self.k, k);
         linear(pool, normed, &self.v, v);
@@ -168,18 +188,26 @@ impl Layer {
         add(x, mixed);
     }
 
+    fn norm_attention(&self, pool: &Pool, x: &[f32], normed: &mut [f32]) {
+        match &self.attention_norm {
+            Some(weight) => rms_norm(pool, x, weight, self.eps, normed),
+            None => normed.copy_from_slice(x),
+        }
+    }
+
     /// The second half: the feed-forward network and its residual.
     fn feed(&self, pool: &Pool, x: &mut [f32], values: &mut Values) {
         self.gate(pool, x, values);
-        values.fed.resize(x.len(), 0.0);
-        linear(pool, &values.gated, &self.down, &mut values.fed);
-        add(x, &values.fed);
+        let Passing { gated, fed, .. } = &mut values.passing;
+        fed.resize(x.len(), 0.0);
+        linear(pool, gated, &self.down, fed);
+        add(x, fed);
     }
 
     /// The feed-forward network up to its gated values.
     fn gate(&self, pool: &Pool, x: &[f32], values: &mut Values) {
         let wide = x.len() / self.gate.k() * self.gate.n();
-        let Values { ffn_normed, gate, up, gated, .. } = values;
+        let Values { gate, up, passing: Passing { ffn_normed, gated, .. }, .. } = values;
         ffn_normed.resize(x.len(), 0.0);
         for values in [&mut *gate, up, gated] {
             values.resize(wide, 0.0);
@@ -202,15 +230,17 @@ impl Layer {
         gradients: &mut [Vec<f32>],
         memory: &mut Gradient,
     ) {
-        let Gradient { values: again, work } = memory;
+        let Gradient { values: again, passing, work } = memory;
         work.x.clear();
         work.x.extend_from_slice(x);
         let values = match kept {
             Some(kept) => {
-                add(&mut work.x, &kept.mixed);
+                std::mem::swap(&mut kept.passing, passing);
+                self.pass(pool, &mut work.x, kept);
                 kept
             }
             None => {
+                std::mem::swap(&mut again.passing, passing);
                 let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| {
                     kernels::attend_sequences(pool, qkv, sequences.lengths, self.heads, out);
                 };
@@ -219,8 +249,22 @@ impl Layer {
                 again
             }
         };
-        self.feed_backward(pool, d, &mut gradients[5..PARAMETERS], values, work);
-        self.mix_backward(pool, x, sequences, d, &mut gradients[..5], values, work);
+        let (mixing, feeding) = gradients.split_at_mut(PARAMETERS - 4 - usize::from(self.attention_norm.is_none()));
+        self.feed_backward(pool, d, &mut feeding[..4], values, work);
+        self.mix_backward(pool, x, sequences, d, mixing, values, work);
+        std::mem::swap(&mut values.passing, passing);
+    }
+
+    /// Makes the values that passed once more, and x, the layer's input, that of its second half.
+    fn pass(&self, pool: &Pool, x: &mut [f32], values: &mut Values) {
+        let Values { mixed, gate, up, passing: Passing { normed, ffn_normed, gated, .. }, .. } = values;
+        for (values, len) in [(&mut *normed, x.len()), (ffn_normed, x.len()), (gated, gate.len())] {
+            values.resize(len, 0.0);
+        }
+        self.norm_attention(pool, x, normed);
+        add(x, mixed);
+        rms_norm(pool, x, &self.ffn_norm, self.eps, ffn_normed);
+        swiglu(pool, gate, up, gated);
     }
 
     fn feed_backward(
@@ -233,15 +277,16 @@ impl Layer {
     ) {
         let Work { x, wide, narrow, turned, .. } = work;
         let shape = |m: &Matrix| [m.n(), m.k()];
-        wide.resize(values.gated.len(), 0.0);
+        let Values { gate, up, passing: Passing { ffn_normed, gated, .. }, .. } = values;
+        wide.resize(gated.len(), 0.0);
         input_gradient(pool, d, &self.down, wide, false);
-        weight_gradient(pool, &values.gated, d, &mut gradients[3], shape(&self.down), turned);
-        swiglu_gradient(pool, &mut values.gate, &mut values.up, wide);
+        weight_gradient(pool, gated, d, &mut gradients[3], shape(&self.down), turned);
+        swiglu_gradient(pool, gate, up, wide);
         narrow.resize(d.len(), 0.0);
-        input_gradient(pool, &values.gate, &self.gate, narrow, false);
-        input_gradient(pool, &values.up, &self.up, narrow, true);
-        weight_gradient(pool, &values.ffn_normed, &values.gate, &mut gradients[1], shape(&self.gate), turned);
-        weight_gradient(pool, &values.ffn_normed, &values.up, &mut gradients[2], shape(&self.up), turned);
+        input_gradient(pool, gate, &self.gate, narrow, false);
+        input_gradient(pool, up, &self.up, narrow, true);
+        weight_gradient(pool, ffn_normed, gate, &mut gradients[1], shape(&self.gate), turned);
+        weight_gradient(pool, ffn_normed, up, &mut gradients[2], shape(&self.up), turned);
         rms_norm_gradient(pool, x, &self.ffn_norm, self.eps, narrow, d, &mut gradients[0]);
     }
 
@@ -257,12 +302,13 @@ impl Layer {
         work: &mut Work,
     ) {
         let Work { wide, narrow, dq, dk, dv, turned, .. } = work;
-        let Values { normed, q, k, v, attended, .. } = values;
+        let Values { q, k, v, attended, passing: Passing { normed, .. }, .. } = values;
         let shape = |m: &Matrix| [m.n(), m.k()];
         let (width, kv_width) = (self.heads.width(), self.heads.kv_width());
+        let (by_norm, gradients) = gradients.split_at_mut(usize::from(self.attention_norm.is_some()));
         wide.resize(attended.len(), 0.0);
         input_gradient(pool, d, &self.o, wide, false);
-        weight_gradient(pool, attended, d, &mut gradients[4], shape(&self.o), turned);
+        weight_gradient(pool, attended, d, &mut gradients[3], shape(&self.o), turned);
         for (values, len) in [(&mut *dq, q.len()), (dk, k.len()), (dv, v.len())] {
             values.resize(len, 0.0);
         }
@@ -272,8 +318,11 @@ impl Layer {
         rope(dk, kv_width, rows.positions, rows.rope, Turn::Back);
         for (i, (weight, by)) in [(&self.q, &*dq), (&self.k, &*dk), (&self.v, &*dv)].into_iter().enumerate() {
             input_gradient(pool, by, weight, narrow, i > 0);
-            weight_gradient(pool, normed, by, &mut gradients[1 + i], shape(weight), turned);
+            weight_gradient(pool, normed, by, &mut gradients[i], shape(weight), turned);
         }
-        rms_norm_gradient(pool, x, &self.attention_norm, self.eps, narrow, d, &mut gradients[0]);
+        match (&self.attention_norm, by_norm) {
+            (Some(weight), [by_norm]) => rms_norm_gradient(pool, x, weight, self.eps, narrow, d, by_norm),
+            _ => add(d, narrow),
+        }
     }
 }

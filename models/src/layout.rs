@@ -39,6 +39,14 @@ impl ParameterShape {
 
 /// Parameters of one decoder layer, under `prefix`.
 pub(crate) fn layer(config: &Config, prefix: &str) -> Vec<Parameter> {
+    let shape = ParameterShape::Vector(config.hidden);
+    let mut all = vec![Parameter { name: format!("{prefix}input_layernorm.weight"), shape }];
+    all.extend(layer_without_norm(config, prefix));
+    all
+}
+
+/// The same of a layer that does not normalise its input.
+pub(crate) fn layer_without_norm(config: &Config, prefix: &str) -> Vec<Parameter> {
     let Config { hidden, ffn, head_dim, .. } = *config;
     let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
     let matrix =
@@ -46,7 +54,6 @@ pub(crate) fn layer(config: &Config, prefix: &str) -> Vec<Parameter> {
     let vector =
         |name: &str| Parameter { name: format!("{prefix}{name}.weight"), shape: ParameterShape::Vector(hidden) };
     vec![
-        vector("input_layernorm"),
         matrix("self_attn.q_proj", queries, hidden),
         matrix("self_attn.k_proj", keys, hidden),
         matrix("self_attn.v_proj", keys, hidden),

@@ -3,6 +3,7 @@
 //! Everything that a file says is checked here against everything else it says, so that later code may rely on it.
 //! Weights are f32 in memory whatever the file holds. Nothing here computes with a model.
 
+pub mod eagle;
 pub mod export;
 pub mod gguf;
 pub mod hf;
@@ -192,7 +193,7 @@ pub(crate) fn dims(shape: ParameterShape) -> Vec<usize> {
     }
 }
 
-fn finite(name: &str, values: &[f32], place: &str) -> Result<()> {
+pub(crate) fn finite(name: &str, values: &[f32], place: &str) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
         Some(index) => Err(Error::NonFinite { name: name.into(), index, value: values[index], place: place.into() }),

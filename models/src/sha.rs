@@ -31,7 +31,10 @@ pub fn of_file(path: &Path) -> Result<String> {
 }
 
 /// Compares a hash with the one asked for; case does not matter.
-pub(crate) fn expect(path: &Path, found: String, expected: &str) -> Result<()> {
+///
+/// # Errors
+/// If they differ.
+pub fn expect(path: &Path, found: String, expected: &str) -> Result<()> {
     match found.eq_ignore_ascii_case(expected.trim()) {
         true => Ok(()),
         false => Err(Error::Sha256 { path: path.into(), found, expected: expected.into() }),

@@ -39,7 +39,7 @@ pub(crate) struct Memory {
 pub(crate) struct Tape {
     /// Input of each layer.
     pub(crate) inputs: Vec<Vec<f32>>,
-    /// All values of layers from `first` on; the backward makes those of earlier layers again.
+    /// Values of layers from `first` on, without those that pass; the backward makes those of earlier layers again.
     pub(crate) values: Vec<Values>,
     pub(crate) first: usize,
 }
@@ -51,6 +51,12 @@ impl Tape {
         self.first = config.layers - kept;
         self.inputs.resize_with(config.layers, Vec::new);
         self.values.resize_with(config.layers, Values::default);
+    }
+
+    /// Memory that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        let inputs: usize = self.inputs.iter().map(|x| x.capacity() * size_of::<f32>()).sum();
+        inputs + self.values.iter().map(Values::held).sum::<usize>()
     }
 }
 
@@ -105,15 +111,19 @@ impl Target {
         let Memory { x, hidden, values, tape } = memory;
         embed(ids, &self.embedding, x);
         for (i, layer) in self.layers.iter().enumerate() {
-            let mut values = &mut *values;
+            let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
+            let attend_here: &mut Attend<'_> = &mut attend_here;
             if let Some(tape) = tape {
                 tape.inputs[i].clone_from(x);
                 if i >= tape.first {
-                    values = &mut tape.values[i];
+                    let kept = &mut tape.values[i];
+                    std::mem::swap(&mut kept.passing, &mut values.passing);
+                    layer.forward(pool, x, rows, attend_here, kept);
+                    std::mem::swap(&mut kept.passing, &mut values.passing);
+                    continue;
                 }
             }
-            let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
-            layer.forward(pool, x, rows, &mut attend_here as &mut Attend<'_>, values);
+            layer.forward(pool, x, rows, attend_here, values);
         }
         hidden.resize(x.len(), 0.0);
         rms_norm(pool, x, &self.norm, self.config.eps, hidden);

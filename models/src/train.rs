@@ -1,6 +1,6 @@
 //! Gradients of the policy: forward over packed sequences, the loss by a function of log-probabilities, backward.
 //!
-//! For r rows of width h in l layers the forward keeps `4 r h (l + 1)` bytes, the input of each layer, and up to half a GiB of
+//! For r rows of width h in l layers the forward keeps `4 r h (l + 1)` bytes, the input of each layer, and up to a GiB of
 //! intermediate values, those of the last layers. The backward makes those of earlier layers again when it gets there: the
 //! same bits. Beside them stand one layer's values and 192 rows of logits.
 
@@ -11,13 +11,25 @@ use crate::optim::Gradients;
 use crate::target::{Memory, Packed, Tape, Target};
 
 /// Most bytes of intermediate values that a forward keeps for its backward.
-const VALUES_BYTES_MAX: usize = 1 << 29;
+const VALUES_BYTES_MAX: usize = 1 << 30;
 
 /// Memory that calls of [`gradient`] reuse.
 #[derive(Debug, Default)]
 pub struct Workspace {
     forward: Memory,
     backward: Gradient,
+}
+
+/// Bytes of values worth the time of having their memory mapped again.
+const HELD_BYTES_MAX: usize = 1 << 28;
+
+impl Workspace {
+    /// Gives back the memory of large models' values, which the step of the optimiser may need.
+    pub fn trim(&mut self) {
+        if self.forward.tape.as_ref().is_some_and(|tape| tape.bytes() > HELD_BYTES_MAX) {
+            *self = Self::default();
+        }
+    }
 }
 
 /// A sequence to learn from.

@@ -90,7 +90,9 @@ fn decode(
     batch: usize,
     mut drafter: Option<(&mut dyn Drafter, Strategy)>,
 ) -> Vec<Answer> {
-    let decoding = Decoding { temperature, tokens_max: 40, eos: vec![0], keep_hidden: true };
+    // One of the three seeds draws from the nucleus.
+    let top_p = if seed == 3 { 0.8 } else { 1.0 };
+    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], keep_hidden: true };
     // With a drafter also on several threads.
     let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
     let mut decoder = Decoder::new(target.clone(), decoding, pool);
@@ -214,7 +216,7 @@ fn requests_move_between_decoders() {
     let target = target(9);
     let plain = decode(&target, 9, 1.0, 5, None);
     for cycles in [1, 3, 8] {
-        let decoding = Decoding { temperature: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
+        let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
         let decoder = |threads| Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(threads)));
         let (mut decoders, mut ended) = ([decoder(1), decoder(2)], Vec::new());
         for group in 0..6 {

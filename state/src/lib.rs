@@ -4,6 +4,7 @@
 
 pub mod algorithm;
 pub mod device;
+pub mod drafter;
 pub mod error;
 pub mod journal;
 pub mod metrics;

@@ -43,6 +43,11 @@ pub struct StepMetrics {
     pub accept_length: f64,
     /// Mean accept length of the learned drafter alone; 0 when it did not draft.
     pub learned_accept_length: f64,
+    /// For each level of its drafts, from the first on: how often its guesses were to decide because all above were right, and
+    /// how often one of them was right.
+    pub by_level: Vec<(u64, u64)>,
+    /// Its drafts by version: within a long tail newer ones take over.
+    pub by_version: Vec<VersionMetrics>,
     /// Seconds of the whole step.
     pub wall_s: f64,
     /// Seconds until the last device had drained.
@@ -59,6 +64,14 @@ pub struct StepMetrics {
     pub drafter_batches: u64,
     /// Mean loss of the drafter's last micro-batches of the step.
     pub drafter_loss: f64,
+    /// Share of held-out tokens that the newest version scored in the step guessed at once, if one was scored.
+    pub drafter_held_out: Option<f64>,
+    /// The same within its first three guesses.
+    pub drafter_held_out_top3: Option<f64>,
+    /// Versions that were not published because they guessed worse than the one in use.
+    pub drafter_discarded: u64,
+    /// Whether that version was put off at the end of the step, because it guessed nothing right.
+    pub drafter_off: bool,
     /// Newest published drafter version.
     pub drafter_version: u64,
     /// Sampled tokens a second, all devices.
@@ -67,10 +80,23 @@ pub struct StepMetrics {
     pub plain_tokens_per_s: f64,
     /// Where the time of rollouts went, by the number of answers that a device decoded together.
     pub by_batch: Vec<BatchMetrics>,
+    /// Seconds from each order to stop drafter training to its end.
+    pub preemptions_s: Vec<f64>,
     /// Restarts of devices during the step.
     pub restarts: usize,
     /// Phases of each device over the step, for the picture.
     pub timeline: Vec<Vec<PhaseSpan>>,
+}
+
+/// What one version of the learned drafter did in a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct VersionMetrics {
+    /// The version.
+    pub version: u64,
+    /// Request-cycles that it drafted for.
+    pub cycles: u64,
+    /// Tokens emitted in these.
+    pub tokens: u64,
 }
 
 /// Cycles of about the same batch size.
@@ -141,6 +167,14 @@ pub struct Report {
     pub accept_length: Vec<f64>,
     /// Accept length of the learned drafter of each GRPO step.
     pub learned_accept_length: Vec<f64>,
+    /// For each level of the learned drafter's drafts, how often one of its guesses was right when those above were.
+    pub acceptance_by_level: Vec<f64>,
+    /// Share of held-out tokens that the drafter guesses at once, of each GRPO step in which a version was scored: step, share.
+    pub drafter_held_out: Vec<(usize, f64)>,
+    /// Versions of the drafter that were not published because they guessed worse than the one in use.
+    pub drafter_discarded: u64,
+    /// Seconds from an order to stop drafter training to its end: median and 99th percentile.
+    pub preemption_s: Option<(f64, f64)>,
     /// Device-seconds waited for the last device.
     pub idle_s: f64,
     /// Part used for drafter training.

@@ -3,7 +3,7 @@
 //! `workflows` lowers RON text to a [`Plan`]; the actors execute it. The parameter types that a workflow file
 //! spells out (drafters, rewards, sampling, supervision …) live here once and carry `Deserialize`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -120,10 +120,12 @@ pub struct Chains {
     pub tail: f64,
     /// Fewest terms of a problem from the tail.
     pub tail_min: usize,
-    /// Chance that a solution checks itself, 0 to 1: after its answer come `?` and the same steps again.
+    /// Chance that a solution checks itself, 0 to 1: after its answer come `?` and its last steps again.
     pub check: f64,
     /// Most checks of a solution; one that checks itself does so 1 to `checks_max` times, each number as likely.
     pub checks_max: usize,
+    /// Most steps that a check repeats.
+    pub check_steps: usize,
     /// Longest solution with its checks, in characters; checks that do not fit are left out.
     pub solution_max: usize,
 }
@@ -251,6 +253,8 @@ pub enum Schedule {
 pub struct Sampling {
     /// Temperature; 0 is greedy.
     pub temperature: f32,
+    /// Tokens are drawn from the likeliest ones that have together this probability; 1 is all of them.
+    pub top_p: f32,
     /// Longest answer, in tokens.
     pub tokens_max: usize,
 }
@@ -328,6 +332,8 @@ pub enum Drafter {
     Eagle {
         /// Width of its feed-forward network; 0: the target's.
         ffn: usize,
+        /// Folder of an exported drafter to begin with; an untrained one if absent.
+        weights: Option<PathBuf>,
     },
 }
 
@@ -447,13 +453,22 @@ impl Speculation {
     #[must_use]
     pub fn eagle_ffn(&self) -> Option<usize> {
         self.drafters.iter().find_map(|drafter| match drafter {
-            Drafter::Eagle { ffn } => Some(*ffn),
+            Drafter::Eagle { ffn, .. } => Some(*ffn),
             Drafter::Suffix { .. } => None,
         })
     }
 }
 
 impl Plan {
+    /// Folder of the drafter that the learned drafter begins with.
+    #[must_use]
+    pub fn drafter_weights(&self) -> Option<&Path> {
+        self.speculation.drafters.iter().find_map(|drafter| match drafter {
+            Drafter::Eagle { weights, .. } => weights.as_deref(),
+            Drafter::Suffix { .. } => None,
+        })
+    }
+
     /// The same run without speculation and drafter training: what it must equal, byte for byte.
     #[must_use]
     pub fn without_speculation(&self) -> Self {

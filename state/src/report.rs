@@ -38,6 +38,10 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         plain_tokens_per_s: if plain_s > 0.0 { rated_tokens as f64 / plain_s } else { 0.0 },
         accept_length: grpo(|m| m.accept_length),
         learned_accept_length: grpo(|m| m.learned_accept_length),
+        acceptance_by_level: acceptance(of_kind("grpo")),
+        drafter_held_out: of_kind("grpo").filter_map(|m| Some((m.step, m.drafter_held_out?))).collect(),
+        drafter_discarded: of_kind("grpo").map(|m| m.drafter_discarded).sum(),
+        preemption_s: preemption(of_kind("grpo")),
         idle_s: grpo_sum(|m| m.idle_s),
         idle_used_s: grpo_sum(|m| m.idle_used_s),
         by_batch: by_batch(of_kind("grpo")),
@@ -57,4 +61,24 @@ fn by_batch<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<BatchMetric
         rows.entry(row.batch_min).or_default().add(row);
     }
     rows.into_values().collect()
+}
+
+/// Chance of each level of a draft, over all steps.
+fn acceptance<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
+    let mut levels: Vec<(u64, u64)> = Vec::new();
+    for step in steps {
+        levels.resize(levels.len().max(step.by_level.len()), (0, 0));
+        for (sum, new) in levels.iter_mut().zip(&step.by_level) {
+            *sum = (sum.0 + new.0, sum.1 + new.1);
+        }
+    }
+    levels.into_iter().map(|(decided, right)| right as f64 / decided.max(1) as f64).collect()
+}
+
+/// Median and 99th percentile of what stopping the drafter's training took.
+fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f64, f64)> {
+    let mut seconds: Vec<f64> = steps.flat_map(|m| &m.preemptions_s).copied().collect();
+    seconds.sort_by(f64::total_cmp);
+    let last = seconds.len().checked_sub(1)?;
+    Some((seconds[last / 2], seconds[last * 99 / 100]))
 }

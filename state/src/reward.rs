@@ -18,7 +18,7 @@ use crate::plan::{Reward, WeightedReward};
 /// What a reward may look at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Answer<'a> {
-    /// The answer, without its prompt and without the token that ends it, and without attempts before its last.
+    /// The answer, without its prompt and without the token that ends it, as the data says what of it counts.
     pub text: &'a str,
     /// What the data says is right.
     pub reference: &'a str,

@@ -1,6 +1,6 @@
 //! Texts and measurements from the command line.
 
-use super::{completed, taper, text, workflow};
+use super::{completed, refusal, report, taper, text, workflow};
 
 fn json(arguments: &[&str]) -> serde_json::Value {
     let output = taper(arguments);
@@ -36,4 +36,34 @@ fn measured_answers_are_those_of_plain_decoding() {
     assert_eq!(found["alone"][0]["how"], "plain");
     assert!(found["alone"].as_array().unwrap().len() > 2, "every strategy: {}", found["alone"]);
     assert!(found["trees"].as_array().unwrap().iter().all(|t| t["coupled"].as_f64().unwrap() >= 1.0));
+}
+
+#[test]
+fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, other) = (folder.path().join("run"), folder.path().join("other"));
+    let often = |w: String| w.replace("devices:", "speculation: (training: (publish_every: 1)),\n    devices:");
+    let file = workflow(folder.path(), often);
+    completed(&["run", text(&file), "--out", text(&dir)]);
+    for engine in ["sglang", "vllm", "taper"] {
+        let found = json(&["export", text(&dir), "--drafter", engine, "--json"]);
+        assert_eq!(found["folder"], text(&dir.join(format!("drafter-{engine}"))));
+        assert_eq!(found["drafter"]["accept_length_folder"], found["drafter"]["accept_length_run"], "{engine}");
+        assert!(found["drafter"]["accept_length_run"].as_f64().unwrap() > 1.0);
+    }
+    // From the exported one on, with other bytes nowhere.
+    let begins = |path: &str| {
+        let drafters = format!("speculation: (drafters: [Eagle(weights: \"{path}\")], training: None),\n    devices:");
+        workflow(folder.path(), |w| w.replace("devices:", &drafters))
+    };
+    completed(&["run", text(&begins("run/drafter-taper")), "--out", text(&other)]);
+    let [first, second] = [&dir, &other].map(|dir| report(dir));
+    assert_eq!(first.weights_sha256, second.weights_sha256);
+    assert!(second.history.iter().all(|m| m.drafter_batches == 0));
+    assert!(second.history.iter().any(|m| m.learned_accept_length > 0.0), "it drafts without training");
+    // The model, too; and what is not a drafter, or no run, is told.
+    let found = json(&["export", text(&dir), "--to", text(&folder.path().join("out")), "--json"]);
+    assert!(found["drafter"].is_null() && folder.path().join("out/model.safetensors").is_file());
+    assert!(refusal(&["run", text(&begins("out")), "--out", text(&folder.path().join("third"))]).contains("config.json"));
+    assert!(refusal(&["export", text(folder.path()), "--drafter", "vllm"]).contains("holds no run"));
 }

@@ -32,7 +32,7 @@ pub(crate) fn lower(workflow: &Workflow, text: &str, tree: &Tree, folder: &Path)
         sampling: sampling(&mut check, &workflow.sampling),
         rewards: rewards::lower(&mut check, workflow.rewards.as_deref(), &workflow.data),
         devices: devices(&mut check, &workflow.devices),
-        speculation: speculation::lower(&mut check, &workflow.speculation),
+        speculation: speculation::lower(&mut check, &workflow.speculation, folder),
         supervision: supervision(&mut check, &workflow.supervision),
         checkpoint: checkpoint(&mut check, &workflow.checkpoint),
     };
@@ -56,10 +56,12 @@ fn name(check: &mut Check<'_>, name: &str) {
 }
 
 fn sampling(check: &mut Check<'_>, sampling: &spec::Sampling) -> Sampling {
-    let spec::Sampling { temperature, tokens_max } = *sampling;
+    let spec::Sampling { temperature, top_p, tokens_max } = *sampling;
+    let is_share = top_p > 0.0 && top_p <= 1.0;
+    check.range("sampling.top_p", top_p, is_share, "above 0 and up to 1", "write `top_p: 1.0` to draw from all tokens");
     check.at_least_zero("sampling.temperature", temperature.into());
     check.count("sampling.tokens_max", tokens_max, 1, 1 << 20);
-    Sampling { temperature, tokens_max }
+    Sampling { temperature, top_p, tokens_max }
 }
 
 fn devices(check: &mut Check<'_>, devices: &spec::Devices) -> Devices {

@@ -95,6 +95,7 @@ pub(crate) struct Chains {
     pub(crate) tail_min: Option<usize>,
     pub(crate) check: f64,
     pub(crate) checks_max: usize,
+    pub(crate) check_steps: Option<usize>,
     pub(crate) solution_max: Option<usize>,
     pub(crate) template: String,
     pub(crate) chat: bool,
@@ -111,6 +112,7 @@ impl Default for Chains {
             tail_min: None,
             check: 0.0,
             checks_max: 5,
+            check_steps: None,
             solution_max: None,
             template: question(),
             chat: false,
@@ -141,12 +143,13 @@ fn question() -> String {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Sampling {
     pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
     pub(crate) tokens_max: usize,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, tokens_max: 256 }
+        Self { temperature: 1.0, top_p: 1.0, tokens_max: 256 }
     }
 }
 

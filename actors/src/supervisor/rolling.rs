@@ -1,13 +1,14 @@
 //! A rollout in progress: groups to devices, verdicts back, drafter training in between.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kernels::NoiseKey;
 use models::data::Problem;
 use models::{Decoding, Target};
 use state::algorithm::advantages;
 use state::device;
-use state::metrics::BatchMetrics;
+use state::metrics::{BatchMetrics, VersionMetrics};
 use state::plan::{Evaluate, Grpo, Step};
 use state::step::{Effect, Event, StepMachine};
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::rewarder::{Score, Verdict};
 use crate::rollout::{Group, Rollout};
+use crate::speculator::lock;
 use crate::update::Item;
 
 /// Separate the noise of rollouts and of evaluations from other uses.
@@ -32,6 +34,8 @@ pub(crate) struct Rolling {
     running: Vec<usize>,
     /// Seconds since the step began when the last group was done.
     drained_s: f64,
+    /// When drafter training was told to stop, until it has.
+    preempted: Option<Instant>,
 }
 
 impl State {
@@ -66,6 +70,7 @@ impl State {
         let job = &self.job;
         let decoding = Decoding {
             temperature,
+            top_p: job.plan.sampling.top_p,
             tokens_max: job.plan.sampling.tokens_max,
             eos: job.config.eos.clone(),
             keep_hidden: self.speculator.wants_hidden(),
@@ -80,7 +85,15 @@ impl State {
         self.rollouts += 1;
         let rollout = Arc::new(Rollout::new(self.rollouts, target, decoding, groups, self.speculator.clone()));
         let running = vec![0; self.seats.len()];
-        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, samples, running, drained_s: 0.0 });
+        self.activity = Activity::Rolling(Rolling {
+            rollout,
+            machine,
+            verdicts,
+            samples,
+            running,
+            drained_s: 0.0,
+            preempted: None,
+        });
         for device in 0..self.seats.len() {
             if self.seats[device].machine.is_up() {
                 self.offer_room(device);
@@ -126,6 +139,7 @@ impl State {
                 self.request(device, device::Event::TrainingRequested, command);
             }
             Effect::PreemptDrafter { device } => {
+                rolling.preempted = Some(Instant::now());
                 self.request(device, device::Event::PreemptionRequested, Command::Preempt);
             }
             Effect::StartUpdate => self.rolled_out(),
@@ -159,6 +173,11 @@ impl State {
 
     pub(super) fn drafter_stopped(&mut self, device: usize, epoch: u64, training: u64) {
         self.note(device, device::Event::TrainingStopped { epoch });
+        if let Activity::Rolling(rolling) = &mut self.activity
+            && let Some(preempted) = rolling.preempted.take()
+        {
+            self.metrics.preemptions_s.push(preempted.elapsed().as_secs_f64());
+        }
         self.advance(Event::DrafterStopped { device, epoch, training });
     }
 
@@ -175,7 +194,7 @@ impl State {
 
     /// All groups are scored: measure, then learn from them or record the evaluation.
     fn rolled_out(&mut self) {
-        let next = Activity::Recording { pending: 0, then: None };
+        let next = Activity::Recording { then: None };
         let Activity::Rolling(rolling) = std::mem::replace(&mut self.activity, next) else { return };
         self.measure(&rolling);
         let job = self.job.clone();
@@ -215,11 +234,16 @@ impl State {
             |(cycles, tokens): (u64, u64), none: f64| if cycles > 0 { tokens as f64 / cycles as f64 } else { none };
         m.accept_length = ratio(counts.drafted, 1.0);
         m.learned_accept_length = ratio(counts.learned, 0.0);
+        m.by_level.clone_from(&counts.levels);
+        let version = |(version, (cycles, tokens))| VersionMetrics { version, cycles, tokens };
+        m.by_version = counts.versions.into_iter().map(version).collect();
         m.tokens_per_s = m.tokens as f64 / m.rollout_s.max(1e-9);
         m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * rated_s / plain_s } else { 0.0 };
-        m.drafter_batches = counts.drafter_batches;
-        m.drafter_loss = counts.drafter_loss;
+        (m.drafter_batches, m.drafter_loss) = (counts.training.batches, counts.training.loss);
+        (m.drafter_held_out, m.drafter_held_out_top3) = counts.training.held_out.unzip();
+        m.drafter_discarded = counts.training.discarded;
         m.drafter_version = self.speculator.version();
+        m.drafter_off = lock(&self.speculator.watchdog).is_off(m.drafter_version);
         m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();
         measure::idle(m);
     }

@@ -10,7 +10,7 @@ use state::plan::{self, Export, Plan, Step};
 use state::run::{Position, steps_of};
 use std::sync::Arc;
 
-use super::{Activity, State};
+use super::{Activity, State, UNRECORDED_MAX};
 use crate::error::Result;
 use crate::folder::Checkpoint;
 use crate::progress::{Ended, Progress};
@@ -96,42 +96,51 @@ impl State {
         let is_due = (step + 1) % plan.checkpoint.every == 0 || step + 1 == self.metrics.steps;
         let checkpoint = (changes_weights && is_due).then(|| {
             let (weights, adam) = (self.weights.clone(), self.adam.clone());
-            (format!("{stage:03}-{:06}", step + 1), Checkpoint { weights, adam, drafter: self.speculator.published() })
+            let experience = self.speculator.experience();
+            (format!("{stage:03}-{:06}", step + 1), Checkpoint { weights, adam, experience })
         });
-        // The event is part of what takes this time, so that the next step tells it.
-        self.metrics.checkpoint_s = self.recording_s;
-        self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.recording_s;
-        self.recorded_from = Instant::now();
+        // What the run waits for this record is part of the next step.
+        self.metrics.checkpoint_s = self.waited_s;
+        self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.waited_s;
         let event = Event::StepCommitted {
             metrics: Box::new(self.metrics.clone()),
             weights_sha256: self.weights_sha256.clone(),
             checkpoint: checkpoint.as_ref().map(|c| c.0.clone()),
         };
-        self.record(Record::Commit { event, checkpoint }, None);
+        self.record(Record::Commit { event, checkpoint });
+        self.waiting_from = Instant::now();
+        self.activity = Activity::Recording { then: None };
+        self.go_on();
     }
 
     fn complete(&mut self) {
         let event = Event::RunCompleted { weights_sha256: self.weights_sha256.clone() };
-        self.record(Record::Commit { event, checkpoint: None }, Some(Ended::Complete));
+        self.record(Record::Commit { event, checkpoint: None });
+        self.activity = Activity::Recording { then: Some(Ended::Complete) };
     }
 
-    fn record(&mut self, record: Record, then: Option<Ended>) {
+    pub(super) fn record(&mut self, record: Record) {
         let _ = self.recorder.cast(record);
-        self.activity = Activity::Recording { pending: 1, then };
+        self.unrecorded += 1;
     }
 
     pub(super) fn committed(&mut self) {
-        let Activity::Recording { pending, then } = &mut self.activity else { return };
-        *pending -= 1;
-        if *pending > 0 {
-            return;
+        self.unrecorded -= 1;
+        self.go_on();
+    }
+
+    /// Ends what waits for records, if they are durable as far as it needs.
+    fn go_on(&mut self) {
+        let Activity::Recording { then } = &self.activity else { return };
+        match *then {
+            Some(ended) if self.unrecorded == 0 => self.end(Ok(ended)),
+            None if self.unrecorded <= UNRECORDED_MAX => {
+                self.waited_s = self.waiting_from.elapsed().as_secs_f64();
+                self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
+                self.position = self.position.after(&self.job.plan);
+                self.begin_step();
+            }
+            _ => {}
         }
-        if let Some(ended) = *then {
-            return self.end(Ok(ended));
-        }
-        self.recording_s = self.recorded_from.elapsed().as_secs_f64();
-        self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
-        self.position = self.position.after(&self.job.plan);
-        self.begin_step();
     }
 }

@@ -71,7 +71,7 @@ impl Drafter for Wrong {
 }
 
 fn decoder(target: &Arc<Target>, requests: usize, pool: &Arc<Pool>) -> Decoder {
-    let decoding = Decoding { temperature: 1.0, tokens_max: 4096, eos: Vec::new(), keep_hidden: true };
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 4096, eos: Vec::new(), keep_hidden: true };
     let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
     for group in 0..requests {
         let prompt: Vec<u32> = (0..100).map(|i| 1 + (i * 7 + group as u32) % 19).collect();
@@ -162,13 +162,14 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         tail_min: 20,
         check: 0.0,
         checks_max: 1,
+        check_steps: 2,
         solution_max: 1_000,
     };
     let data = Data { source: Source::Chains(chains), template: "{question}".into(), chat: false, heldout: 0 };
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
     let prompt = |i: u64| tokenizer.encode(&data.problem(i).question).unwrap();
-    let decoding = Decoding { temperature: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
     let roll = |first: u64, requests: u64, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
         let mut decoder = Decoder::new(target.clone(), decoding.clone(), pool.clone());
         // Groups of four, as a tail has them.
@@ -266,6 +267,7 @@ fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
         let mut gradients = weights.zeros();
         gradient((&pool, &mut workspace), &target, &sequences, 1.0, slopes, &mut gradients);
         let forth = began.elapsed().as_secs_f64();
+        workspace.trim();
         drop(adam.step(&pool, weights, &gradients, &optimizer, 1e-6));
         seconds = seconds.min(began.elapsed().as_secs_f64());
         println!("    gradient {forth:.2} s, AdamW {:.2} s", began.elapsed().as_secs_f64() - forth);

@@ -1,9 +1,11 @@
 //! One-digit sums with worked steps: `3+5-2?` and `3+5=8;8-2=6#6`. Every running value stays a digit. A solution may check
-//! itself: after `?` its steps and its answer stand again, once or several times. What counts is the last attempt.
+//! itself: after `?` its last steps and its answer stand again, once or several times. What a check says counts instead of the
+//! steps it repeats.
 //!
 //! A question belongs to the held-out part if a hash of its text says so, whatever the seed; the number of terms is
 //! drawn first and kept, so that both parts have the same lengths.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use kernels::NoiseKey;
@@ -27,7 +29,7 @@ impl Generator {
     /// Refuses parameters that make no sense.
     pub(super) fn new(chains: &Chains, seed: u64) -> Result<Self> {
         let wrong = |field, value: String, expected: &str| Err(Error::Data { field, value, expected: expected.into() });
-        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max, solution_max } = *chains;
+        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max, check_steps, solution_max } = *chains;
         if terms_min < 2 {
             return wrong("terms_min", terms_min.to_string(), "2 or more");
         }
@@ -49,6 +51,9 @@ impl Generator {
         if !(1..=1000).contains(&checks_max) {
             return wrong("checks_max", checks_max.to_string(), "between 1 and 1000");
         }
+        if check_steps == 0 {
+            return wrong("check_steps", check_steps.to_string(), "1 or more");
+        }
         if solution_max == 0 {
             return wrong("solution_max", solution_max.to_string(), "1 or more");
         }
@@ -69,7 +74,7 @@ impl Generator {
         let (terms, checks) = (self.terms(&key), self.checks(&key));
         // A quarter of all questions is held out, so this ends soon; the bound only guards against a mistake here.
         (1..10_000)
-            .map(|attempt| sum(&key, attempt, terms, checks, self.chains.solution_max))
+            .map(|attempt| sum(&key, attempt, terms, checks, &self.chains))
             .find(|problem| is_heldout(&problem.question) == (stream == HELDOUT))
             .unwrap_or_else(|| unreachable!("10,000 sums of {terms} terms all belong to the other part"))
     }
@@ -102,7 +107,7 @@ impl Generator {
 }
 
 /// One sum; all its draws are at position `attempt`.
-fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize, solution_max: usize) -> Problem {
+fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize, chains: &Chains) -> Problem {
     let draw = |term: usize, n: u32| (key.uniform(attempt, term as u32) * f64::from(n)) as u32;
     let mut value = draw(0, 10);
     let (mut question, mut solution) = (value.to_string(), String::new());
@@ -114,9 +119,21 @@ fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize, solution_max: 
         value = result;
     }
     let _ = write!(solution, "#{value}");
-    let fitting = (solution_max + 1) / (solution.len() + 1);
-    let solution = vec![solution; (1 + checks).min(fitting.max(1))].join("?");
+    let steps: Vec<&str> = solution.split(';').collect();
+    let check = format!("?{}", steps[steps.len().saturating_sub(chains.check_steps)..].join(";"));
+    let fitting = chains.solution_max.saturating_sub(solution.len()) / check.len();
+    let solution = format!("{solution}{}", check.repeat(checks.min(fitting)));
     Problem { question: question + "?", answer: value.to_string(), solution: Some(solution) }
+}
+
+/// The steps of an answer, the last of them as its last check says.
+pub(super) fn attempt(text: &str) -> Cow<'_, str> {
+    let Some((first, checks)) = text.split_once('?') else { return text.into() };
+    let last = checks.rsplit('?').next().unwrap_or_default();
+    let steps: Vec<&str> = first.split(';').collect();
+    let kept = steps.len().saturating_sub(last.split(';').count());
+    let kept = steps[..kept].iter().map(|step| format!("{step};"));
+    (kept.collect::<String>() + last).into()
 }
 
 /// From every value there are eleven steps that stay within 0 to 9: choice 0 to 10 picks one.
@@ -148,6 +165,7 @@ mod tests {
         tail_min: 20,
         check: 0.25,
         checks_max: 3,
+        check_steps: 4,
         solution_max: 2_000,
     };
 
@@ -173,7 +191,9 @@ mod tests {
         }
         assert_eq!(problem.answer, value.to_string());
         let worked = format!("{}#{value}", steps.join(";"));
-        assert!(problem.solution.as_deref().unwrap().split('?').all(|pass| pass == worked), "{problem:?}");
+        let last = format!("{}#{value}", steps[steps.len().saturating_sub(4)..].join(";"));
+        let mut passes = problem.solution.as_deref().unwrap().split('?');
+        assert!(passes.next() == Some(&worked) && passes.all(|pass| pass == last), "{problem:?}");
     }
 
     #[test]
@@ -253,6 +273,7 @@ mod tests {
             Chains { tail_min: 41, ..CHAINS },
             Chains { check: -0.1, ..CHAINS },
             Chains { checks_max: 0, ..CHAINS },
+            Chains { check_steps: 0, ..CHAINS },
             Chains { solution_max: 0, ..CHAINS },
         ];
         for chains in bad {

@@ -1,10 +1,12 @@
 //! What a drafter learns from: recent rollouts with the hidden states that decoding left behind, so that no forward of the
 //! target is needed. Micro-batches are windows drawn at random, from long answers as many times as they hold windows: no order of
-//! lengths or ages shapes what is learned.
+//! lengths or ages shapes what is learned. Some rollouts are held out, to see what was learned.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+
+use kernels::NoiseKey;
 
 use crate::decode::Answer;
 
@@ -15,6 +17,8 @@ pub struct Example {
     pub(crate) hidden: Vec<f32>,
     /// Length of the prompt, which is not drafted.
     pub(crate) prompt: usize,
+    /// What drew its tokens.
+    pub(crate) noise: NoiseKey,
 }
 
 /// A stretch of an example. Its tokens keep their positions.
@@ -27,13 +31,32 @@ pub struct Window {
 /// Shortest window: one guess, the token and the hidden state it is made from, and the token that it should be.
 const SHORTEST: usize = 3;
 
+impl Window {
+    /// Tokens in it.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
 impl Example {
     /// What an answer teaches; nothing if it has no hidden states or is too short.
     #[must_use]
     pub fn of(answer: &Answer) -> Option<Self> {
         let is_useful = !answer.hidden.is_empty() && answer.tokens.len() >= SHORTEST;
         let (tokens, hidden) = (&answer.tokens, &answer.hidden);
-        is_useful.then(|| Self { tokens: tokens.clone(), hidden: hidden.clone(), prompt: answer.prompt })
+        let (prompt, noise) = (answer.prompt, answer.noise);
+        is_useful.then(|| Self { tokens: tokens.clone(), hidden: hidden.clone(), prompt, noise })
+    }
+
+    /// The same with tokens of nothing behind it, up to a length: what batches of padded sequences compute with.
+    #[must_use]
+    pub fn padded(&self, length: usize) -> Self {
+        let (mut tokens, mut hidden) = (self.tokens.clone(), self.hidden.clone());
+        let width = hidden.len() / (tokens.len() - 1);
+        tokens.resize(length.max(tokens.len()), 0);
+        hidden.resize((tokens.len() - 1) * width, 0.0);
+        Self { tokens, hidden, ..*self }
     }
 
     /// All of it.
@@ -43,12 +66,20 @@ impl Example {
     }
 }
 
+/// Every so many examples one is held out.
+const HELD_OUT_EVERY: u64 = 8;
+/// Tokens that are held out, those of the newest examples.
+pub const HELD_OUT_TOKENS: usize = 1024;
+
 /// Recent examples, bounded in tokens.
 #[derive(Debug, Default)]
 pub struct Buffer {
     examples: VecDeque<Arc<Example>>,
     tokens: usize,
     tokens_max: usize,
+    /// Not learned from, newest last.
+    held_out: VecDeque<Arc<Example>>,
+    pushed: u64,
 }
 
 impl Buffer {
@@ -64,8 +95,22 @@ impl Buffer {
         self.tokens
     }
 
-    /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens.
-    pub fn push(&mut self, mut example: Example) {
+    /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
+    /// out, never the first.
+    pub fn push(&mut self, example: Example) {
+        self.pushed += 1;
+        if self.pushed.is_multiple_of(HELD_OUT_EVERY) { self.hold_out(example) } else { self.keep(example) }
+    }
+
+    fn hold_out(&mut self, example: Example) {
+        self.held_out.push_back(Arc::new(example));
+        let tokens = |examples: &VecDeque<Arc<Example>>| examples.iter().skip(1).map(|e| e.tokens.len()).sum::<usize>();
+        while tokens(&self.held_out) >= HELD_OUT_TOKENS {
+            self.held_out.pop_front();
+        }
+    }
+
+    fn keep(&mut self, mut example: Example) {
         let (length, width) = (example.tokens.len(), example.hidden.len() / (example.tokens.len() - 1));
         if length > self.tokens_max {
             if self.tokens_max < SHORTEST {
@@ -82,13 +127,36 @@ impl Buffer {
         }
     }
 
-    /// Windows of together at most `tokens_max` tokens (at least one window), from numbers of 0 up to 1; none of an empty
-    /// buffer. The window that did not fit is `left` for the next time.
+    /// All that is held out, in windows of at most `tokens_max` tokens; a few hundred tokens more than [`HELD_OUT_TOKENS`].
     #[must_use]
-    pub fn draw(&self, tokens_max: usize, left: &mut Option<Window>, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
-        let tokens_max = tokens_max.max(SHORTEST);
+    pub fn held_out(&self, tokens_max: usize) -> Vec<Window> {
+        let step = tokens_max.max(SHORTEST) - (SHORTEST - 1);
+        let windows = |example: &Arc<Example>| -> Vec<Window> {
+            let length = example.tokens.len();
+            // Guesses of an answer's tokens only; each is in one window.
+            let first = example.prompt.saturating_sub(SHORTEST - 1);
+            let last = length.min(first + HELD_OUT_TOKENS) - (SHORTEST - 1);
+            let window = |start: usize| Window {
+                example: example.clone(),
+                tokens: start..(start + step).min(last) + SHORTEST - 1,
+            };
+            (first..last).step_by(step).map(window).collect()
+        };
+        self.held_out.iter().flat_map(windows).collect()
+    }
+
+    /// Windows of at most `window_max` tokens each, together at most `tokens_max` (at least one window), from numbers of 0 up to
+    /// 1; none of an empty buffer. The window that did not fit is `left` for the next time.
+    #[must_use]
+    pub fn draw(
+        &self,
+        (window_max, tokens_max): (usize, usize),
+        left: &mut Option<Window>,
+        mut uniform: impl FnMut() -> f64,
+    ) -> Vec<Window> {
+        let window_max = window_max.max(SHORTEST);
         let ends = self.examples.iter().scan(0, |end, example| {
-            *end += example.tokens.len().div_ceil(tokens_max);
+            *end += example.tokens.len().div_ceil(window_max);
             Some(*end)
         });
         let ends: Vec<usize> = ends.collect();
@@ -98,7 +166,7 @@ impl Buffer {
             let window = left.take().unwrap_or_else(|| {
                 let at = (uniform() * *windows as f64) as usize;
                 let example = &self.examples[ends.partition_point(|end| *end <= at)];
-                window(example, tokens_max, uniform())
+                window(example, window_max, uniform())
             });
             tokens += window.tokens.len();
             if tokens > tokens_max && !drawn.is_empty() {
@@ -123,12 +191,11 @@ fn window(example: &Arc<Example>, tokens_max: usize, place: f64) -> Window {
 
 #[cfg(test)]
 mod tests {
-    use kernels::NoiseKey;
-
     use super::*;
 
     fn example(length: usize) -> Example {
-        Example { tokens: vec![length as u32; length], hidden: vec![0.0; length - 1], prompt: 1 }
+        let noise = NoiseKey::new(1, 0, 0, 0, 0);
+        Example { tokens: vec![length as u32; length], hidden: vec![0.0; length - 1], prompt: 1, noise }
     }
 
     /// Micro-batches, one after the other.
@@ -136,7 +203,7 @@ mod tests {
         let mut left = None;
         let batch = |i: u32| {
             let (key, mut n) = (NoiseKey::new(3, 0, 0, 0, 0), 0);
-            buffer.draw(tokens_max, &mut left, || {
+            buffer.draw((tokens_max, tokens_max), &mut left, || {
                 n += 1;
                 key.uniform(i, n)
             })
@@ -147,7 +214,7 @@ mod tests {
     #[test]
     fn the_oldest_leave_and_what_is_too_long_is_cut() {
         let mut buffer = Buffer::new(10);
-        assert!(buffer.draw(8, &mut None, || 0.5).is_empty());
+        assert!(buffer.draw((8, 8), &mut None, || 0.5).is_empty());
         [4, 5, 6].into_iter().for_each(|length| buffer.push(example(length)));
         assert_eq!(buffer.tokens(), 6);
         buffer.push(example(11));
@@ -174,6 +241,26 @@ mod tests {
         }
         assert!(windows().filter(|w| w.example.tokens.len() < 12).all(|w| w.tokens == (0..w.example.tokens.len())));
         assert!(windows().all(|w| w.tokens.end <= w.example.tokens.len()));
+    }
+
+    #[test]
+    fn some_examples_are_held_out() {
+        let mut buffer = Buffer::new(1 << 20);
+        (0..80).for_each(|i| buffer.push(Example { prompt: 20, ..example(100 + i) }));
+        let learned: Vec<usize> = buffer.examples.iter().map(|e| e.tokens.len()).collect();
+        assert_eq!(learned.len(), 70);
+        let windows = buffer.held_out(30);
+        assert!(windows.iter().all(|w| w.tokens.len() <= 30 && !learned.contains(&w.example.tokens.len())));
+        for example in &buffer.held_out {
+            let guessed = windows.iter().filter(|w| Arc::ptr_eq(&w.example, example));
+            let guessed: Vec<usize> = guessed.flat_map(|w| w.tokens.start + 2..w.tokens.end).collect();
+            assert_eq!(guessed, (20..example.tokens.len()).collect::<Vec<_>>(), "each token of the answer once");
+        }
+        let tokens: usize = buffer.held_out.iter().map(|e| e.tokens.len()).sum();
+        assert!((HELD_OUT_TOKENS..HELD_OUT_TOKENS + 200).contains(&tokens), "{tokens}");
+        buffer.held_out.clear();
+        buffer.hold_out(example(40_000));
+        assert!(buffer.held_out(256).iter().map(|w| w.tokens.len()).sum::<usize>() < 1_100);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::target::Target;
 use crate::weights::Weights;
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
-pub use super::network::{config, parameters};
+pub use super::network::{config, parameters, weights};
 
 /// Memory that forwards reuse.
 #[derive(Debug, Default)]

@@ -1,12 +1,13 @@
 //! The network of the learned drafter: one decoder layer over [embedding of the next token ; target hidden state], with the
-//! target's embedding and head (Li et al. 2024, "EAGLE").
+//! target's embedding and head (Li et al. 2024, "EAGLE"). As there, the layer does not normalise its input, and nothing
+//! normalises what it predicts.
 
 use kernels::{Matrix, Pool, Turned, add_linear, linear, weight_gradient};
 
 use crate::error::{Error, Result};
 use crate::layer::{self, Attend, Layer, Rows, Sequences, Values, matrix};
 use crate::layout::{self, Parameter, ParameterShape};
-use crate::load::Config;
+use crate::load::{Config, RawWeights};
 use crate::weights::Weights;
 
 /// Shape of the drafter of a target.
@@ -22,8 +23,17 @@ pub fn parameters(config: &Config) -> Vec<Parameter> {
     let shape = ParameterShape::Matrix(config.hidden, config.hidden);
     let mix = |half: &str| Parameter { name: format!("fc_{half}.weight"), shape };
     let mut all = vec![mix("token"), mix("hidden")];
-    all.extend(layout::layer(config, "layers.0."));
+    all.extend(layout::layer_without_norm(config, "layers.0."));
     all
+}
+
+/// Weights of a drafter of `target` from what a file held.
+///
+/// # Errors
+/// If a parameter is missing or has another shape.
+pub fn weights(target: &Config, ffn: usize, raw: &RawWeights) -> Result<Weights> {
+    let config = config(target, ffn);
+    Weights::with_layout(parameters(&config), config.storage, raw)
 }
 
 /// The network over one version of its weights.
@@ -40,7 +50,7 @@ impl Network {
         let mut parameters = weights.loaded();
         let mix_token = matrix(&mut parameters).ok_or_else(wrong)?;
         let mix_hidden = matrix(&mut parameters).ok_or_else(wrong)?;
-        let layer = Layer::new(config, &mut parameters).ok_or_else(wrong)?;
+        let layer = Layer::without_norm(config, &mut parameters).ok_or_else(wrong)?;
         Ok(Self { mix_token, mix_hidden, layer })
     }
 

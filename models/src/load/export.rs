@@ -73,7 +73,7 @@ fn stored(name: &str, shape: &[usize], values: &[f32], precision: Precision) -> 
     }
 }
 
-fn config_json(config: &Config, precision: Precision) -> Value {
+pub(super) fn config_json(config: &Config, precision: Precision) -> Value {
     let dtype = match precision {
         Precision::F32 => "float32",
         Precision::F16 => "float16",
@@ -121,12 +121,12 @@ fn tokenizer_json(config: &Config, tokenizer: &Tokenizer, chat_template: Option<
     value
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     io(path, fs::write(path, format!("{value:#}\n")))
 }
 
 /// Nothing, an empty folder, or an earlier export may be replaced; anything else may be somebody's work.
-fn replaceable(folder: &Path) -> Result<()> {
+pub(super) fn replaceable(folder: &Path) -> Result<()> {
     let ours = || folder.join("config.json").exists() && folder.join("model.safetensors").exists();
     let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     match !folder.exists() || ours() || empty() {
@@ -136,7 +136,7 @@ fn replaceable(folder: &Path) -> Result<()> {
 }
 
 /// Makes the files durable, then visible under their name.
-fn publish(partial: &Path, folder: &Path) -> Result<()> {
+pub(super) fn publish(partial: &Path, folder: &Path) -> Result<()> {
     for entry in io(partial, fs::read_dir(partial))? {
         sync(&io(partial, entry)?.path())?;
     }
@@ -156,21 +156,21 @@ fn sync(path: &Path) -> Result<()> {
     io(path, File::open(path).and_then(|file| file.sync_all()))
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub(super) fn remove(folder: &Path) -> Result<()> {
     match folder.exists() {
         true => io(folder, fs::remove_dir_all(folder)),
         false => Ok(()),
     }
 }
 
-fn beside(folder: &Path, ending: &str) -> PathBuf {
+pub(super) fn beside(folder: &Path, ending: &str) -> PathBuf {
     let mut name = folder.file_name().unwrap_or_default().to_owned();
     name.push(".");
     name.push(ending);
     folder.with_file_name(name)
 }
 
-fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
+pub(super) fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
     result.map_err(|source| Error::Io { path: path.into(), source })
 }
 

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         tail_min: 4,
         check: 0.0,
         checks_max: 1,
+        check_steps: 2,
         solution_max: 1_000,
     };
     Plan {
@@ -36,7 +37,7 @@ fn plan() -> Plan {
             Step::Grpo(grpo),
             Step::Evaluate(Evaluate { problems: 1, temperature: 0.0 }),
         ],
-        sampling: Sampling { temperature: 1.0, tokens_max: 8 },
+        sampling: Sampling { temperature: 1.0, top_p: 1.0, tokens_max: 8 },
         rewards: Vec::new(),
         devices: Devices { cpu: 1, threads: 1, slots_max: 1 },
         speculation: Speculation { drafters: Vec::new(), controller: Controller::Off, training: None },

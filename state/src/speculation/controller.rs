@@ -74,6 +74,19 @@ impl Controller {
         Self { rule, plain, window }
     }
 
+    /// Whether it chooses by this configuration: one that was saved is of no use for another.
+    #[must_use]
+    pub fn is_of(&self, config: &plan::Controller) -> bool {
+        match (&self.rule, config) {
+            (Rule::Off, plan::Controller::Off) => true,
+            (Rule::Fixed(strategy), plan::Controller::Fixed(other)) => strategy == other,
+            (Rule::Bandit(bandit), plan::Controller::Bandit { strategies, epsilon, window }) => {
+                bandit.is_of(strategies, *epsilon) && self.window == (*window).max(1)
+            }
+            _ => false,
+        }
+    }
+
     /// The strategy of the next cycle of `batch` running requests; `None` is plain decoding.
     ///
     /// `draw` are two uniform numbers from 0 up to 1; `ready` tells whether a drafter (an index into the plan's list)

@@ -33,7 +33,10 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
     let terms_mean = spec.terms_mean.unwrap_or((terms_min.max(5) as f64).min(terms_max as f64));
     // `3+5=8;` for every term but the first, the last one without `;`, then `#6`.
     let attempt = terms_max.saturating_sub(1).saturating_mul(6).saturating_add(1);
-    let attempts = if spec.check > 0.0 { spec.checks_max.saturating_add(1) } else { 1 };
+    let check_steps = spec.check_steps.unwrap_or(usize::MAX).min(terms_max.saturating_sub(1).max(1));
+    // With `?` before it.
+    let one_check = check_steps.saturating_mul(6).saturating_add(2);
+    let checks = if spec.check > 0.0 { spec.checks_max } else { 0 };
     let chains = Chains {
         terms_min,
         terms_mean,
@@ -42,15 +45,16 @@ fn lower_chains(check: &mut Check<'_>, spec: &spec::Chains) -> Chains {
         tail_min,
         check: spec.check,
         checks_max: spec.checks_max,
-        // With `?` between attempts.
+        check_steps,
         solution_max: spec
             .solution_max
             .unwrap_or(usize::MAX)
-            .min(attempt.saturating_add(1).saturating_mul(attempts) - 1),
+            .min(one_check.saturating_mul(checks).saturating_add(attempt)),
     };
     check.probability("data.tail", chains.tail);
     check.probability("data.check", chains.check);
     check.count("data.checks_max", chains.checks_max, 1, 1000);
+    check.count("data.check_steps", spec.check_steps.unwrap_or(1), 1, 1 << 20);
     if spec.solution_max.is_some_and(|given| given < attempt) {
         let message = format!("a solution of {terms_max} terms has {attempt} characters without any check");
         let help = format!("write `solution_max: {attempt}` or more, or a smaller `terms_max`");

@@ -1,8 +1,11 @@
 //! Speculation: strategies name their drafter; the plan counts them.
 
+use std::path::Path;
+
 use state::plan::{Controller, Drafter, DrafterTraining, Speculation, Strategy};
 
 use super::check::Check;
+use super::model::resolved;
 use crate::spec::{self, Word};
 
 /// Deepest draft.
@@ -12,7 +15,7 @@ const WINDOW_MIN: usize = 8;
 /// Largest draft, in tokens.
 const BUDGET_MAX: usize = 64;
 
-pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation) -> Speculation {
+pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation, folder: &Path) -> Speculation {
     let drafters = speculation.drafters.clone().unwrap_or_else(standard_drafters);
     let words: Vec<Word> = drafters.iter().map(|drafter| drafter.word()).collect();
     duplicates(check, &words);
@@ -21,7 +24,8 @@ pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation) -> S
         None => standard_controller(&words),
     };
     let training = training(check, speculation.training, &words, &controller);
-    let drafters = drafters.iter().enumerate().map(|(index, drafter)| lower_drafter(check, index, *drafter)).collect();
+    let lower = |(index, drafter): (usize, &spec::Drafter)| lower_drafter(check, index, drafter, folder);
+    let drafters = drafters.iter().enumerate().map(lower).collect();
     Speculation { drafters, controller, training }
 }
 
@@ -53,14 +57,16 @@ fn duplicates(check: &mut Check<'_>, words: &[Word]) {
     }
 }
 
-fn lower_drafter(check: &mut Check<'_>, index: usize, drafter: spec::Drafter) -> Drafter {
+fn lower_drafter(check: &mut Check<'_>, index: usize, drafter: &spec::Drafter, folder: &Path) -> Drafter {
     let at = |field: &str| format!("speculation.drafters[{index}].{field}");
     match drafter {
-        spec::Drafter::Eagle(spec::Eagle { ffn }) => {
-            check.count(&at("ffn"), ffn, 0, 1 << 20);
-            Drafter::Eagle { ffn }
+        spec::Drafter::Eagle(spec::Eagle { ffn, weights }) => {
+            check.count(&at("ffn"), *ffn, 0, 1 << 20);
+            let weights = weights.as_ref().map(|path| resolved(check, &at("weights"), path, folder));
+            Drafter::Eagle { ffn: *ffn, weights }
         }
         spec::Drafter::Suffix(spec::Suffix { match_min, match_max }) => {
+            let (match_min, match_max) = (*match_min, *match_max);
             let is_counted = check.count(&at("match_min"), match_min, 1, 1024);
             if check.count(&at("match_max"), match_max, 1, 1024) && is_counted && match_max < match_min {
                 let message = format!("`match_max` {match_max} is below `match_min` {match_min}");

@@ -1,5 +1,7 @@
 //! Speculation in the file format.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::given;
@@ -15,17 +17,18 @@ pub(crate) struct Speculation {
 }
 
 /// Whatever proposes tokens.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) enum Drafter {
     Eagle(Eagle),
     Suffix(Suffix),
 }
 
 /// A decoder layer that learns.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Eagle {
     pub(crate) ffn: usize,
+    pub(crate) weights: Option<PathBuf>,
 }
 
 /// Longest match.
@@ -51,7 +54,7 @@ pub(crate) enum Word {
 }
 
 impl Drafter {
-    pub(crate) fn word(self) -> Word {
+    pub(crate) fn word(&self) -> Word {
         match self {
             Self::Eagle(_) => Word::Eagle,
             Self::Suffix(_) => Word::Suffix,

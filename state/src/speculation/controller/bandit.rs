@@ -92,6 +92,10 @@ impl Bandit {
         Self { strategies: strategies.to_vec(), epsilon, buckets, habits }
     }
 
+    pub(super) fn is_of(&self, strategies: &[Strategy], epsilon: f64) -> bool {
+        self.strategies == strategies && self.epsilon == epsilon
+    }
+
     pub(super) fn choose(
         &mut self,
         Situation { batch, bucket, plain }: Situation<'_>,

@@ -1,0 +1,27 @@
+//! What speculation has learned, as a checkpoint keeps it. Losing it costs time and changes no token.
+
+use models::RawWeights;
+use serde::{Deserialize, Serialize};
+use state::drafter::Publication;
+use state::speculation::Controller;
+
+use crate::speculator::Published;
+
+/// All of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Experience {
+    /// The drafter in use.
+    pub(crate) published: Option<Published>,
+    /// The drafter in training, with its optimiser's moments.
+    pub(crate) learner: Option<RawWeights>,
+    pub(crate) habits: Option<Habits>,
+}
+
+/// Its small parts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Habits {
+    pub(crate) controller: Controller,
+    pub(crate) publication: Publication,
+    /// How often each token was seen, in the data and in rollouts.
+    pub(crate) seen: Vec<u64>,
+}

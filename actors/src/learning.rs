@@ -1,0 +1,225 @@
+//! How the learned drafter learns while a device would be idle: window by window until the device is needed, a step of the
+//! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
+
+use std::time::Instant;
+
+use kernels::{NoiseKey, Pool};
+use models::drafter::Vocabulary;
+use models::drafter::buffer::Window;
+use models::drafter::learn::{Guesses, Learner, guess};
+use models::{Config, RawWeights, Weights};
+use state::drafter::{Duel, Publication, Verdict};
+use state::plan::DrafterTraining;
+
+use crate::error::Result;
+use crate::speculator::{Speculator, lock};
+
+/// Separates the noise that draws micro-batches from others.
+const DRAWS: u32 = 6;
+/// Tokens of the longest windows, at least: as far as a drafter looks back, and as much again.
+const WINDOW_MIN: usize = 96;
+
+/// The learner of a drafter, and what becomes of its versions.
+pub(crate) struct Learning {
+    training: DrafterTraining,
+    ffn: usize,
+    seed: u64,
+    learner: Learner,
+    publication: Publication,
+    /// Windows of the step that was begun, and one that did not fit into it.
+    pending: Vec<Window>,
+    left: Option<Window>,
+    /// Seconds that a token of a window takes; 0 before it was measured.
+    token_s: f64,
+    /// A version waits for its score.
+    is_due: bool,
+}
+
+/// What an opportunity to learn was used for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Learned {
+    /// Micro-batches, and the loss of the last one.
+    pub(crate) batches: u64,
+    pub(crate) loss: f64,
+    /// Shares of held-out tokens that the newest scored version guessed at once, and within three guesses.
+    pub(crate) held_out: Option<(f64, f64)>,
+    /// Versions that were worse than the one in use.
+    pub(crate) discarded: u64,
+}
+
+/// Where and for what it learns now.
+pub(crate) struct Lesson<'a> {
+    pub(crate) speculator: &'a Speculator,
+    pub(crate) pool: &'a Pool,
+    pub(crate) vocabulary: &'a Vocabulary,
+    /// Sampling temperature of the answers.
+    pub(crate) temperature: f32,
+}
+
+/// The held-out windows of a lesson, and what the version in use makes of them, once that was asked for.
+struct Exam {
+    windows: Vec<Window>,
+    in_use: Option<Guesses>,
+}
+
+impl Learning {
+    /// Goes on from an earlier learner or `published` weights, or begins with fresh ones.
+    pub(crate) fn new(
+        (config, ffn): (&Config, usize),
+        training: &DrafterTraining,
+        seed: u64,
+        published: Option<&Weights>,
+        (learner, publication): (Option<&RawWeights>, Publication),
+    ) -> Result<Self> {
+        // One of another shape is as good as none.
+        let earlier = learner.and_then(|raw| Learner::from_raw((config, ffn), raw, training.lr).ok());
+        let learner = match (earlier, published) {
+            (Some(learner), _) => learner,
+            (None, Some(weights)) => Learner::new(config, ffn, weights.clone(), training.lr),
+            (None, None) => Learner::new(config, ffn, Learner::fresh(config, ffn, seed)?, training.lr),
+        };
+        let training = training.clone();
+        Ok(Self { training, ffn, seed, learner, publication, pending: Vec::new(), left: None, token_s: 0.0, is_due: false })
+    }
+
+    pub(crate) fn learner(&self) -> &Learner {
+        &self.learner
+    }
+
+    pub(crate) fn publication(&self) -> &Publication {
+        &self.publication
+    }
+
+    /// Learns until `stop` says so, which is asked before every window, or until nothing is to be gained for now.
+    pub(crate) fn go_on(&mut self, lesson: &Lesson<'_>, mut stop: impl FnMut() -> bool) -> Result<Learned> {
+        // An order to stop is given once.
+        let mut has_stopped = false;
+        let stop = &mut || {
+            has_stopped = has_stopped || stop();
+            has_stopped
+        };
+        let mut learned = Learned::default();
+        let windows = lock(&lesson.speculator.buffer).held_out(self.training.tokens_max);
+        let mut exam = Exam { windows, in_use: None };
+        if !self.is_worth_it(lesson, &mut exam, stop)? {
+            return Ok(learned);
+        }
+        while !stop() {
+            if self.is_due {
+                self.is_due = !self.judge(lesson, &mut exam, &mut learned, stop)?;
+                continue;
+            }
+            if self.pending.is_empty() {
+                self.pending = self.draw(lesson.speculator);
+            }
+            let Some(window) = self.pending.pop() else { break };
+            self.read(lesson, window)?;
+            if self.pending.is_empty() {
+                learned.loss = self.learner.step(lesson.pool);
+                learned.batches += 1;
+                self.is_due = self.learner.steps().is_multiple_of(self.training.publish_every as u32);
+            }
+        }
+        Ok(learned)
+    }
+
+    /// Reads one window: what cannot be interrupted.
+    fn read(&mut self, lesson: &Lesson<'_>, window: Window) -> Result<()> {
+        let (began, tokens) = (Instant::now(), window.size() as f64);
+        self.learner.read(lesson.pool, lesson.vocabulary, &[window])?;
+        let token_s = began.elapsed().as_secs_f64() / tokens;
+        self.token_s = if self.token_s > 0.0 { self.token_s + 0.1 * (token_s - self.token_s) } else { token_s };
+        Ok(())
+    }
+
+    /// Longest window: one that takes no longer than a cycle of a device that decodes, but holds enough to attend to.
+    fn window_max(&self, cycle_s: f64) -> usize {
+        let tokens_max = self.training.tokens_max;
+        let fitting = if self.token_s > 0.0 { (cycle_s / self.token_s) as usize } else { 0 };
+        fitting.clamp(WINDOW_MIN.min(tokens_max), tokens_max)
+    }
+
+    fn is_worth_it(&mut self, lesson: &Lesson<'_>, exam: &mut Exam, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        if !self.publication.has_settled() {
+            return Ok(self.publication.takes(None));
+        }
+        self.know_in_use(lesson, exam, stop)?;
+        Ok(match &exam.in_use {
+            Some(guesses) => self.publication.takes(Some(share(guesses.right.iter().filter(|r| **r).count(), guesses))),
+            None => false,
+        })
+    }
+
+    /// The windows of the next micro-batch; which they are depends on nothing but the buffer and the micro-batches so far.
+    fn draw(&mut self, speculator: &Speculator) -> Vec<Window> {
+        let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, self.learner.steps(), 0, 0), 0);
+        let uniform = || {
+            draws += 1;
+            key.uniform(0, draws)
+        };
+        let sizes = (self.window_max(speculator.cycle_s()), self.training.tokens_max);
+        lock(&speculator.buffer).draw(sizes, &mut self.left, uniform)
+    }
+
+    /// Scores the newest version against the one in use, and does what follows. Whether it came to an end.
+    fn judge(
+        &mut self,
+        lesson: &Lesson<'_>,
+        exam: &mut Exam,
+        learned: &mut Learned,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        self.know_in_use(lesson, exam, stop)?;
+        let newest = self.score(lesson, &exam.windows, self.learner.weights(), stop)?;
+        let Some(newest) = newest else { return Ok(false) };
+        let duel = Duel::of(&newest.right, exam.in_use.as_ref().map(|guesses| guesses.right.as_slice()));
+        learned.held_out = Some((share(duel.right, &newest), share(newest.among_three, &newest)));
+        match self.publication.judge(duel) {
+            Verdict::Publish => {
+                lesson.speculator.publish(self.learner.weights());
+                exam.in_use = Some(newest);
+            }
+            Verdict::Discard => learned.discarded += 1,
+            Verdict::RollBack => {
+                learned.discarded += 1;
+                if let Some(published) = lesson.speculator.published() {
+                    self.learner.restart((*published.weights).clone());
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Scores the version in use, unless that was done or there is none.
+    fn know_in_use(&self, lesson: &Lesson<'_>, exam: &mut Exam, stop: &mut dyn FnMut() -> bool) -> Result<()> {
+        if let (None, Some(published)) = (&exam.in_use, lesson.speculator.published()) {
+            exam.in_use = self.score(lesson, &exam.windows, &published.weights, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing if told to stop meanwhile.
+    fn score(
+        &self,
+        lesson: &Lesson<'_>,
+        windows: &[Window],
+        weights: &Weights,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Guesses>> {
+        let mut all = Guesses::default();
+        for window in windows {
+            if stop() {
+                return Ok(None);
+            }
+            let one = std::slice::from_ref(window);
+            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.ffn), one, lesson.temperature)?;
+            all.right.extend(guesses.right);
+            all.among_three += guesses.among_three;
+        }
+        Ok(Some(all))
+    }
+}
+
+fn share(count: usize, guesses: &Guesses) -> f64 {
+    count as f64 / guesses.right.len().max(1) as f64
+}

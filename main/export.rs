@@ -1,0 +1,122 @@
+//! What a run made, as folders for others.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use actors::{Asked, DecodeOptions, Layout, Precision, Solo};
+use kernels::NoiseKey;
+use serde::Serialize;
+use state::plan::{Controller, Strategy};
+
+use crate::commands::Result;
+use crate::output;
+
+/// Separates the noise of these answers from that of rollouts and evaluations.
+const STREAM: u32 = 4;
+/// Answers decoded to see whether the folder drafts as the run does.
+const ANSWERS: u64 = 8;
+/// Levels of the drafts they are decoded with.
+const DEPTH: usize = 4;
+
+/// What is written, and where to.
+#[derive(clap::Args)]
+pub(crate) struct Export {
+    /// Folder of the run; its newest checkpoint is taken.
+    run: PathBuf,
+    /// Write the learned drafter instead of the model, as this engine reads it.
+    #[arg(long, value_enum)]
+    drafter: Option<Engine>,
+    /// Where to. Default: RUN/model, or RUN/drafter-ENGINE.
+    #[arg(long)]
+    to: Option<PathBuf>,
+    /// Store numbers in 16 bits instead of 32.
+    #[arg(long)]
+    half: bool,
+    /// For machines: one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Who reads a drafter.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Engine {
+    Sglang,
+    Vllm,
+    Taper,
+}
+
+/// Keys of the JSON form.
+#[derive(Serialize)]
+struct Exported {
+    folder: PathBuf,
+    drafter: Option<Comparison>,
+}
+
+/// A drafter and what became of it in the folder, on the same answers.
+#[derive(Serialize)]
+struct Comparison {
+    engine: String,
+    accept_length_run: f64,
+    accept_length_folder: f64,
+    answers: u64,
+}
+
+pub(crate) fn export(args: &Export) -> Result<ExitCode> {
+    let solo = Solo::of_run(&args.run, 1)?;
+    let precision = if args.half { Precision::F16 } else { Precision::F32 };
+    let exported = match args.drafter {
+        None => {
+            let folder = args.to.clone().unwrap_or_else(|| args.run.join("model"));
+            solo.export(&folder, precision)?;
+            Exported { folder, drafter: None }
+        }
+        Some(engine) => drafter(solo, args, engine, precision)?,
+    };
+    match (args.json, &exported.drafter) {
+        (true, _) => output::json(&exported)?,
+        (false, None) => output::report(&format!("wrote the model to {}\n", exported.folder.display()))?,
+        (false, Some(found)) => output::report(&format!(
+            "wrote the drafter to {}, and read it again\n  accept length at depth {DEPTH} on {} answers: {:.2} from the folder, {:.2} in the run\n",
+            exported.folder.display(),
+            found.answers,
+            found.accept_length_folder,
+            found.accept_length_run,
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn drafter(solo: Solo, args: &Export, engine: Engine, precision: Precision) -> Result<Exported> {
+    let (layout, name) = match engine {
+        Engine::Sglang => (Layout::Sglang, "sglang"),
+        Engine::Vllm => (Layout::Vllm, "vllm"),
+        Engine::Taper => (Layout::Taper, "taper"),
+    };
+    let folder = args.to.clone().unwrap_or_else(|| args.run.join(format!("drafter-{name}")));
+    solo.export_drafter(&folder, layout, precision)?;
+    let accept_length_run = accept_length(&solo)?;
+    let accept_length_folder = accept_length(&solo.with_drafter(&folder)?)?;
+    let comparison = Comparison { engine: name.into(), accept_length_run, accept_length_folder, answers: ANSWERS };
+    Ok(Exported { folder, drafter: Some(comparison) })
+}
+
+/// Tokens a cycle with the learned drafter alone, on held-out problems.
+fn accept_length(solo: &Solo) -> Result<f64> {
+    let asked = |i: u64| {
+        let noise = NoiseKey::new(0, STREAM, 0, i as u32, 0);
+        Ok(Asked { prompt: solo.heldout(i)?, noise })
+    };
+    let asked: Vec<Asked> = (0..ANSWERS).map(asked).collect::<Result<_>>()?;
+    let plan = solo.plan();
+    let learned = plan.speculation.learned().unwrap_or_default();
+    let options = DecodeOptions {
+        slots: 1,
+        controller: Controller::Fixed(Strategy::chain(learned, DEPTH)),
+        temperature: plan.sampling.temperature,
+        top_p: plan.sampling.top_p,
+        tokens_max: plan.sampling.tokens_max,
+        keep_hidden: false,
+        is_coupled: true,
+    };
+    Ok(solo.decode(&asked, &options)?.accept_length())
+}

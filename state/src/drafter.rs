@@ -1,0 +1,259 @@
+//! What becomes of a learned drafter: which of its versions devices use, and when its learning may rest.
+//!
+//! * **DRAFT-1** A version that guesses worse than the one in use, by more than chance explains, is not published.
+//! * **DRAFT-2** After [`ROLLBACK_AFTER`] such versions in a row learning goes on from the one in use.
+//! * **DRAFT-3** Learning rests only while its versions have stopped getting better, and never for more than
+//!   [`PAUSE_MAX`] opportunities in a row.
+//! * **DRAFT-4** As soon as the version in use guesses clearly worse than it did, because the target has moved on, the rest ends.
+//!
+//! Scores are of answers that were held out from learning.
+
+use serde::{Deserialize, Serialize};
+
+/// Versions in a row that may be worse than the one in use.
+pub const ROLLBACK_AFTER: u32 = 4;
+/// Opportunities to learn that are left out in a row, at most.
+pub const PAUSE_MAX: u32 = 8;
+/// Deviations that chance explains.
+const CHANCE: f64 = 2.0;
+/// Versions before learning may rest.
+const SCORES_MIN: u32 = 16;
+/// Weight of the newest score in the short mean and in the long one.
+const SHORT: f64 = 1.0 / 4.0;
+const LONG: f64 = 1.0 / 16.0;
+/// A short mean that is not above the long one by so much has stopped rising.
+const RISING: f64 = 0.003;
+/// A fall of the share by so much is the target's doing.
+const FALLEN: f64 = 0.03;
+
+/// Two versions on the same held-out guesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Duel {
+    /// Guesses.
+    pub guesses: usize,
+    /// Right guesses of the newer version.
+    pub right: usize,
+    /// Guesses that only the newer version had right, and only the one in use.
+    pub only: (usize, usize),
+}
+
+impl Duel {
+    /// Compares guess by guess. A version alone wins against one that is never right.
+    #[must_use]
+    pub fn of(newer: &[bool], in_use: Option<&[bool]>) -> Self {
+        let mut duel = Self { guesses: newer.len(), ..Self::default() };
+        for (i, newer) in newer.iter().enumerate() {
+            let old = in_use.and_then(|guesses| guesses.get(i)).copied().unwrap_or(false);
+            duel.right += usize::from(*newer);
+            duel.only.0 += usize::from(*newer && !old);
+            duel.only.1 += usize::from(old && !*newer);
+        }
+        duel
+    }
+
+    /// Whether the newer version is worse by more than chance explains: the sign test, by its normal approximation.
+    fn is_worse(self) -> bool {
+        let (won, lost) = (self.only.0 as f64, self.only.1 as f64);
+        lost - won > CHANCE * (lost + won).sqrt()
+    }
+}
+
+/// Request-cycles after which a version is known well enough to be put off.
+const WATCH_CYCLES: u64 = 512;
+/// Tokens a cycle below which a version guesses as good as nothing right; plain decoding has 1.
+const FLOOR: f64 = 1.02;
+
+/// Watches the version in use: one that guesses nothing right, because its weights or its target are not what they should be, is
+/// put off until there is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Watchdog {
+    version: u64,
+    cycles: u64,
+    tokens: u64,
+}
+
+impl Watchdog {
+    /// Takes in request-cycles that a version drafted for, and the tokens they emitted, bonus included.
+    pub fn observe(&mut self, version: u64, cycles: u64, tokens: u64) {
+        if version > self.version {
+            *self = Self { version, ..Self::default() };
+        }
+        if version == self.version {
+            self.cycles += cycles;
+            self.tokens += tokens;
+        }
+    }
+
+    /// Whether this version is put off.
+    #[must_use]
+    pub fn is_off(&self, version: u64) -> bool {
+        version == self.version
+            && self.cycles >= WATCH_CYCLES
+            && (self.tokens as f64) < FLOOR * self.cycles as f64
+    }
+}
+
+/// What is to be done with a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Devices are to use it.
+    Publish,
+    /// It is left out; learning goes on from it.
+    Discard,
+    /// It is left out, and learning goes on from the version in use.
+    RollBack,
+}
+
+/// The machine of one learned drafter.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Publication {
+    worse: u32,
+    scores: u32,
+    short: f64,
+    long: f64,
+    /// Opportunities that a rest leaves out, and those that this one has left out so far.
+    pause: u32,
+    left_out: u32,
+}
+
+impl Publication {
+    /// Takes in a new version's score.
+    #[must_use]
+    pub fn judge(&mut self, duel: Duel) -> Verdict {
+        let share = duel.right as f64 / duel.guesses.max(1) as f64;
+        if duel.is_worse() {
+            self.worse += 1;
+            if self.worse < ROLLBACK_AFTER {
+                return Verdict::Discard;
+            }
+            self.worse = 0;
+            return Verdict::RollBack;
+        }
+        self.worse = 0;
+        if self.scores == 0 {
+            (self.short, self.long) = (share, share);
+        }
+        self.scores += 1;
+        self.short += SHORT * (share - self.short);
+        self.long += LONG * (share - self.long);
+        Verdict::Publish
+    }
+
+    /// Whether learning should rest now: its versions have stopped getting better.
+    #[must_use]
+    pub fn has_settled(&self) -> bool {
+        self.scores >= SCORES_MIN && self.short - self.long < RISING
+    }
+
+    /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one.
+    /// Whether to take it.
+    #[must_use]
+    pub fn takes(&mut self, share: Option<f64>) -> bool {
+        let Some(share) = share.filter(|_| self.has_settled()) else {
+            (self.pause, self.left_out) = (0, 0);
+            return true;
+        };
+        if share < self.long - FALLEN {
+            (self.pause, self.left_out, self.scores) = (0, 0, 0);
+            return true;
+        }
+        if self.left_out < self.pause {
+            self.left_out += 1;
+            return false;
+        }
+        // Still settled after this one: the next rest is longer.
+        (self.pause, self.left_out) = ((self.pause * 2).clamp(1, PAUSE_MAX), 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn duel(right: usize, only: (usize, usize)) -> Duel {
+        Duel { guesses: 1000, right, only }
+    }
+
+    #[test]
+    fn guesses_are_compared_one_by_one() {
+        let found = Duel::of(&[true, true, false, false], Some(&[true, false, true, false]));
+        assert_eq!(found, Duel { guesses: 4, right: 2, only: (1, 1) });
+        assert_eq!(Duel::of(&[true, false], None), Duel { guesses: 2, right: 1, only: (1, 0) });
+        assert_eq!(Publication::default().judge(Duel::of(&[], None)), Verdict::Publish);
+    }
+
+    #[test]
+    fn a_version_that_guesses_nothing_right_is_put_off() {
+        let mut watchdog = Watchdog::default();
+        watchdog.observe(3, 500, 500);
+        assert!(!watchdog.is_off(3), "too early to tell");
+        watchdog.observe(3, 20, 21);
+        assert!(watchdog.is_off(3) && !watchdog.is_off(4));
+        watchdog.observe(4, 1000, 1100);
+        watchdog.observe(3, 1000, 1000);
+        assert!(!watchdog.is_off(4) && !watchdog.is_off(3), "an older one is not in use any more");
+    }
+
+    #[test]
+    fn worse_versions_are_left_out_and_learning_rolls_back() {
+        let mut publication = Publication::default();
+        assert_eq!(publication.judge(duel(600, (600, 0))), Verdict::Publish);
+        assert_eq!(publication.judge(duel(595, (20, 25))), Verdict::Publish, "chance explains it");
+        for i in 1..=ROLLBACK_AFTER {
+            let verdict = publication.judge(duel(560, (20, 60)));
+            assert_eq!(verdict, if i < ROLLBACK_AFTER { Verdict::Discard } else { Verdict::RollBack });
+        }
+        assert_eq!(publication.judge(duel(560, (20, 60))), Verdict::Discard, "counted anew");
+        assert_eq!(publication.judge(duel(610, (30, 20))), Verdict::Publish);
+    }
+
+    #[test]
+    fn learning_rests_longer_and_longer_and_wakes_when_the_target_moves() {
+        let mut publication = Publication::default();
+        for version in 0..100 {
+            assert!(publication.takes(Some(0.5)) || publication.has_settled());
+            let _ = publication.judge(duel(300 + 5 * version.min(40), (10, 5)));
+        }
+        // It was right in half of its guesses.
+        assert!(publication.has_settled());
+        let mut taken =
+            |share: f64, n: usize| -> Vec<usize> { (0..n).filter(|_| publication.takes(Some(share))).collect() };
+        let at = taken(0.5, 40);
+        let gaps: Vec<usize> = at.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(gaps.is_sorted() && gaps.iter().all(|gap| *gap <= PAUSE_MAX as usize + 1), "{at:?}");
+        assert_eq!(gaps.last(), Some(&(PAUSE_MAX as usize + 1)));
+        assert_eq!(taken(0.45, 9), (0..9).collect::<Vec<_>>(), "it guesses worse than before");
+    }
+
+    #[test]
+    fn a_drafter_that_gets_better_never_rests() {
+        let mut publication = Publication::default();
+        for version in 0..200 {
+            assert!(publication.takes(Some(0.2)), "version {version}");
+            let _ = publication.judge(duel(200 + 4 * version, (12, 5)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn invariants_hold(scores in proptest::collection::vec((0..1000_usize, 0..200_usize, 0..200_usize, any::<bool>()), 1..200)) {
+            let mut publication = Publication::default();
+            let (mut discarded, mut left_out) = (0, 0);
+            for (right, won, lost, is_opportunity) in scores {
+                if is_opportunity {
+                    left_out = if publication.takes(Some(right as f64 / 1000.0)) { 0 } else { left_out + 1 };
+                    prop_assert!(left_out <= PAUSE_MAX, "DRAFT-3");
+                }
+                let found = duel(right, (won, lost));
+                let is_worse = lost as f64 - won as f64 > CHANCE * ((won + lost) as f64).sqrt();
+                let verdict = publication.judge(found);
+                prop_assert_eq!(verdict != Verdict::Publish, is_worse, "DRAFT-1");
+                discarded = if verdict == Verdict::Discard { discarded + 1 } else { 0 };
+                prop_assert!(discarded < ROLLBACK_AFTER, "DRAFT-2");
+            }
+        }
+    }
+}
