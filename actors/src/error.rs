@@ -41,7 +41,9 @@ pub enum Error {
         expected: usize,
     },
     /// A run without a learned drafter.
-    #[error("{name} has no learned drafter to export; its workflow needs `Eagle` among `speculation.drafters`, and time to train it")]
+    #[error(
+        "{name} has no learned drafter to export; its workflow needs `Eagle` among `speculation.drafters`, and time to train it"
+    )]
     NoDrafter {
         /// The run's name.
         name: String,

@@ -16,6 +16,8 @@ use crate::speculator::{Speculator, lock};
 
 /// Separates the noise that draws micro-batches from others.
 const DRAWS: u32 = 6;
+/// Steps after which the first version is published, at most.
+const FIRST_AFTER: u32 = 8;
 /// Tokens of the longest windows, at least: as far as a drafter looks back, and as much again.
 const WINDOW_MIN: usize = 96;
 
@@ -79,7 +81,17 @@ impl Learning {
             (None, None) => Learner::new(config, ffn, Learner::fresh(config, ffn, seed)?, training.lr),
         };
         let training = training.clone();
-        Ok(Self { training, ffn, seed, learner, publication, pending: Vec::new(), left: None, token_s: 0.0, is_due: false })
+        Ok(Self {
+            training,
+            ffn,
+            seed,
+            learner,
+            publication,
+            pending: Vec::new(),
+            left: None,
+            token_s: 0.0,
+            is_due: false,
+        })
     }
 
     pub(crate) fn learner(&self) -> &Learner {
@@ -117,7 +129,7 @@ impl Learning {
             if self.pending.is_empty() {
                 learned.loss = self.learner.step(lesson.pool);
                 learned.batches += 1;
-                self.is_due = self.learner.steps().is_multiple_of(self.training.publish_every as u32);
+                self.is_due = self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
             }
         }
         Ok(learned)
@@ -130,6 +142,12 @@ impl Learning {
         let token_s = began.elapsed().as_secs_f64() / tokens;
         self.token_s = if self.token_s > 0.0 { self.token_s + 0.1 * (token_s - self.token_s) } else { token_s };
         Ok(())
+    }
+
+    /// Steps between versions; until there is one, devices have nothing to draft with.
+    fn publish_every(&self, speculator: &Speculator) -> u32 {
+        let every = u32::try_from(self.training.publish_every).unwrap_or(u32::MAX);
+        if speculator.version() == 0 { every.min(FIRST_AFTER) } else { every }
     }
 
     /// Longest window: one that takes no longer than a cycle of a device that decodes, but holds enough to attend to.

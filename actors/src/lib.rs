@@ -25,11 +25,11 @@ mod teaching;
 mod update;
 
 pub use engine::Fault;
+pub use error::{Error, Result};
 pub use models::load::eagle::Layout;
 pub use models::load::export::Precision;
-pub use error::{Error, Result};
 pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
 pub use run::{Options, run};
-pub use teaching::{Packing, Stalls};
 pub use solo::{Asked, CycleStats, DecodeOptions, Decoded, Session, Solo};
+pub use teaching::{Packing, Stalls};

@@ -60,9 +60,9 @@ impl Scoring {
         let text = self.job.tokenizer.decode(tokens);
         let solution = problem.solution.as_deref().map(|text| self.job.dataset.attempt(text));
         let answer = reward::Answer {
-            text: &self.job.dataset.attempt(&text),
+            text: self.job.dataset.attempt(&text),
             reference: &problem.answer,
-            solution: solution.as_deref(),
+            solution,
             tokens: tokens.len(),
             tokens_max: rollout.decoding.tokens_max,
             truncated: answer.truncated,

@@ -194,7 +194,8 @@ impl Solo {
         let plan = &self.job.plan;
         let weights = Arc::new(self.job.read_drafter(folder)?);
         let drafter = Some(Published { version: 1, weights });
-        let learning = Speculator::new(&plan.speculation, &self.job.config, plan.seed, with(drafter), self.job.seen.clone());
+        let learning =
+            Speculator::new(&plan.speculation, &self.job.config, plan.seed, with(drafter), self.job.seen.clone());
         Ok(Self { learning: Arc::new(learning), calibration: Arc::default(), ..self })
     }
 
@@ -272,7 +273,8 @@ impl Solo {
         let (job, plan) = (&self.job, &self.job.plan.speculation);
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
-        let speculator = Speculator::new(&speculation, &job.config, job.plan.seed, with(self.learning.published()), seen);
+        let speculator =
+            Speculator::new(&speculation, &job.config, job.plan.seed, with(self.learning.published()), seen);
         // Without the noise gaps mean something else.
         let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
         let speculator = Arc::new(speculator.calibrated(calibration));

@@ -57,13 +57,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Speculator {
-    pub(crate) fn new(
-        plan: &Speculation,
-        config: &Config,
-        seed: u64,
-        experience: Experience,
-        seen: Vec<u64>,
-    ) -> Self {
+    pub(crate) fn new(plan: &Speculation, config: &Config, seed: u64, experience: Experience, seen: Vec<u64>) -> Self {
         let Experience { published, learner, habits } = experience;
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));

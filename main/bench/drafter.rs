@@ -89,8 +89,7 @@ struct Bench<'a> {
 pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
     let mut plan = load(&args.file)?;
     let grpo = plan.steps.iter().find_map(|step| if let Step::Grpo(grpo) = step { Some(grpo.clone()) } else { None });
-    let (Some(mut grpo), Some(learned), true) =
-        (grpo, plan.speculation.learned(), plan.speculation.training.is_some())
+    let (Some(mut grpo), Some(learned), true) = (grpo, plan.speculation.learned(), plan.speculation.training.is_some())
     else {
         return Err(Failure::NothingToTeach { path: args.file.clone() });
     };
@@ -127,7 +126,9 @@ impl Bench<'_> {
             Ok(reports) => reports,
             Err(signal) => return Ok(Err(signal)),
         };
-        output::note(&format!("runs that always draft {DEPTH} tokens: a warm drafter, and the same one that goes on learning"));
+        output::note(&format!(
+            "runs that always draft {DEPTH} tokens: a warm drafter, and the same one that goes on learning"
+        ));
         let warm_runs = [("static", drafting(Some(&warm), false)), ("adaptive", drafting(Some(&warm), true))];
         let [fixed_warm, adaptive_warm] = match self.pair(warm_runs)? {
             Ok(reports) => reports,
@@ -259,7 +260,8 @@ impl Measured {
             let share = way.held_out_last.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0));
             text += &format!("    {:<28} {:>12.2} {:>13.2} {share:>12}\n", way.drafter, way.first, way.last);
         }
-        let levels: Vec<String> = self.acceptance_by_level.iter().map(|share| format!("{:.0} %", share * 100.0)).collect();
+        let levels: Vec<String> =
+            self.acceptance_by_level.iter().map(|share| format!("{:.0} %", share * 100.0)).collect();
         text += &format!("    the policy has moved by {:.4} nats a token (KL)\n", self.drift_kl);
         text += &format!("    right guesses by level: {}\n\n  versions within one tail\n", levels.join(", "));
         for v in &self.swap {

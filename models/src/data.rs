@@ -5,8 +5,6 @@
 mod chains;
 mod jsonl;
 
-use std::borrow::Cow;
-
 use state::plan::{Data, Source};
 
 use crate::chat::ChatTemplate;
@@ -90,13 +88,12 @@ impl Dataset {
         self.len() == Some(0)
     }
 
-    /// What rewards compare of an answer or a solution: that of a generated sum with its last check in the place of the steps that
-    /// it repeats.
+    /// What rewards compare of an answer or a solution: of a generated sum what stands before its first check.
     #[must_use]
-    pub fn attempt<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    pub fn attempt<'a>(&self, text: &'a str) -> &'a str {
         match &self.problems {
-            Problems::Chains(_) => chains::attempt(text),
-            Problems::Jsonl(_) => text.into(),
+            Problems::Chains(_) => text.split('?').next().unwrap_or_default(),
+            Problems::Jsonl(_) => text,
         }
     }
 
@@ -149,14 +146,12 @@ mod tests {
     }
 
     #[test]
-    fn a_check_counts_instead_of_the_steps_it_repeats() {
+    fn what_stands_before_the_checks_counts() {
         let dataset = Dataset::open(&data("", false), 0).unwrap();
         assert_eq!(dataset.attempt("1+2=3#3"), "1+2=3#3");
-        assert_eq!(dataset.attempt("1+2=4#4?1+2=3#3"), "1+2=3#3");
-        assert_eq!(dataset.attempt("1+2=3;3+4=8#8?9?3+4=7#7"), "1+2=3;3+4=7#7");
-        assert_eq!(dataset.attempt("1+2=3;3+4=7#7?1+2=3;3+4=7;7-1=6#6"), "1+2=3;3+4=7;7-1=6#6");
-        assert_eq!(dataset.attempt("1+2=3;3+4=7#7?"), "1+2=3;");
-        assert_eq!(dataset.attempt("1+2=3#3?"), "");
+        assert_eq!(dataset.attempt("1+2=4#4?1+2=3#3"), "1+2=4#4");
+        assert_eq!(dataset.attempt("1+2=3;3+4=7#7?9?"), "1+2=3;3+4=7#7");
+        assert_eq!(dataset.attempt("?1+2=3#3"), "");
         assert_eq!(dataset.attempt(""), "");
     }
 

@@ -384,7 +384,8 @@ impl Decoder {
         let state = &self.slots[slot];
         let token = |row: usize| {
             let position = u32::try_from(batch.positions[row] as usize + 1 - state.prompt).unwrap_or(u32::MAX);
-            let (logits, Decoding { temperature, top_p, .. }) = (&logits[row * vocab..(row + 1) * vocab], &self.decoding);
+            let (logits, Decoding { temperature, top_p, .. }) =
+                (&logits[row * vocab..(row + 1) * vocab], &self.decoding);
             nucleus::sample(logits, *temperature, *top_p, &state.noise, position)
         };
         batch.rows[slot].clone().map(token).collect()

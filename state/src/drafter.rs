@@ -18,11 +18,11 @@ pub const PAUSE_MAX: u32 = 8;
 const CHANCE: f64 = 2.0;
 /// Versions before learning may rest.
 const SCORES_MIN: u32 = 16;
-/// Weight of the newest score in the short mean and in the long one.
-const SHORT: f64 = 1.0 / 4.0;
-const LONG: f64 = 1.0 / 16.0;
-/// A short mean that is not above the long one by so much has stopped rising.
-const RISING: f64 = 0.003;
+/// Weight of the newest version in the means.
+const NEW: f64 = 1.0 / 16.0;
+/// Versions that on average guess right so many more of the held-out tokens than the one before are getting better. Against the
+/// version before on the same tokens this is known far better than from their shares, which change with the tokens.
+const RISING: f64 = 0.002;
 /// A fall of the share by so much is the target's doing.
 const FALLEN: f64 = 0.03;
 
@@ -87,9 +87,7 @@ impl Watchdog {
     /// Whether this version is put off.
     #[must_use]
     pub fn is_off(&self, version: u64) -> bool {
-        version == self.version
-            && self.cycles >= WATCH_CYCLES
-            && (self.tokens as f64) < FLOOR * self.cycles as f64
+        version == self.version && self.cycles >= WATCH_CYCLES && (self.tokens as f64) < FLOOR * self.cycles as f64
     }
 }
 
@@ -109,8 +107,9 @@ pub enum Verdict {
 pub struct Publication {
     worse: u32,
     scores: u32,
-    short: f64,
-    long: f64,
+    /// Mean share of right guesses, and by how much it rose from version to version.
+    share: f64,
+    gain: f64,
     /// Opportunities that a rest leaves out, and those that this one has left out so far.
     pause: u32,
     left_out: u32,
@@ -130,19 +129,20 @@ impl Publication {
             return Verdict::RollBack;
         }
         self.worse = 0;
+        let gain = (duel.only.0 as f64 - duel.only.1 as f64) / duel.guesses.max(1) as f64;
         if self.scores == 0 {
-            (self.short, self.long) = (share, share);
+            (self.share, self.gain) = (share, gain);
         }
         self.scores += 1;
-        self.short += SHORT * (share - self.short);
-        self.long += LONG * (share - self.long);
+        self.share += NEW * (share - self.share);
+        self.gain += NEW * (gain - self.gain);
         Verdict::Publish
     }
 
     /// Whether learning should rest now: its versions have stopped getting better.
     #[must_use]
     pub fn has_settled(&self) -> bool {
-        self.scores >= SCORES_MIN && self.short - self.long < RISING
+        self.scores >= SCORES_MIN && self.gain < RISING
     }
 
     /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one.
@@ -153,7 +153,7 @@ impl Publication {
             (self.pause, self.left_out) = (0, 0);
             return true;
         };
-        if share < self.long - FALLEN {
+        if share < self.share - FALLEN {
             (self.pause, self.left_out, self.scores) = (0, 0, 0);
             return true;
         }
@@ -215,7 +215,8 @@ mod tests {
         let mut publication = Publication::default();
         for version in 0..100 {
             assert!(publication.takes(Some(0.5)) || publication.has_settled());
-            let _ = publication.judge(duel(300 + 5 * version.min(40), (10, 5)));
+            let gain = if version < 40 { 5 } else { 0 };
+            let _ = publication.judge(duel(300 + 5 * version.min(40), (10, 10 - gain)));
         }
         // It was right in half of its guesses.
         assert!(publication.has_settled());

@@ -127,16 +127,22 @@ fn a_drafter_that_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let (_, dir) = stopped(folder.path());
     let newest = checkpoints_of(&dir).pop().unwrap();
-    let other = folder.path().join("other");
+    let (other, third) = (folder.path().join("other"), folder.path().join("third"));
     copy(&dir, &other);
-    spoil(&dir.join("checkpoints").join(newest).join("drafter.safetensors"));
+    copy(&dir, &third);
+    let spoil_part = |dir: &Path, part: &str| spoil(&dir.join("checkpoints").join(&newest).join(part));
+    spoil_part(&dir, "drafter.safetensors");
+    spoil_part(&third, "speculation.json");
     let expected = expected(folder.path());
     let shape = "speculation: (drafters: [Eagle(ffn: 48)]), devices:";
     let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 120").replace("devices:", shape));
-    for arguments in [&["resume", text(&dir)][..], &["run", text(&file), "--out", text(&other)]] {
+    let resume = |dir| ["resume", text(dir)];
+    let runs = [&resume(&dir)[..], &resume(&third), &["run", text(&file), "--out", text(&other)]];
+    for arguments in runs {
         let warnings = resumed(arguments);
         assert!(warnings.contains("drafter") && warnings.lines().count() == 1, "{warnings}");
     }
-    assert_eq!(report(&dir).weights_sha256, expected);
-    assert_eq!(report(&other).weights_sha256, expected);
+    for dir in [&dir, &other, &third] {
+        assert_eq!(report(dir).weights_sha256, expected);
+    }
 }

@@ -64,6 +64,8 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     // The model, too; and what is not a drafter, or no run, is told.
     let found = json(&["export", text(&dir), "--to", text(&folder.path().join("out")), "--json"]);
     assert!(found["drafter"].is_null() && folder.path().join("out/model.safetensors").is_file());
-    assert!(refusal(&["run", text(&begins("out")), "--out", text(&folder.path().join("third"))]).contains("config.json"));
+    assert!(
+        refusal(&["run", text(&begins("out")), "--out", text(&folder.path().join("third"))]).contains("config.json")
+    );
     assert!(refusal(&["export", text(folder.path()), "--drafter", "vllm"]).contains("holds no run"));
 }

@@ -52,9 +52,10 @@ fn completed(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A workflow that takes a while.
+/// A workflow that takes a while, and has a drafter after each micro-batch.
 fn long(folder: &Path) -> std::path::PathBuf {
-    workflow(folder, |w| w.replace("steps: 10", "steps: 120"))
+    let often = "speculation: (training: (publish_every: 1)),\n    devices:";
+    workflow(folder, |w| w.replace("steps: 10", "steps: 120").replace("devices:", often))
 }
 
 /// A run at work that has written `checkpoints` checkpoints of GRPO, those from earlier sessions not counted.

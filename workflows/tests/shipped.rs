@@ -69,7 +69,10 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(plan.data.source, Source::Jsonl("/d.jsonl".into()));
     assert_eq!(plan.data.template, "{question}");
     assert_eq!(plan.rewards[0].reward, Reward::Numeric { marker: "####".into() });
-    assert_eq!(plan.speculation.drafters, [Drafter::Eagle { ffn: 0, weights: None }, Drafter::Suffix { match_min: 4, match_max: 24 }]);
+    assert_eq!(
+        plan.speculation.drafters,
+        [Drafter::Eagle { ffn: 0, weights: None }, Drafter::Suffix { match_min: 4, match_max: 24 }]
+    );
     let Controller::Bandit { strategies, epsilon, window } = &plan.speculation.controller else { panic!() };
     assert_eq!((strategies.len(), *epsilon, *window), (4, 0.05, 64));
     let quickstart = workflows::parse(QUICKSTART, Path::new("")).unwrap();

@@ -169,7 +169,8 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
     let prompt = |i: u64| tokenizer.encode(&data.problem(i).question).unwrap();
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
     let roll = |first: u64, requests: u64, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
         let mut decoder = Decoder::new(target.clone(), decoding.clone(), pool.clone());
         // Groups of four, as a tail has them.

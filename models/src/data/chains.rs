@@ -1,11 +1,10 @@
 //! One-digit sums with worked steps: `3+5-2?` and `3+5=8;8-2=6#6`. Every running value stays a digit. A solution may check
-//! itself: after `?` its last steps and its answer stand again, once or several times. What a check says counts instead of the
-//! steps it repeats.
+//! itself: after `?` its last steps and its answer stand again, once or several times. What counts is what stands before the
+//! first check.
 //!
 //! A question belongs to the held-out part if a hash of its text says so, whatever the seed; the number of terms is
 //! drawn first and kept, so that both parts have the same lengths.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 
 use kernels::NoiseKey;
@@ -29,7 +28,8 @@ impl Generator {
     /// Refuses parameters that make no sense.
     pub(super) fn new(chains: &Chains, seed: u64) -> Result<Self> {
         let wrong = |field, value: String, expected: &str| Err(Error::Data { field, value, expected: expected.into() });
-        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max, check_steps, solution_max } = *chains;
+        let Chains { terms_min, terms_mean, terms_max, tail, tail_min, check, checks_max, check_steps, solution_max } =
+            *chains;
         if terms_min < 2 {
             return wrong("terms_min", terms_min.to_string(), "2 or more");
         }
@@ -124,16 +124,6 @@ fn sum(key: &NoiseKey, attempt: u32, terms: usize, checks: usize, chains: &Chain
     let fitting = chains.solution_max.saturating_sub(solution.len()) / check.len();
     let solution = format!("{solution}{}", check.repeat(checks.min(fitting)));
     Problem { question: question + "?", answer: value.to_string(), solution: Some(solution) }
-}
-
-/// The steps of an answer, the last of them as its last check says.
-pub(super) fn attempt(text: &str) -> Cow<'_, str> {
-    let Some((first, checks)) = text.split_once('?') else { return text.into() };
-    let last = checks.rsplit('?').next().unwrap_or_default();
-    let steps: Vec<&str> = first.split(';').collect();
-    let kept = steps.len().saturating_sub(last.split(';').count());
-    let kept = steps[..kept].iter().map(|step| format!("{step};"));
-    (kept.collect::<String>() + last).into()
 }
 
 /// From every value there are eleven steps that stay within 0 to 9: choice 0 to 10 picks one.

@@ -361,7 +361,10 @@ mod tests {
             let step = 1e-2;
             let difference = (moved(step) - moved(-step)) / f64::from(2.0 * step);
             let slope = f64::from(slopes[at]);
-            assert!((difference - slope).abs() < 0.02 * slope.abs() + 1e-5, "{name}[{at}]: {slope}, found {difference}");
+            assert!(
+                (difference - slope).abs() < 0.02 * slope.abs() + 1e-5,
+                "{name}[{at}]: {slope}, found {difference}"
+            );
         }
     }
 
