@@ -73,7 +73,7 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
         let show = show.clone();
         move |progress| show.tell(&progress)
     };
-    let result = watched(plan, dir, fresh, observer, std::future::pending());
+    let result = watched(plan, dir, (fresh, false), observer, std::future::pending());
     show.finish();
     result
 }
@@ -82,7 +82,7 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
 pub(crate) fn watched(
     plan: &Plan,
     dir: &Path,
-    fresh: bool,
+    (fresh, waits_for_disk): (bool, bool),
     observer: impl Fn(Progress) + Send + Sync + 'static,
     stop: impl Future<Output = ()>,
 ) -> Result<Option<Signal>> {
@@ -100,7 +100,7 @@ pub(crate) fn watched(
             () = stop => {}
         }
     };
-    let options = Options { dir: dir.into(), fresh, fault: None };
+    let options = Options { dir: dir.into(), fresh, fault: None, waits_for_disk };
     let result = runtime.block_on(actors::run(plan, options, observer, interrupt));
     match result? {
         Ended::Complete => Ok(None),

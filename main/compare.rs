@@ -102,7 +102,7 @@ pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
                 show.tell(&progress);
             }
         };
-        let result = watched(runs[me].0, runs[me].1, true, observer, stop.notified());
+        let result = watched(runs[me].0, runs[me].1, (true, true), observer, stop.notified());
         if result.is_err() {
             // Kept until the other one waits for it, if it does not yet.
             stop.notify_one();

@@ -186,6 +186,7 @@ impl State {
 
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize) -> Result<()> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
+            self.workspace.trim();
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
             self.put_away();
             let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;

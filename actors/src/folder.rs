@@ -13,7 +13,7 @@ use serde::Serialize;
 use state::plan::{Plan, Step};
 
 use crate::error::{Error, Result};
-use crate::experience::Experience;
+use crate::experience::{Experience, Habits};
 use crate::speculator::Published;
 
 /// Stage of a checkpoint, and steps of that stage that it holds; what names of checkpoints are made of.
@@ -104,23 +104,29 @@ impl RunFolder {
         Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), experience: Experience::default() })
     }
 
-    /// Reads what speculation had learned; `like` has the layout of the drafter's weights.
-    pub(crate) fn experience(&self, name: &str, like: Option<&Weights>) -> Result<Experience> {
-        let published = like.map(|like| self.drafter(name, like)).transpose()?.flatten();
-        let learner = if published.is_some() { self.part(name, "learner")? } else { None };
-        let habits = match self.hashes(name)?.get(HABITS) {
-            None => None,
-            Some(hash) => {
-                let path = self.checkpoint(name).join(HABITS);
-                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-                sha::expect(&path, sha::of_bytes(&bytes), hash)?;
-                Some(serde_json::from_slice(&bytes).map_err(|source| Error::Manifest { path, source })?)
-            }
-        };
-        Ok(Experience { published, learner, habits })
+    /// Reads what speculation had learned, and what is wrong with the parts that cannot be used; `like` has the layout of the
+    /// drafter's weights.
+    pub(crate) fn experience(&self, name: &str, like: Option<&Weights>) -> (Experience, Vec<Error>) {
+        let (mut experience, mut errors) = (Experience::default(), Vec::new());
+        if let Some(like) = like {
+            experience.published = usable(self.drafter(name, like), &mut errors);
+            experience.learner = usable(self.part(name, "learner"), &mut errors);
+        }
+        experience.habits = usable(self.habits(name), &mut errors);
+        (experience, errors)
     }
 
-    fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
+    fn habits(&self, name: &str) -> Result<Option<Habits>> {
+        let hashes = self.hashes(name)?;
+        let Some(hash) = hashes.get(HABITS) else { return Ok(None) };
+        let path = self.checkpoint(name).join(HABITS);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        sha::expect(&path, sha::of_bytes(&bytes), hash)?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Manifest { path, source })
+    }
+
+    /// Reads the drafter of a checkpoint, if it has one.
+    pub(crate) fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
         let Some(raw) = self.part(name, "drafter")? else { return Ok(None) };
         let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
         let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
@@ -208,6 +214,13 @@ fn remove(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", folder)(e)),
         _ => Ok(()),
     }
+}
+
+fn usable<T>(part: Result<Option<T>>, errors: &mut Vec<Error>) -> Option<T> {
+    part.unwrap_or_else(|error| {
+        errors.push(error);
+        None
+    })
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -8,7 +8,7 @@ use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, Learner, guess};
 use models::{Config, RawWeights, Weights};
-use state::drafter::{Duel, Publication, Verdict};
+use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
 use state::plan::DrafterTraining;
 
 use crate::error::Result;
@@ -35,6 +35,8 @@ pub(crate) struct Learning {
     token_s: f64,
     /// A version waits for its score.
     is_due: bool,
+    /// One that was begun.
+    exam: Option<Exam>,
 }
 
 /// What an opportunity to learn was used for.
@@ -58,10 +60,20 @@ pub(crate) struct Lesson<'a> {
     pub(crate) temperature: f32,
 }
 
-/// The held-out windows of a lesson, and what the version in use makes of them, once that was asked for.
+/// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
+/// shorter than an exam.
+#[derive(Default)]
 struct Exam {
     windows: Vec<Window>,
-    in_use: Option<Guesses>,
+    in_use: Paper,
+    newest: Paper,
+}
+
+/// Guesses of one version, and how many windows they are of.
+#[derive(Default)]
+struct Paper {
+    guesses: Guesses,
+    read: usize,
 }
 
 impl Learning {
@@ -91,6 +103,7 @@ impl Learning {
             left: None,
             token_s: 0.0,
             is_due: false,
+            exam: None,
         })
     }
 
@@ -111,14 +124,12 @@ impl Learning {
             has_stopped
         };
         let mut learned = Learned::default();
-        let windows = lock(&lesson.speculator.buffer).held_out(self.training.tokens_max);
-        let mut exam = Exam { windows, in_use: None };
-        if !self.is_worth_it(lesson, &mut exam, stop)? {
+        if !self.is_worth_it(lesson, stop)? {
             return Ok(learned);
         }
         while !stop() {
             if self.is_due {
-                self.is_due = !self.judge(lesson, &mut exam, &mut learned, stop)?;
+                self.is_due = !self.judge(lesson, &mut learned, stop)?;
                 continue;
             }
             if self.pending.is_empty() {
@@ -157,18 +168,27 @@ impl Learning {
         fitting.clamp(WINDOW_MIN.min(tokens_max), tokens_max)
     }
 
-    fn is_worth_it(&mut self, lesson: &Lesson<'_>, exam: &mut Exam, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        if !self.publication.has_settled() {
-            return Ok(self.publication.takes(None));
-        }
-        self.know_in_use(lesson, exam, stop)?;
-        Ok(match &exam.in_use {
-            Some(guesses) => self.publication.takes(Some(share(guesses.right.iter().filter(|r| **r).count(), guesses))),
-            None => false,
-        })
+    /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
+    /// short for that is used up by it.
+    fn is_worth_it(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let published = lesson.speculator.published().filter(|_| self.publication.has_settled());
+        let Some(published) = published else { return Ok(self.publication.takes(None)) };
+        let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(lesson));
+        let is_over = self.read_paper(lesson, &exam.windows, &published.weights, &mut exam.in_use, stop)?;
+        let guesses = &exam.in_use.guesses;
+        let right = guesses.right.iter().filter(|right| **right).count();
+        let share = (guesses.right.len() >= GUESSES_MIN).then(|| share(right, guesses));
+        // A newer version that waits for its score goes on with the same exam.
+        self.exam = (!is_over || self.is_due).then_some(exam);
+        Ok(is_over && self.publication.takes(share))
     }
 
-    /// The windows of the next micro-batch; which they are depends on nothing but the buffer and the micro-batches so far.
+    fn new_exam(&self, lesson: &Lesson<'_>) -> Exam {
+        let window_max = self.window_max(lesson.speculator.cycle_s());
+        Exam { windows: lock(&lesson.speculator.buffer).held_out(window_max), ..Exam::default() }
+    }
+
+    /// The windows of the next micro-batch. Their length depends on what was measured: drafters are on the side of *when*.
     fn draw(&mut self, speculator: &Speculator) -> Vec<Window> {
         let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, self.learner.steps(), 0, 0), 0);
         let uniform = || {
@@ -180,27 +200,29 @@ impl Learning {
     }
 
     /// Scores the newest version against the one in use, and does what follows. Whether it came to an end.
-    fn judge(
-        &mut self,
-        lesson: &Lesson<'_>,
-        exam: &mut Exam,
-        learned: &mut Learned,
-        stop: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
-        self.know_in_use(lesson, exam, stop)?;
-        let newest = self.score(lesson, &exam.windows, self.learner.weights(), stop)?;
-        let Some(newest) = newest else { return Ok(false) };
-        let duel = Duel::of(&newest.right, exam.in_use.as_ref().map(|guesses| guesses.right.as_slice()));
-        learned.held_out = Some((share(duel.right, &newest), share(newest.among_three, &newest)));
+    fn judge(&mut self, lesson: &Lesson<'_>, learned: &mut Learned, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(lesson));
+        let published = lesson.speculator.published();
+        let mut is_over = match &published {
+            Some(published) => self.read_paper(lesson, &exam.windows, &published.weights, &mut exam.in_use, stop)?,
+            None => true,
+        };
+        is_over = is_over && self.read_paper(lesson, &exam.windows, self.learner.weights(), &mut exam.newest, stop)?;
+        if !is_over {
+            self.exam = Some(exam);
+            return Ok(false);
+        }
+        let (newest, in_use) = (exam.newest.guesses, exam.in_use.guesses);
+        let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
+        if duel.guesses >= GUESSES_MIN {
+            learned.held_out = Some((share(duel.right, &newest), share(newest.among_three, &newest)));
+        }
         match self.publication.judge(duel) {
-            Verdict::Publish => {
-                lesson.speculator.publish(self.learner.weights());
-                exam.in_use = Some(newest);
-            }
+            Verdict::Publish => lesson.speculator.publish(self.learner.weights()),
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {
                 learned.discarded += 1;
-                if let Some(published) = lesson.speculator.published() {
+                if let Some(published) = published {
                     self.learner.restart((*published.weights).clone());
                 }
             }
@@ -208,33 +230,26 @@ impl Learning {
         Ok(true)
     }
 
-    /// Scores the version in use, unless that was done or there is none.
-    fn know_in_use(&self, lesson: &Lesson<'_>, exam: &mut Exam, stop: &mut dyn FnMut() -> bool) -> Result<()> {
-        if let (None, Some(published)) = (&exam.in_use, lesson.speculator.published()) {
-            exam.in_use = self.score(lesson, &exam.windows, &published.weights, stop)?;
-        }
-        Ok(())
-    }
-
-    /// Nothing if told to stop meanwhile.
-    fn score(
+    /// Goes on with a version's paper; whether it is complete. Told to stop, it ends with the window it reads.
+    fn read_paper(
         &self,
         lesson: &Lesson<'_>,
         windows: &[Window],
         weights: &Weights,
+        paper: &mut Paper,
         stop: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Guesses>> {
-        let mut all = Guesses::default();
-        for window in windows {
+    ) -> Result<bool> {
+        while let Some(window) = windows.get(paper.read) {
             if stop() {
-                return Ok(None);
+                return Ok(false);
             }
             let one = std::slice::from_ref(window);
             let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.ffn), one, lesson.temperature)?;
-            all.right.extend(guesses.right);
-            all.among_three += guesses.among_three;
+            paper.guesses.right.extend(guesses.right);
+            paper.guesses.among_three += guesses.among_three;
+            paper.read += 1;
         }
-        Ok(Some(all))
+        Ok(true)
     }
 }
 

@@ -39,7 +39,7 @@ pub enum Progress {
         /// All.
         total: usize,
     },
-    /// A step is durable.
+    /// A step is done. It becomes durable while the next one is computed; what a crash loses is computed again.
     StepDone(Box<StepMetrics>),
     /// A device was lost and will be started again.
     DeviceLost {

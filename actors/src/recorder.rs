@@ -10,7 +10,7 @@ use crate::supervisor::Message;
 /// What to record.
 pub(crate) enum Record {
     /// An event, with the checkpoint that it names. The supervisor is told when both are durable.
-    Commit { event: Event, checkpoint: Option<(String, Checkpoint)> },
+    Commit { event: Event, checkpoint: Option<(String, Box<Checkpoint>)> },
     /// An event that need not be waited for.
     Note(Event),
 }
@@ -22,6 +22,8 @@ pub(crate) struct Books {
     journal: SledJournal,
     keep: usize,
     supervisor: ActorRef<Message>,
+    /// A record could not be made. Later ones must not be: they would say that it had been.
+    has_failed: bool,
 }
 
 impl Actor for Recorder {
@@ -35,7 +37,7 @@ impl Actor for Recorder {
         args: Self::Arguments,
     ) -> std::result::Result<Books, ActorProcessingErr> {
         let (folder, journal, keep, supervisor) = args;
-        Ok(Books { folder, journal, keep, supervisor })
+        Ok(Books { folder, journal, keep, supervisor, has_failed: false })
     }
 
     async fn handle(
@@ -44,12 +46,18 @@ impl Actor for Recorder {
         message: Record,
         books: &mut Books,
     ) -> std::result::Result<(), ActorProcessingErr> {
+        if books.has_failed {
+            return Ok(());
+        }
         // Files may block; the runtime moves other actors to another thread.
         let result = tokio::task::block_in_place(|| books.record(message));
         match result {
             Ok(true) => books.supervisor.cast(Message::Committed)?,
             Ok(false) => {}
-            Err(error) => books.supervisor.cast(Message::Failed(Box::new(error)))?,
+            Err(error) => {
+                books.has_failed = true;
+                books.supervisor.cast(Message::Failed(Box::new(error)))?;
+            }
         }
         Ok(())
     }

@@ -70,6 +70,8 @@ pub(crate) struct Rollout {
     pub(crate) groups: Vec<Group>,
     pub(crate) speculator: Arc<Speculator>,
     pub(crate) vocabulary: Arc<Vocabulary>,
+    /// Its answers are for the drafter to learn from; those of an evaluation are not.
+    teaches: bool,
     /// Answers by group, in the order of their samples once a group is complete.
     answers: Vec<Mutex<Vec<Answer>>>,
     counts: Mutex<Counts>,
@@ -81,11 +83,12 @@ impl Rollout {
         target: Arc<Target>,
         decoding: Decoding,
         groups: Vec<Group>,
-        speculator: Arc<Speculator>,
+        (speculator, teaches): (Arc<Speculator>, bool),
     ) -> Self {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
         let vocabulary = speculator.vocabulary(&target);
-        Self { number, target, decoding, groups, speculator, vocabulary, answers, counts: Mutex::default() }
+        let counts = Mutex::default();
+        Self { number, target, decoding, groups, speculator, vocabulary, teaches, answers, counts }
     }
 
     /// Forgets what a lost device had made of a group.
@@ -109,7 +112,9 @@ impl Rollout {
     /// Feeds a complete group to the drafter's buffer and drops its hidden states.
     pub(crate) fn harvest(&self, group: usize) {
         let mut answers = lock(&self.answers[group]);
-        self.speculator.collect(&answers);
+        if self.teaches {
+            self.speculator.collect(&answers);
+        }
         answers.iter_mut().for_each(|a| a.hidden = Vec::new());
     }
 

@@ -32,6 +32,8 @@ pub struct Options {
     pub fresh: bool,
     /// A device that fails on purpose.
     pub fault: Option<Fault>,
+    /// Wait until a step is durable before the next one begins. For measurements: nothing is written in another's time.
+    pub waits_for_disk: bool,
 }
 
 /// Works on a plan until it is done or `interrupt` is ready. A run that was begun in the folder goes on.
@@ -107,7 +109,21 @@ fn prepare(
     experience.published = experience.published.or_else(|| job.first_drafter());
     let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, experience, job.seen.clone()));
     let fault = options.fault;
-    Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, fault, observer, ended }))
+    let unrecorded_max = usize::from(!options.waits_for_disk);
+    Ok(Some(Setup {
+        job,
+        speculator,
+        folder,
+        journal,
+        position,
+        weights,
+        adam,
+        devices,
+        fault,
+        unrecorded_max,
+        observer,
+        ended,
+    }))
 }
 
 /// An empty journal, after removing what the run in the folder has made.
@@ -164,13 +180,13 @@ fn older(name: &str, error: &Error) -> String {
 
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
 fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Experience> {
-    let like = drafter_layout(job)?;
-    Ok(folder.experience(name, like.as_ref()).unwrap_or_else(|error| {
+    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref());
+    for error in errors {
         let path = folder.checkpoint(name);
-        let text = format!("the drafter in {} cannot be used ({error}); a new one is trained", path.display());
+        let text = format!("a part of the drafter in {} cannot be used ({error}); it is learned again", path.display());
         observer.tell(Progress::Warning(text));
-        Experience::default()
-    }))
+    }
+    Ok(experience)
 }
 
 fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {

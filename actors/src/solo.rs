@@ -155,8 +155,11 @@ impl Solo {
             return Self::of(job, weights, None, threads);
         };
         let checkpoint = folder.read(&name, &job.initial)?;
-        let experience = folder.experience(&name, run::drafter_layout(&job)?.as_ref())?;
-        Self::of(job, checkpoint.weights, experience.published, threads)
+        let drafter = match run::drafter_layout(&job)? {
+            Some(like) => folder.drafter(&name, &like)?,
+            None => None,
+        };
+        Self::of(job, checkpoint.weights, drafter, threads)
     }
 
     fn of(job: Job, weights: Arc<Weights>, drafter: Option<Published>, threads: usize) -> Result<Self> {

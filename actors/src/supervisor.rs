@@ -62,6 +62,7 @@ pub(crate) struct Setup {
     pub(crate) adam: Option<Arc<AdamW>>,
     pub(crate) devices: Vec<String>,
     pub(crate) fault: Option<Fault>,
+    pub(crate) unrecorded_max: usize,
     pub(crate) observer: Observer,
     pub(crate) ended: oneshot::Sender<Result<Ended>>,
 }
@@ -84,9 +85,6 @@ enum Activity {
     },
 }
 
-/// Records that may be on their way to the disk while a step is computed: what is lost in a crash is computed again.
-const UNRECORDED_MAX: usize = 1;
-
 pub(crate) struct State {
     myself: ActorRef<Message>,
     job: Arc<Job>,
@@ -106,6 +104,8 @@ pub(crate) struct State {
     began: Instant,
     /// Records that are not durable yet; since when the run waits for them, and how long it did after the step before.
     unrecorded: usize,
+    /// How many may be on their way to the disk while a step is computed: what is lost in a crash is computed again.
+    unrecorded_max: usize,
     waiting_from: Instant,
     waited_s: f64,
     rollouts: u64,
@@ -126,8 +126,20 @@ impl Actor for Supervisor {
         myself: ActorRef<Message>,
         setup: Setup,
     ) -> std::result::Result<State, ActorProcessingErr> {
-        let Setup { job, speculator, folder, journal, position, weights, adam, devices, fault, observer, ended } =
-            setup;
+        let Setup {
+            job,
+            speculator,
+            folder,
+            journal,
+            position,
+            weights,
+            adam,
+            devices,
+            fault,
+            unrecorded_max,
+            observer,
+            ended,
+        } = setup;
         let (rewarder, _) =
             Actor::spawn_linked(None, Rewarder, (job.clone(), myself.clone()), myself.get_cell()).await?;
         let place = folder.dir().to_path_buf();
@@ -143,6 +155,7 @@ impl Actor for Supervisor {
             metrics: StepMetrics::default(),
             began: Instant::now(),
             unrecorded: 0,
+            unrecorded_max,
             waiting_from: Instant::now(),
             waited_s: 0.0,
             clock: Instant::now(),

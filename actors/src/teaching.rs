@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use models::Answer;
 use models::drafter::buffer::{Example, Window};
 use models::drafter::learn::Learner;
 use models::load::export::{Precision, write_tensors};
 use models::train::{Sequence, log_probs};
+use models::{Answer, RawWeights};
 
 use crate::error::{Error, Result};
 use crate::solo::Solo;
@@ -95,18 +95,21 @@ impl Solo {
             raw.tensors.extend(frozen.filter(|(name, _)| name.contains("embed_tokens") || name.contains("lm_head")));
             raw
         };
-        let timed = |work: &dyn Fn() -> Result<()>| -> Result<f64> {
-            let began = Instant::now();
-            work()?;
-            Ok(began.elapsed().as_secs_f64())
-        };
-        let write = || {
+        let write = || -> Result<()> {
             write_tensors(file, &all(), Precision::F32)?;
             std::fs::File::open(file).and_then(|f| f.sync_all()).map_err(Error::io("write", file))
         };
-        let sync = timed(&write)?;
-        let asynchronous = timed(&|| Ok(drop(std::hint::black_box(all()))))?;
-        let selective = timed(&|| Ok(drop(std::hint::black_box(learner.to_raw()))))?;
+        let began = Instant::now();
+        write()?;
+        let sync = began.elapsed().as_secs_f64();
+        let copied = |copy: &dyn Fn() -> RawWeights| {
+            let began = Instant::now();
+            let raw = copy();
+            let seconds = began.elapsed().as_secs_f64();
+            drop(raw);
+            seconds
+        };
+        let (asynchronous, selective) = (copied(&all), copied(&|| learner.to_raw()));
         std::fs::remove_file(file).map_err(Error::io("remove", file))?;
         Ok(Stalls { sync, asynchronous, selective })
     }

@@ -16,6 +16,8 @@ pub const ROLLBACK_AFTER: u32 = 4;
 pub const PAUSE_MAX: u32 = 8;
 /// Deviations that chance explains.
 const CHANCE: f64 = 2.0;
+/// Guesses from which on a score tells something.
+pub const GUESSES_MIN: usize = 64;
 /// Versions before learning may rest.
 const SCORES_MIN: u32 = 16;
 /// Weight of the newest version in the means.
@@ -116,10 +118,13 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Takes in a new version's score.
+    /// Takes in a new version's score. One of few guesses is published: nothing speaks against it.
     #[must_use]
     pub fn judge(&mut self, duel: Duel) -> Verdict {
-        let share = duel.right as f64 / duel.guesses.max(1) as f64;
+        if duel.guesses < GUESSES_MIN {
+            return Verdict::Publish;
+        }
+        let share = duel.right as f64 / duel.guesses as f64;
         if duel.is_worse() {
             self.worse += 1;
             if self.worse < ROLLBACK_AFTER {
@@ -129,7 +134,7 @@ impl Publication {
             return Verdict::RollBack;
         }
         self.worse = 0;
-        let gain = (duel.only.0 as f64 - duel.only.1 as f64) / duel.guesses.max(1) as f64;
+        let gain = (duel.only.0 as f64 - duel.only.1 as f64) / duel.guesses as f64;
         if self.scores == 0 {
             (self.share, self.gain) = (share, gain);
         }
@@ -145,7 +150,8 @@ impl Publication {
         self.scores >= SCORES_MIN && self.gain < RISING
     }
 
-    /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one.
+    /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one and its
+    /// guesses tell something.
     /// Whether to take it.
     #[must_use]
     pub fn takes(&mut self, share: Option<f64>) -> bool {
@@ -182,7 +188,12 @@ mod tests {
         let found = Duel::of(&[true, true, false, false], Some(&[true, false, true, false]));
         assert_eq!(found, Duel { guesses: 4, right: 2, only: (1, 1) });
         assert_eq!(Duel::of(&[true, false], None), Duel { guesses: 2, right: 1, only: (1, 0) });
-        assert_eq!(Publication::default().judge(Duel::of(&[], None)), Verdict::Publish);
+        let mut publication = Publication::default();
+        let _ = publication.judge(duel(600, (600, 0)));
+        let before = publication.clone();
+        assert_eq!(publication.judge(Duel::of(&[], None)), Verdict::Publish);
+        assert_eq!(publication.judge(Duel::of(&[false; 9], Some(&[true; 9]))), Verdict::Publish);
+        assert_eq!(publication, before, "few guesses tell nothing");
     }
 
     #[test]

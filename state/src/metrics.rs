@@ -54,7 +54,8 @@ pub struct StepMetrics {
     pub rollout_s: f64,
     /// Seconds of forward, backward and optimiser.
     pub update_s: f64,
-    /// Seconds that making the step before durable took; `wall_s` includes them.
+    /// Seconds for which the run waited until the step before was durable; `wall_s` includes them. Most of the writing goes on
+    /// while a step is computed.
     pub checkpoint_s: f64,
     /// Device-seconds waited in rollout for the last device.
     pub idle_s: f64,

@@ -83,7 +83,8 @@ impl State {
         let machine = StepMachine::new(groups.len(), self.seats.len(), trains_drafter);
         let verdicts = vec![None; groups.len()];
         self.rollouts += 1;
-        let rollout = Arc::new(Rollout::new(self.rollouts, target, decoding, groups, self.speculator.clone()));
+        let rollout =
+            Arc::new(Rollout::new(self.rollouts, target, decoding, groups, (self.speculator.clone(), trains_drafter)));
         let running = vec![0; self.seats.len()];
         self.activity = Activity::Rolling(Rolling {
             rollout,
@@ -115,6 +116,7 @@ impl State {
     pub(super) fn rolling_without(&mut self, device: usize) {
         if let Activity::Rolling(rolling) = &mut self.activity {
             rolling.running[device] = 0;
+            rolling.preempted = None;
         }
         self.advance(Event::DeviceLost { device });
     }

@@ -10,7 +10,7 @@ use state::plan::{self, Export, Plan, Step};
 use state::run::{Position, steps_of};
 use std::sync::Arc;
 
-use super::{Activity, State, UNRECORDED_MAX};
+use super::{Activity, State};
 use crate::error::Result;
 use crate::folder::Checkpoint;
 use crate::progress::{Ended, Progress};
@@ -97,7 +97,7 @@ impl State {
         let checkpoint = (changes_weights && is_due).then(|| {
             let (weights, adam) = (self.weights.clone(), self.adam.clone());
             let experience = self.speculator.experience();
-            (format!("{stage:03}-{:06}", step + 1), Checkpoint { weights, adam, experience })
+            (format!("{stage:03}-{:06}", step + 1), Box::new(Checkpoint { weights, adam, experience }))
         });
         // What the run waits for this record is part of the next step.
         self.metrics.checkpoint_s = self.waited_s;
@@ -134,7 +134,7 @@ impl State {
         let Activity::Recording { then } = &self.activity else { return };
         match *then {
             Some(ended) if self.unrecorded == 0 => self.end(Ok(ended)),
-            None if self.unrecorded <= UNRECORDED_MAX => {
+            None if self.unrecorded <= self.unrecorded_max => {
                 self.waited_s = self.waiting_from.elapsed().as_secs_f64();
                 self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
                 self.position = self.position.after(&self.job.plan);

@@ -109,7 +109,8 @@ fn fits(path: &Path, value: &Value, target: &Config) -> Result<usize> {
     let numbers = [("rope_theta", target.rope_theta), ("rms_norm_eps", f64::from(target.eps))];
     for (field, expected) in numbers {
         let found = get(field).as_f64().unwrap_or(f64::NAN);
-        if !((found - expected).abs() <= expected.abs() * 1e-6) {
+        let is_near = (found - expected).abs() <= expected.abs() * 1e-6;
+        if !is_near {
             return Err(refused(path, field, found, &format!("{expected}, as in the target")));
         }
     }
@@ -122,14 +123,14 @@ fn fits(path: &Path, value: &Value, target: &Config) -> Result<usize> {
 fn joined(config: &Config, weights: &RawWeights, layout: Layout, place: &str) -> Result<RawWeights> {
     let hidden = config.hidden;
     let mut own = named(config, weights, place)?;
-    let [token, state] = HALVES.map(|name| own.remove(name).map(|(_, values)| values).unwrap_or_default());
+    let [token, state] = HALVES.map(|name| own.tensors.remove(name).map(|(_, values)| values).unwrap_or_default());
     let rows = token.chunks_exact(hidden).zip(state.chunks_exact(hidden));
     let mixed = rows.flat_map(|(token, state)| [token, state].concat()).collect();
-    own.insert("fc.weight".into(), (vec![hidden, 2 * hidden], mixed));
+    own.tensors.insert("fc.weight".into(), (vec![hidden, 2 * hidden], mixed));
     if layout == Layout::Sglang {
-        own.insert("fc.bias".into(), (vec![hidden], vec![0.0; hidden]));
+        own.tensors.insert("fc.bias".into(), (vec![hidden], vec![0.0; hidden]));
     }
-    Ok(RawWeights { tensors: own })
+    Ok(own)
 }
 
 /// The other way round, in place.
@@ -145,12 +146,12 @@ fn split(config: &Config, raw: &mut RawWeights, place: &str) -> Result<()> {
         let half = mixed.chunks_exact(hidden).skip(i).step_by(2).flatten().copied().collect();
         raw.tensors.insert(name.into(), (vec![hidden, hidden], half));
     }
-    raw.tensors = named(config, raw, place)?;
+    *raw = named(config, raw, place)?;
     Ok(())
 }
 
 /// Exactly the drafter's parameters, in their shapes, finite.
-fn named(config: &Config, raw: &RawWeights, place: &str) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+fn named(config: &Config, raw: &RawWeights, place: &str) -> Result<RawWeights> {
     let mut own = BTreeMap::new();
     for parameter in eagle::parameters(config) {
         let name = parameter.name;
@@ -165,7 +166,7 @@ fn named(config: &Config, raw: &RawWeights, place: &str) -> Result<BTreeMap<Stri
     }
     match raw.tensors.keys().find(|name| !own.contains_key(*name)) {
         Some(name) => Err(Error::UnexpectedTensor { name: name.clone(), place: place.into() }),
-        None => Ok(own),
+        None => Ok(RawWeights { tensors: own }),
     }
 }
 
