@@ -50,13 +50,13 @@ fn the_quickstart_is_what_it_says() {
     assert_eq!(weights.as_deref(), Some(Path::new("/here/quickstart.safetensors")));
     assert_eq!(*sha256, None);
     let Step::Grpo(grpo) = &plan.steps[1] else { panic!("{:?}", plan.steps) };
-    assert_eq!((grpo.prompts, grpo.group, grpo.micro_batch, grpo.clip), (4, 4, 8, (0.2, 0.2)));
+    assert_eq!((grpo.prompts, grpo.group, grpo.micro_batch, grpo.clip), (4, 4, 2, (0.2, 0.2)));
     let Controller::Bandit { strategies, .. } = &plan.speculation.controller else { panic!() };
     let shapes: Vec<_> = strategies.iter().map(|s| (s.drafter, s.depth, s.width, s.budget)).collect();
     assert_eq!(shapes, [(0, 2, 1, 2), (0, 4, 1, 4), (0, 6, 1, 6), (0, 3, 1, 3), (1, 8, 1, 8)]);
     let summary = workflows::describe(&plan);
-    assert_eq!((summary.rollouts, summary.evaluations, summary.optimizer_steps), (12_800, 2000, 800));
-    assert_eq!(summary.tokens_max, (12_800 + 2000) * 704);
+    assert_eq!((summary.rollouts, summary.evaluations, summary.optimizer_steps), (16_000, 2000, 1000));
+    assert_eq!(summary.tokens_max, (16_000 + 2000) * 704);
 }
 
 const SHORT: &str =
