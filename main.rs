@@ -21,10 +21,6 @@ mod show;
 #[path = "main/signals.rs"]
 mod signals;
 
-/// Answers come and go by the thousand, each with its own keys and values.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
