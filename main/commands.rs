@@ -73,7 +73,8 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
         let show = show.clone();
         move |progress| show.tell(&progress)
     };
-    let result = watched(plan, dir, (fresh, false), observer, std::future::pending());
+    let options = Options { dir: dir.into(), fresh, ..Options::default() };
+    let result = watched(plan, options, observer, std::future::pending());
     show.finish();
     result
 }
@@ -81,8 +82,7 @@ pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal
 /// The same, with progress told to an observer; `stop` ends it as a signal would.
 pub(crate) fn watched(
     plan: &Plan,
-    dir: &Path,
-    (fresh, waits_for_disk): (bool, bool),
+    options: Options,
     observer: impl Fn(Progress) + Send + Sync + 'static,
     stop: impl Future<Output = ()>,
 ) -> Result<Option<Signal>> {
@@ -100,7 +100,6 @@ pub(crate) fn watched(
             () = stop => {}
         }
     };
-    let options = Options { dir: dir.into(), fresh, fault: None, waits_for_disk };
     let result = runtime.block_on(actors::run(plan, options, observer, interrupt));
     match result? {
         Ended::Complete => Ok(None),

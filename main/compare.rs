@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use actors::Progress;
+use actors::{Options, Progress};
 use serde::Serialize;
 use state::metrics::{Report, StepMetrics};
 use state::plan::Plan;
@@ -102,7 +102,8 @@ pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
                 show.tell(&progress);
             }
         };
-        let result = watched(runs[me].0, runs[me].1, (true, true), observer, stop.notified());
+        let options = Options { dir: runs[me].1.into(), fresh: true, waits_for_disk: true, ..Options::default() };
+        let result = watched(runs[me].0, options, observer, stop.notified());
         if result.is_err() {
             // Kept until the other one waits for it, if it does not yet.
             stop.notify_one();

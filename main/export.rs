@@ -109,14 +109,6 @@ fn accept_length(solo: &Solo) -> Result<f64> {
     let asked: Vec<Asked> = (0..ANSWERS).map(asked).collect::<Result<_>>()?;
     let plan = solo.plan();
     let learned = plan.speculation.learned().unwrap_or_default();
-    let options = DecodeOptions {
-        slots: 1,
-        controller: Controller::Fixed(Strategy::chain(learned, DEPTH)),
-        temperature: plan.sampling.temperature,
-        top_p: plan.sampling.top_p,
-        tokens_max: plan.sampling.tokens_max,
-        keep_hidden: false,
-        is_coupled: true,
-    };
+    let options = DecodeOptions::of(plan, 1, Controller::Fixed(Strategy::chain(learned, DEPTH)));
     Ok(solo.decode(&asked, &options)?.accept_length())
 }

@@ -30,9 +30,6 @@ pub(crate) enum Failure {
     /// A workflow without a drafter that learns while a policy does.
     #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` among `speculation.drafters`", path.display())]
     NothingToTeach { path: PathBuf },
-    /// A folder that cannot be made.
-    #[error("cannot create {}; check permissions and free space", path.display())]
-    Folder { path: PathBuf, source: std::io::Error },
     /// A prompt that cannot be read.
     #[error("cannot read the prompt from stdin; it must be text in UTF-8")]
     Input(#[source] std::io::Error),
@@ -58,11 +55,6 @@ impl Failure {
     pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { path, source }
-    }
-
-    pub(crate) fn folder(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_path_buf();
-        move |source| Self::Folder { path, source }
     }
 
     /// Prints it; the exit code.

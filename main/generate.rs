@@ -79,14 +79,12 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     let prompt = if is_chat { solo.chat(&text)? } else { solo.prompt(&text, args.raw || is_bare)? };
     let asked = [Asked { prompt, noise: NoiseKey::new(args.seed, STREAM, 0, 0, 0) }];
     let plan = solo.plan();
+    let usual = DecodeOptions::of(plan, 1, plan.speculation.controller.clone());
     let options = DecodeOptions {
-        slots: 1,
-        controller: plan.speculation.controller.clone(),
-        temperature: args.temperature.unwrap_or(plan.sampling.temperature),
-        top_p: args.top_p.unwrap_or(plan.sampling.top_p),
-        tokens_max: args.tokens.unwrap_or(plan.sampling.tokens_max).max(1),
-        keep_hidden: false,
-        is_coupled: true,
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        tokens_max: args.tokens.unwrap_or(usual.tokens_max).max(1),
+        ..usual
     };
     if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
         return Err(Failure::Temperature(options.temperature));

@@ -1,5 +1,6 @@
 //! The folder of a run: the journal, and checkpoints that appear whole or not at all.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -72,14 +73,15 @@ impl RunFolder {
     }
 
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let mut parts = vec![("weights", checkpoint.weights.to_raw()), ("moments", checkpoint.adam.to_raw())];
+        let own = |name, raw| (name, Cow::Owned(raw));
+        let mut parts = vec![own("weights", checkpoint.weights.to_raw()), own("moments", checkpoint.adam.to_raw())];
         let Experience { published, learner, habits } = &checkpoint.experience;
         if let Some(drafter) = published {
             let mut raw = drafter.weights.to_raw();
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
-            parts.push(("drafter", raw));
+            parts.push(own("drafter", raw));
         }
-        parts.extend(learner.clone().map(|raw| ("learner", raw)));
+        parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(raw))));
         let mut hashes = BTreeMap::new();
         for (name, raw) in parts {
             let path = folder.join(format!("{name}.safetensors"));

@@ -74,6 +74,11 @@ impl Job {
         self.drafter.as_ref().map(|weights| Published { version: 1, weights: Arc::new(weights.clone()) })
     }
 
+    /// The weights in a folder of an exported drafter.
+    pub(crate) fn read_drafter(&self, folder: &Path) -> Result<Weights> {
+        drafter(&self.plan, &self.config, folder)
+    }
+
     /// Finds problems that would stop the run later on, and counts tokens.
     fn read_problems(&mut self) -> Result<()> {
         let Source::Jsonl(path) = &self.plan.data.source else { return Ok(()) };
@@ -127,13 +132,6 @@ impl Job {
         tokens.extend(self.config.eos.first());
         tokens.truncate(self.config.positions_max);
         Ok(Sequence { tokens, prompt })
-    }
-}
-
-impl Job {
-    /// The weights in a folder of an exported drafter.
-    pub(crate) fn read_drafter(&self, folder: &Path) -> Result<Weights> {
-        drafter(&self.plan, &self.config, folder)
     }
 }
 

@@ -8,7 +8,7 @@ use models::data::Problem;
 use models::drafter::Vocabulary;
 use models::{Answer, Cycle, Decoding, Target};
 
-use state::metrics::BatchMetrics;
+use state::metrics::{BatchMetrics, add_levels};
 use state::speculation::controller::BUCKETS;
 
 use crate::learning::Learned;
@@ -48,8 +48,7 @@ impl Counts {
         if cycle.learned.0 > 0 {
             add(self.versions.entry(version).or_default(), wide(cycle.learned));
         }
-        self.levels.resize(self.levels.len().max(cycle.levels.len()), (0, 0));
-        self.levels.iter_mut().zip(&cycle.levels).for_each(|(sum, new)| add(sum, *new));
+        add_levels(&mut self.levels, &cycle.levels);
     }
 
     /// Adds what an idle device taught the drafter.

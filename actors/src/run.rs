@@ -108,22 +108,7 @@ fn prepare(
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
     let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, experience, job.seen.clone()));
-    let fault = options.fault;
-    let unrecorded_max = usize::from(!options.waits_for_disk);
-    Ok(Some(Setup {
-        job,
-        speculator,
-        folder,
-        journal,
-        position,
-        weights,
-        adam,
-        devices,
-        fault,
-        unrecorded_max,
-        observer,
-        ended,
-    }))
+    Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, options, observer, ended }))
 }
 
 /// An empty journal, after removing what the run in the folder has made.

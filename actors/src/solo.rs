@@ -60,6 +60,15 @@ pub struct DecodeOptions {
     pub is_coupled: bool,
 }
 
+impl DecodeOptions {
+    /// As the plan's rollouts draw their answers.
+    #[must_use]
+    pub fn of(plan: &Plan, slots: usize, controller: plan::Controller) -> Self {
+        let plan::Sampling { temperature, top_p, tokens_max } = plan.sampling;
+        Self { slots, controller, temperature, top_p, tokens_max, keep_hidden: false, is_coupled: true }
+    }
+}
+
 /// Requests that are being answered. Cycles of several sessions can take turns, so that what disturbs the machine disturbs all.
 pub struct Session<'a> {
     asked: &'a [Asked],
@@ -165,9 +174,8 @@ impl Solo {
     fn of(job: Job, weights: Arc<Weights>, drafter: Option<Published>, threads: usize) -> Result<Self> {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
-        let plan = &job.plan;
-        let learning = Speculator::new(&plan.speculation, &job.config, plan.seed, with(drafter), job.seen.clone());
-        let (learning, pool, calibration) = (Arc::new(learning), Arc::new(Pool::new(threads)), Arc::default());
+        let learning = learning(&job, drafter);
+        let (pool, calibration) = (Arc::new(Pool::new(threads)), Arc::default());
         Ok(Self { job, weights, target, pool, learning, calibration })
     }
 
@@ -194,12 +202,9 @@ impl Solo {
     /// # Errors
     /// If there is no drafter of this model in it.
     pub fn with_drafter(self, folder: &Path) -> Result<Self> {
-        let plan = &self.job.plan;
         let weights = Arc::new(self.job.read_drafter(folder)?);
-        let drafter = Some(Published { version: 1, weights });
-        let learning =
-            Speculator::new(&plan.speculation, &self.job.config, plan.seed, with(drafter), self.job.seen.clone());
-        Ok(Self { learning: Arc::new(learning), calibration: Arc::default(), ..self })
+        let learning = learning(&self.job, Some(Published { version: 1, weights }));
+        Ok(Self { learning, calibration: Arc::default(), ..self })
     }
 
     /// Writes the model as a Hugging Face folder.
@@ -334,6 +339,11 @@ impl Solo {
     pub(crate) fn vocabulary(&self) -> Arc<Vocabulary> {
         self.learning.vocabulary(&self.target)
     }
+}
+
+fn learning(job: &Job, drafter: Option<Published>) -> Arc<Speculator> {
+    let (plan, seen) = (&job.plan, job.seen.clone());
+    Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, with(drafter), seen))
 }
 
 fn with(published: Option<Published>) -> Experience {

@@ -30,6 +30,7 @@ use crate::job::Job;
 use crate::progress::{Ended, Observer, Progress};
 use crate::recorder::{Record, Recorder};
 use crate::rewarder::{Rewarder, Score, Verdict};
+use crate::run::Options;
 use crate::speculator::Speculator;
 use measure::Timeline;
 use rolling::Rolling;
@@ -61,8 +62,7 @@ pub(crate) struct Setup {
     pub(crate) weights: Arc<Weights>,
     pub(crate) adam: Option<Arc<AdamW>>,
     pub(crate) devices: Vec<String>,
-    pub(crate) fault: Option<Fault>,
-    pub(crate) unrecorded_max: usize,
+    pub(crate) options: Options,
     pub(crate) observer: Observer,
     pub(crate) ended: oneshot::Sender<Result<Ended>>,
 }
@@ -126,20 +126,8 @@ impl Actor for Supervisor {
         myself: ActorRef<Message>,
         setup: Setup,
     ) -> std::result::Result<State, ActorProcessingErr> {
-        let Setup {
-            job,
-            speculator,
-            folder,
-            journal,
-            position,
-            weights,
-            adam,
-            devices,
-            fault,
-            unrecorded_max,
-            observer,
-            ended,
-        } = setup;
+        let Setup { job, speculator, folder, journal, position, weights, adam, devices, options, observer, ended } =
+            setup;
         let (rewarder, _) =
             Actor::spawn_linked(None, Rewarder, (job.clone(), myself.clone()), myself.get_cell()).await?;
         let place = folder.dir().to_path_buf();
@@ -155,7 +143,7 @@ impl Actor for Supervisor {
             metrics: StepMetrics::default(),
             began: Instant::now(),
             unrecorded: 0,
-            unrecorded_max,
+            unrecorded_max: usize::from(!options.waits_for_disk),
             waiting_from: Instant::now(),
             waited_s: 0.0,
             clock: Instant::now(),
@@ -169,7 +157,7 @@ impl Actor for Supervisor {
             recorder,
             position,
             weights,
-            fault,
+            fault: options.fault,
             observer,
         };
         for device in 0..state.seats.len() {

@@ -83,11 +83,13 @@ impl Solo {
         Ok(Packing { padded: samples / seconds(&padded)?, packed: samples / seconds(&packed)? })
     }
 
-    /// Writes and copies the drafter as its checkpoints do; `file` is written and removed.
+    /// Writes and copies the drafter as its checkpoints do; a file in `folder` is written and removed.
     ///
     /// # Errors
     /// If the plan has no learned drafter, or the file cannot be written.
-    pub fn stalls(&self, file: &Path) -> Result<Stalls> {
+    pub fn stalls(&self, folder: &Path) -> Result<Stalls> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let file = &folder.join("stall.safetensors");
         let learner = self.fresh_learner()?;
         let all = || {
             let mut raw = learner.to_raw();

@@ -113,7 +113,7 @@ impl Bench<'_> {
         let solo = Solo::load(&self.plan, 1)?;
         let answers = solo.decode(&self.asked(&solo, self.args.warm_from)?, &self.plainly(true))?.answers;
         let packing = solo.packing(&answers)?;
-        let stalls = self.stalls(&solo)?;
+        let stalls = solo.stalls(&self.dir)?;
         output::note(&format!("a drafter learns from {} answers for {} s", self.args.warm_from, self.args.warm_s));
         solo.train(&answers, self.args.warm_s as f64)?;
         let warm = self.dir.join("warm-drafter");
@@ -177,21 +177,8 @@ impl Bench<'_> {
     }
 
     fn plainly(&self, keep_hidden: bool) -> DecodeOptions {
-        let sampling = &self.plan.sampling;
-        DecodeOptions {
-            slots: self.plan.devices.slots_max,
-            controller: Controller::Off,
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            tokens_max: sampling.tokens_max,
-            keep_hidden,
-            is_coupled: true,
-        }
-    }
-
-    fn stalls(&self, solo: &Solo) -> Result<Stalls> {
-        std::fs::create_dir_all(&self.dir).map_err(Failure::folder(&self.dir))?;
-        Ok(solo.stalls(&self.dir.join("stall.safetensors"))?)
+        let options = DecodeOptions::of(&self.plan, self.plan.devices.slots_max, Controller::Off);
+        DecodeOptions { keep_hidden, ..options }
     }
 
     /// How far the policy has moved: KL(policy at the end, policy at first), from answers drawn at the end.

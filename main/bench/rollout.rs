@@ -65,7 +65,6 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 struct Bench<'a> {
     args: &'a Rollout,
     solo: Solo,
-    temperature: f32,
     tokens_max: usize,
     compared: usize,
     differences: usize,
@@ -73,9 +72,8 @@ struct Bench<'a> {
 
 pub(crate) fn rollout(args: &Rollout) -> Result<ExitCode> {
     let (solo, _) = open(&args.model, args.threads.max(1))?;
-    let sampling = &solo.plan().sampling;
-    let (temperature, tokens_max) = (sampling.temperature, args.tokens.unwrap_or(sampling.tokens_max).max(1));
-    let mut bench = Bench { args, solo, temperature, tokens_max, compared: 0, differences: 0 };
+    let tokens_max = args.tokens.unwrap_or(solo.plan().sampling.tokens_max).max(1);
+    let mut bench = Bench { args, solo, tokens_max, compared: 0, differences: 0 };
     let measured = bench.measure()?;
     if args.json {
         output::json(&measured)?;
@@ -101,7 +99,7 @@ impl Bench<'_> {
         let (regret_fixed, regret_by_batch) = regret(&tail);
         Ok(Measured {
             threads: self.args.threads,
-            temperature: self.temperature,
+            temperature: self.solo.plan().sampling.temperature,
             learned_batches,
             learned_loss,
             learned_s,
@@ -172,9 +170,7 @@ impl Bench<'_> {
     }
 
     fn options(&self, controller: &Controller, slots: usize, tokens_max: usize) -> DecodeOptions {
-        let (controller, temperature) = (controller.clone(), self.temperature);
-        let top_p = self.solo.plan().sampling.top_p;
-        DecodeOptions { slots, controller, temperature, top_p, tokens_max, keep_hidden: false, is_coupled: true }
+        DecodeOptions { tokens_max, ..DecodeOptions::of(self.solo.plan(), slots, controller.clone()) }
     }
 
     /// The same requests in every way, in turns of the same time.

@@ -119,6 +119,14 @@ pub struct BatchMetrics {
     pub drafted_cycles: u64,
 }
 
+/// Adds what became of the levels of other drafts, which may be deeper.
+pub fn add_levels(sum: &mut Vec<(u64, u64)>, new: &[(u64, u64)]) {
+    sum.resize(sum.len().max(new.len()), (0, 0));
+    for (sum, new) in sum.iter_mut().zip(new) {
+        *sum = (sum.0 + new.0, sum.1 + new.1);
+    }
+}
+
 impl BatchMetrics {
     /// Adds what another device or step measured at this batch size.
     pub fn add(&mut self, other: &Self) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::{BatchMetrics, Report, StepMetrics};
+use crate::metrics::{BatchMetrics, Report, StepMetrics, add_levels};
 use crate::run::RunState;
 
 /// What there is to tell of a run. `is_running`: a process works on it now.
@@ -67,10 +67,7 @@ fn by_batch<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<BatchMetric
 fn acceptance<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
     let mut levels: Vec<(u64, u64)> = Vec::new();
     for step in steps {
-        levels.resize(levels.len().max(step.by_level.len()), (0, 0));
-        for (sum, new) in levels.iter_mut().zip(&step.by_level) {
-            *sum = (sum.0 + new.0, sum.1 + new.1);
-        }
+        add_levels(&mut levels, &step.by_level);
     }
     levels.into_iter().map(|(decided, right)| right as f64 / decided.max(1) as f64).collect()
 }

@@ -116,7 +116,7 @@ impl Learner {
         Ok(self.step(pool))
     }
 
-    /// Reads windows for the next step. The step is the same however its windows are spread over calls.
+    /// Reads windows for the next step, which but for rounding is the same however they are spread over calls.
     ///
     /// # Errors
     /// If the weights are of another layout.
@@ -166,7 +166,7 @@ pub struct Guesses {
 }
 
 /// Guesses each token of the windows' answers from the true tokens and hidden states before it, with the noise it was drawn
-/// with. The loss's windows and this one's need not differ in anything.
+/// with.
 ///
 /// # Errors
 /// If the weights are of another layout.
