@@ -26,10 +26,10 @@ pub struct AdamRule {
 /// What a step reads and writes.
 #[derive(Debug)]
 pub struct AdamTensor<'a> {
-    /// Numbers before, and after: an old version may still be read.
-    pub values: (&'a [f32], &'a mut [f32]),
-    /// Their gradients.
-    pub gradients: &'a [f32],
+    /// Numbers before: an old version may still be read.
+    pub old: &'a [f32],
+    /// Their gradients, which become the numbers after: memory that is mapped already.
+    pub new: &'a mut [f32],
     /// First moments.
     pub first: &'a mut [f32],
     /// Second moments.
@@ -43,9 +43,9 @@ pub struct AdamTensor<'a> {
 /// # Panics
 /// If lengths differ, or a tensor to be rounded is not packed.
 pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
-    let AdamTensor { values: (old, new), gradients, first, second, rounded } = tensor;
-    let len = gradients.len();
-    assert!([old.len(), new.len(), first.len(), second.len()].iter().all(|l| *l == len), "a step of {len} gradients");
+    let AdamTensor { old, new, first, second, rounded } = tensor;
+    let len = new.len();
+    assert!([old.len(), first.len(), second.len()].iter().all(|l| *l == len), "a step of {len} gradients");
     let rounds = !rounded.is_empty();
     assert!(!rounds || (rounded.len() == len && len.is_multiple_of(PANEL)), "{} rounded of {len}", rounded.len());
     let (new, first, second, rounded) = (Shares::of(new), Shares::of(first), Shares::of(second), Shares::of(rounded));
@@ -53,7 +53,7 @@ pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
         let at = i * CHUNK..len.min((i + 1) * CHUNK);
         // SAFETY: chunks are disjoint.
         let [new, first, second] = [new, first, second].map(|s| unsafe { s.part(at.clone()) });
-        step(rule, &old[at.clone()], &gradients[at.clone()], new, first, second);
+        step(rule, &old[at.clone()], new, first, second);
         if rounds {
             // SAFETY: as above.
             round(new, unsafe { rounded.part(at) });
@@ -65,11 +65,11 @@ pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
 const CHUNK: usize = 1 << 11;
 
 simd! {
-    fn step(rule: AdamRule, old: &[f32], gradients: &[f32], new: &mut [f32], first: &mut [f32], second: &mut [f32]) {
+    fn step(rule: AdamRule, old: &[f32], new: &mut [f32], first: &mut [f32], second: &mut [f32]) {
         let len = new.len();
-        let (old, gradients, first, second) = (&old[..len], &gradients[..len], &mut first[..len], &mut second[..len]);
+        let (old, first, second) = (&old[..len], &mut first[..len], &mut second[..len]);
         for i in 0..len {
-            let gradient = gradients[i] * rule.scale;
+            let gradient = new[i] * rule.scale;
             first[i] = rule.beta1 * first[i] + (1.0 - rule.beta1) * gradient;
             second[i] = rule.beta2 * second[i] + (1.0 - rule.beta2) * gradient * gradient;
             new[i] = old[i] * rule.keep - rule.rate * first[i] / ((second[i] * rule.second_correction).sqrt() + EPSILON);

@@ -184,14 +184,8 @@ fn adam_matches_and_rounds_what_it_wrote() {
     let (old, gradients) = (random(1, n * k), random(2, n * k));
     let (mut first, mut second) = (random(3, n * k), random(4, n * k).iter().map(|v| v * v).collect::<Vec<_>>());
     let before: Vec<[f64; 3]> = (0..n * k).map(|i| [old[i], first[i], second[i]].map(f64::from)).collect();
-    let (mut new, mut rounded) = (vec![0.0; n * k], vec![0; n * k]);
-    let tensor = AdamTensor {
-        values: (&old, &mut new),
-        gradients: &gradients,
-        first: &mut first,
-        second: &mut second,
-        rounded: &mut rounded,
-    };
+    let (mut new, mut rounded) = (gradients.clone(), vec![0; n * k]);
+    let tensor = AdamTensor { old: &old, new: &mut new, first: &mut first, second: &mut second, rounded: &mut rounded };
     adam_step(&Pool::new(2), rule, tensor);
     let want: Vec<[f64; 3]> = before.iter().zip(wide(&gradients)).map(|(b, g)| reference::adam(*b, g, rule)).collect();
     for (which, found) in [&new, &first, &second].into_iter().enumerate() {

@@ -101,27 +101,28 @@ impl AdamW {
         Self { steps: 0, first: zeros.clone(), second: zeros }
     }
 
-    /// One step: new weights from the old and their gradients, clipped to `clip_norm`. Returns the norm before clipping.
+    /// One step: new weights from the old and their gradients, clipped to `clip_norm`, in the memory of the gradients.
+    /// Returns the norm before clipping.
     pub fn step(
         &mut self,
         pool: &Pool,
         weights: &Weights,
-        gradients: &Gradients,
+        gradients: Gradients,
         optimizer: &Optimizer,
         lr: f64,
     ) -> (Weights, f64) {
         self.steps += 1;
-        let norm = norm(gradients);
+        let norm = norm(&gradients);
         let scale = if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
         let (mut masters, mut rounded) = (Vec::new(), Vec::new());
-        for (i, old) in weights.masters().iter().enumerate() {
+        for (i, (old, mut new)) in weights.masters().iter().zip(gradients).enumerate() {
             let is_matrix = weights.is_matrix(i);
             let decay = if is_matrix { optimizer.weight_decay } else { 0.0 };
             let rounds = is_matrix && weights.storage() == Storage::Bf16;
-            let (mut new, mut halves) = (vec![0.0; old.len()], vec![0; if rounds { old.len() } else { 0 }]);
+            let mut halves = vec![0; if rounds { old.len() } else { 0 }];
             let tensor = AdamTensor {
-                values: (old, &mut new),
-                gradients: &gradients[i],
+                old,
+                new: &mut new,
                 first: &mut self.first[i],
                 second: &mut self.second[i],
                 rounded: &mut halves,

@@ -1,6 +1,6 @@
 //! Gradients of the policy: forward over packed sequences, the loss by a function of log-probabilities, backward.
 //!
-//! For r rows of width h in l layers the forward keeps `4 r h (l + 1)` bytes, the input of each layer, and up to a GiB of
+//! For r rows of width h in l layers the forward keeps `4 r h (l + 1)` bytes, the input of each layer, and up to 15/16 of a GiB of
 //! intermediate values, those of the last layers. The backward makes those of earlier layers again when it gets there: the
 //! same bits. Beside them stand one layer's values and 192 rows of logits.
 
@@ -11,7 +11,7 @@ use crate::optim::Gradients;
 use crate::target::{Memory, Packed, Tape, Target};
 
 /// Most bytes of intermediate values that a forward keeps for its backward.
-const VALUES_BYTES_MAX: usize = 1 << 30;
+const VALUES_BYTES_MAX: usize = 15 << 26;
 
 /// Memory that calls of [`gradient`] reuse.
 #[derive(Debug, Default)]

@@ -149,7 +149,8 @@ impl Learner {
         let (mean, scale) = (*loss / *guesses as f64, 1.0 / *guesses as f32);
         gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
         if mean.is_finite() {
-            self.weights = self.adam.step(pool, &self.weights, gradients, &self.optimizer, self.optimizer.lr).0;
+            let sum = std::mem::take(gradients);
+            self.weights = self.adam.step(pool, &self.weights, sum, &self.optimizer, self.optimizer.lr).0;
         }
         (*guesses, *loss) = (0, 0.0);
         mean
