@@ -39,6 +39,7 @@ struct Side {
     tokens_per_s: f64,
     idle_s: f64,
     idle_used_s: f64,
+    lent: u64,
     accuracy_before: Option<f64>,
     accuracy_after: Option<f64>,
 }
@@ -54,6 +55,7 @@ impl Side {
             tokens_per_s: r.tokens_per_s,
             idle_s: r.idle_s,
             idle_used_s: r.idle_used_s,
+            lent: r.lent,
             accuracy_before: r.accuracy_before,
             accuracy_after: r.accuracy_after,
         }
@@ -72,7 +74,7 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
     };
     let dir = out.unwrap_or_else(|| Path::new("runs").join(format!("compare-{}", plan.name)));
     let sides = [dir.join("without"), dir.join("with")];
-    output::note("with speculation and drafter training, and after each step the same one without");
+    output::note("with speculation, drafter training and lending, and after each step the same one without");
     if let Some(signal) = in_turns([(&plain, &sides[0]), (&plan, &sides[1])])? {
         output::note(&format!("stopped; `{again}` begins both runs anew"));
         return Ok(signal.code());

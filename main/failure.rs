@@ -25,7 +25,7 @@ pub(crate) enum Failure {
     #[error("cannot write to stdout; check free space")]
     Output(#[source] std::io::Error),
     /// A comparison of a run with itself.
-    #[error("the speculation of {} is off: there is nothing to compare; give it drafters and a controller", path.display())]
+    #[error("speculation and lending of {} are off: there is nothing to compare; give it drafters and a controller, or `lending: true`", path.display())]
     NothingToCompare { path: PathBuf },
     /// A workflow without a drafter that learns while a policy does.
     #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` among `speculation.drafters`", path.display())]

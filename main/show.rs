@@ -149,6 +149,9 @@ pub(crate) fn report(r: &Report) -> String {
         let used = percent(r.idle_used_s, r.idle_s);
         text += &format!("  devices waited {:.1} s for the last answers; {used} of it trained the drafter\n", r.idle_s);
     }
+    if r.lent > 0 {
+        text += &format!("  {} answers went on on a device that had run dry\n", r.lent);
+    }
     text += &format!("  weights {}  kernels {}  devices {}\n", r.weights_sha256, r.kernels, r.devices.join(", "));
     if let Some(step) = r.history.iter().rev().find(|m| m.kind == "grpo") {
         text += &format!(

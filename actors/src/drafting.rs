@@ -114,6 +114,11 @@ impl Drafting {
         }
     }
 
+    /// A request goes on on another device.
+    pub(crate) fn left(&mut self, id: u64) {
+        self.drafters.iter_mut().flatten().for_each(|drafter| drafter.left(id));
+    }
+
     fn ended(&mut self, answer: &Answer) {
         for drafter in self.drafters.iter_mut().flatten() {
             drafter.ended(answer.id, &answer.tokens, answer.prompt);

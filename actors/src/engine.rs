@@ -7,20 +7,25 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use kernels::{NoiseKey, Pool};
-use models::Decoder;
 use models::train::Workspace;
+use models::{Answer, Decoder};
 use state::metrics::BatchMetrics;
 use state::speculation::controller::{batch_sizes, bucket};
+use state::step::RequestId;
 
 use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
-use crate::rollout::Rollout;
+use crate::rollout::{Group, Rollout};
 use crate::update::Update;
 
 /// What an engine is told.
 pub(crate) enum Command {
-    /// Decode a group of a rollout.
-    Decode { rollout: Arc<Rollout>, group: usize },
+    /// Decode these answers of a group of a rollout.
+    Decode { rollout: Arc<Rollout>, group: usize, samples: Vec<usize> },
+    /// Put half of the running answers aside for another device.
+    Lend { rollout: Arc<Rollout>, loan: u64 },
+    /// Go on with the answers that another device has put aside.
+    Borrow { rollout: Arc<Rollout>, loan: u64 },
     /// Train the drafter until told to stop.
     TrainDrafter { rollout: Arc<Rollout>, training: u64 },
     /// Stop training the drafter, within one micro-batch.
@@ -34,14 +39,14 @@ pub(crate) enum Command {
 /// What an engine reports.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Report {
-    /// So many answers ended: there is room for others.
     Ended {
         rollout: u64,
-        answers: usize,
+        answers: Vec<RequestId>,
     },
-    GroupDone {
+    Lent {
         rollout: u64,
-        group: usize,
+        loan: u64,
+        answers: Vec<RequestId>,
     },
     DrafterStopped {
         training: u64,
@@ -161,7 +166,13 @@ impl State {
 
     fn obey(&mut self, command: Command, report: &dyn Fn(Report)) -> Result<()> {
         match command {
-            Command::Decode { rollout, group } => self.admit(&rollout, group),
+            Command::Decode { rollout, group, samples } => self.admit(&rollout, group, &samples),
+            Command::Lend { rollout, loan } => {
+                let answers = self.lend(&rollout, loan);
+                report(Report::Lent { rollout: rollout.number, loan, answers });
+                Ok(())
+            }
+            Command::Borrow { rollout, loan } => self.borrow(&rollout, loan),
             Command::TrainDrafter { rollout, training } => {
                 self.train_drafter(&rollout)?;
                 report(Report::DrafterStopped { training });
@@ -176,7 +187,6 @@ impl State {
                 Ok(())
             }
             Command::Finish { update } => {
-                self.workspace.trim();
                 update.finish(&self.pool);
                 report(Report::Finished);
                 Ok(())
@@ -184,7 +194,32 @@ impl State {
         }
     }
 
-    fn admit(&mut self, rollout: &Arc<Rollout>, group: usize) -> Result<()> {
+    fn admit(&mut self, rollout: &Arc<Rollout>, group: usize, samples: &[usize]) -> Result<()> {
+        let Group { prompt, noise, .. } = &rollout.groups[group];
+        let samples: Vec<(usize, NoiseKey)> = samples.iter().map(|&sample| (sample, noise[sample])).collect();
+        Ok(self.work_on(rollout)?.decoder.admit(group, prompt, &samples)?)
+    }
+
+    fn lend(&mut self, rollout: &Arc<Rollout>, loan: u64) -> Vec<RequestId> {
+        let Some(work) = self.work.as_mut().filter(|work| work.rollout.number == rollout.number) else {
+            return Vec::new();
+        };
+        let requests = work.decoder.halve();
+        requests.iter().for_each(|running| work.drafting.left(running.id()));
+        let ids = requests.iter().map(|running| id(running.request().group, running.request().sample)).collect();
+        rollout.put_aside(loan, requests);
+        ids
+    }
+
+    fn borrow(&mut self, rollout: &Arc<Rollout>, loan: u64) -> Result<()> {
+        let requests = rollout.take_over(loan);
+        rollout.count(|c| c.lent += requests.len() as u64);
+        let work = self.work_on(rollout)?;
+        requests.into_iter().try_for_each(|running| Ok(work.decoder.take_over(running)?))
+    }
+
+    /// The work of this rollout; that of an earlier one ends.
+    fn work_on(&mut self, rollout: &Arc<Rollout>) -> Result<&mut Work> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
             self.workspace.trim();
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
@@ -192,10 +227,7 @@ impl State {
             let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;
             self.work = Some(Work { rollout: rollout.clone(), decoder, drafting });
         }
-        let Some(work) = self.work.as_mut() else { return Ok(()) };
-        rollout.restart(group);
-        let samples: Vec<(usize, NoiseKey)> = rollout.groups[group].noise.iter().copied().enumerate().collect();
-        Ok(work.decoder.admit(group, &rollout.groups[group].prompt, &samples)?)
+        self.work.as_mut().ok_or_else(|| Error::Runtime { reason: "a device has no work".into() })
     }
 
     fn put_away(&mut self) {
@@ -208,15 +240,9 @@ impl State {
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         self.cycles += 1;
         assert!(self.fault_at != Some(self.cycles), "a fault was asked for at cycle {}", self.cycles);
-        let before = work.decoder.running();
-        let complete = work.cycle()?;
-        let answers = before - work.decoder.running();
-        if answers > 0 {
+        let answers = work.cycle()?;
+        if !answers.is_empty() {
             report(Report::Ended { rollout: work.rollout.number, answers });
-        }
-        for group in complete {
-            work.rollout.harvest(group);
-            report(Report::GroupDone { rollout: work.rollout.number, group });
         }
         Ok(())
     }
@@ -240,8 +266,8 @@ impl State {
 }
 
 impl Work {
-    /// One cycle; returns the groups that became complete.
-    fn cycle(&mut self) -> Result<Vec<usize>> {
+    /// One cycle; returns the answers that ended.
+    fn cycle(&mut self) -> Result<Vec<RequestId>> {
         let Drafted { cycle, seconds, plain_s, version, .. } = self.drafting.cycle(&mut self.decoder)?;
         self.rollout.count(|c| {
             c.add_drafts(&cycle, version);
@@ -256,15 +282,19 @@ impl Work {
                 drafted_cycles: cycle.drafted.0 as u64,
             });
         });
-        let mut complete = Vec::new();
-        for answer in cycle.ended {
-            let group = answer.group;
+        let add = |answer: Answer| {
+            let id = id(answer.group, answer.sample);
             if self.rollout.add(answer) {
-                complete.push(group);
+                self.rollout.harvest(id.group);
             }
-        }
-        Ok(complete)
+            id
+        };
+        Ok(cycle.ended.into_iter().map(add).collect())
     }
+}
+
+fn id(group: usize, sample: usize) -> RequestId {
+    RequestId { group, sample }
 }
 
 impl From<std::io::Error> for Error {
@@ -272,3 +302,6 @@ impl From<std::io::Error> for Error {
         Self::Runtime { reason: format!("a thread could not be started: {source}") }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use kernels::NoiseKey;
 use models::data::Problem;
 use models::drafter::Vocabulary;
-use models::{Answer, Cycle, Decoding, Target};
+use models::{Answer, Cycle, Decoding, Running, Target};
 
 use state::metrics::{BatchMetrics, add_levels};
 use state::speculation::controller::BUCKETS;
@@ -29,6 +29,8 @@ pub(crate) struct Counts {
     pub(crate) drafted: (u64, u64),
     /// The learned drafter's part of `drafted`.
     pub(crate) learned: (u64, u64),
+    /// Answers that went on on another device.
+    pub(crate) lent: u64,
     /// By bucket of batch sizes.
     pub(crate) by_batch: [BatchMetrics; BUCKETS],
     /// Its levels and its versions.
@@ -73,6 +75,8 @@ pub(crate) struct Rollout {
     teaches: bool,
     /// Answers by group, in the order of their samples once a group is complete.
     answers: Vec<Mutex<Vec<Answer>>>,
+    /// Requests on their way from one device to another, by loan.
+    lent: Mutex<BTreeMap<u64, Vec<Running>>>,
     counts: Mutex<Counts>,
 }
 
@@ -86,22 +90,32 @@ impl Rollout {
     ) -> Self {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
         let vocabulary = speculator.vocabulary(&target);
-        let counts = Mutex::default();
-        Self { number, target, decoding, groups, speculator, vocabulary, teaches, answers, counts }
+        let (lent, counts) = Default::default();
+        Self { number, target, decoding, groups, speculator, vocabulary, teaches, answers, lent, counts }
     }
 
-    /// Forgets what a lost device had made of a group.
-    pub(crate) fn restart(&self, group: usize) {
-        lock(&self.answers[group]).clear();
-    }
-
-    /// Takes in an answer; whether its group is complete.
+    /// Takes in an answer; whether it completes its group. One that a device of which nothing was heard any more had given
+    /// already is the same one.
     pub(crate) fn add(&self, answer: Answer) -> bool {
         let group = answer.group;
         let mut answers = lock(&self.answers[group]);
-        answers.push(answer);
-        answers.sort_by_key(|a| a.sample);
-        answers.len() == self.groups[group].noise.len()
+        match answers.binary_search_by_key(&answer.sample, |a| a.sample) {
+            Ok(_) => false,
+            Err(at) => {
+                answers.insert(at, answer);
+                answers.len() == self.groups[group].noise.len()
+            }
+        }
+    }
+
+    /// Leaves requests for another device.
+    pub(crate) fn put_aside(&self, loan: u64, requests: Vec<Running>) {
+        lock(&self.lent).insert(loan, requests);
+    }
+
+    /// What another device has left.
+    pub(crate) fn take_over(&self, loan: u64) -> Vec<Running> {
+        lock(&self.lent).remove(&loan).unwrap_or_default()
     }
 
     pub(crate) fn answers(&self, group: usize) -> Vec<Answer> {

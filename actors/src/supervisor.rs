@@ -231,7 +231,11 @@ impl State {
             return;
         }
         seat.timeline.enter(seat.machine.phase(), self.began.elapsed().as_secs_f64());
-        if let Some(actor) = &seat.actor {
+        self.send(device, command);
+    }
+
+    fn send(&self, device: usize, command: Command) {
+        if let Some(actor) = &self.seats[device].actor {
             // A dead device's loss is reported by its supervision event.
             let _ = actor.cast(DeviceMessage::Command(command));
         }
@@ -249,8 +253,8 @@ impl State {
             return;
         }
         match report {
-            Report::Ended { rollout, answers } => self.answers_ended(device, rollout, answers),
-            Report::GroupDone { rollout, group } => self.group_done(device, epoch, rollout, group),
+            Report::Ended { rollout, answers } => self.answers_ended(device, epoch, rollout, answers),
+            Report::Lent { rollout, loan, answers } => self.lent(device, epoch, rollout, loan, answers),
             Report::DrafterStopped { training } => self.drafter_stopped(device, epoch, training),
             Report::Computed { part } => self.computed(device, epoch, part),
             Report::Finished => self.updated(device, epoch),
@@ -300,7 +304,7 @@ impl State {
     /// A restarted device joins in.
     fn rejoin(&mut self, device: usize) {
         match &self.activity {
-            Activity::Rolling(_) => self.offer_room(device),
+            Activity::Rolling(_) => self.offer(device),
             Activity::Updating(_) => self.feed(device),
             Activity::Recording { .. } => {}
         }

@@ -53,6 +53,9 @@ struct Measured {
     interference_step: f64,
     interference_rollout: f64,
     idle_used: f64,
+    /// Median over pairs of steps, of the run that lends answers to the one that does not, and how many it lent.
+    lending_rollout: f64,
+    lent: u64,
     preemption_p50_ms: f64,
     preemption_p99_ms: f64,
     /// Mean of a single answer's cycles.
@@ -140,7 +143,14 @@ impl Bench<'_> {
             Ok(reports) => reports,
             Err(signal) => return Ok(Err(signal)),
         };
-        let reports = [&plain, &training, &fixed_warm, &adaptive_warm, &adaptive_cold, &again];
+        output::note("and without drafters: one lends answers to the device that has run dry, one does not");
+        let mut lends = quiet(false);
+        lends.speculation.lending = true;
+        let [lending, alone] = match self.pair([("lending", lends), ("alone", quiet(false))])? {
+            Ok(reports) => reports,
+            Err(signal) => return Ok(Err(signal)),
+        };
+        let reports = [&plain, &training, &fixed_warm, &adaptive_warm, &adaptive_cold, &again, &lending, &alone];
         let drift_kl = self.drift(&solo)?;
         Ok(Ok(Measured::of(reports, drift_kl, packing, stalls)))
     }
@@ -149,6 +159,7 @@ impl Bench<'_> {
     fn variant(&self, controller: Controller, from: Option<&Path>, trains: bool) -> Plan {
         let mut plan = self.plan.clone();
         plan.speculation.controller = controller;
+        plan.speculation.lending = false;
         if !trains {
             plan.speculation.training = None;
         }
@@ -190,13 +201,14 @@ impl Bench<'_> {
 }
 
 impl Measured {
-    fn of(reports: [&Report; 6], drift_kl: f64, packing: Packing, stalls: Stalls) -> Self {
-        let [plain, training, fixed_warm, adaptive_warm, adaptive_cold, _] = reports;
-        let ratio = |f: fn(&StepMetrics) -> f64| {
-            median(training.history.iter().zip(&plain.history).map(|(with, without)| f(with) / f(without).max(1e-9)))
+    fn of(reports: [&Report; 8], drift_kl: f64, packing: Packing, stalls: Stalls) -> Self {
+        let [plain, training, fixed_warm, adaptive_warm, adaptive_cold, _, lending, alone] = reports;
+        let ratios = |with: &Report, without: &Report, f: fn(&StepMetrics) -> f64| {
+            median(with.history.iter().zip(&without.history).map(|(with, without)| f(with) / f(without).max(1e-9)))
         };
+        let ratio = |f| ratios(training, plain, f);
         let (p50, p99) = training.preemption_s.unwrap_or_default();
-        let alone = training.by_batch.iter().find(|b| b.batch_min == 1);
+        let single = training.by_batch.iter().find(|b| b.batch_min == 1);
         let most = [adaptive_cold, adaptive_warm].into_iter().flat_map(|r| &r.history);
         let way = |drafter, report: &Report| {
             let lengths: Vec<f64> = report.learned_accept_length.iter().copied().filter(|a| *a > 0.0).collect();
@@ -208,10 +220,12 @@ impl Measured {
             steps: plain.history.len(),
             interference_step: ratio(|m| m.wall_s),
             interference_rollout: ratio(|m| m.rollout_s),
+            lending_rollout: ratios(lending, alone, |m| m.rollout_s),
+            lent: lending.lent,
             idle_used: training.idle_used_s / training.idle_s.max(1e-9),
             preemption_p50_ms: p50 * 1e3,
             preemption_p99_ms: p99 * 1e3,
-            cycle_ms: alone.map_or(0.0, |b| b.busy_s / b.cycles.max(1) as f64 * 1e3),
+            cycle_ms: single.map_or(0.0, |b| b.busy_s / b.cycles.max(1) as f64 * 1e3),
             drift_kl,
             accept_lengths: vec![
                 way("warm, static", fixed_warm),
@@ -234,6 +248,7 @@ impl Measured {
             "\n{} steps a run\n\n  with training in idle time, without drafts, against without training (medians of pairs)\n    \
              steps take {:.3}x, rollouts {:.3}x as long; {:.0} % of the idle time used\n    \
              stopping it takes {:.2} ms (median), {:.2} ms (99 %); a cycle of one answer takes {:.2} ms\n\n  \
+             with lending instead, against waiting: rollouts {:.3}x as long, {} answers lent\n\n  \
              accept length at depth {DEPTH}          first quarter  last quarter  held-out guesses right\n",
             self.steps,
             self.interference_step,
@@ -242,6 +257,8 @@ impl Measured {
             self.preemption_p50_ms,
             self.preemption_p99_ms,
             self.cycle_ms,
+            self.lending_rollout,
+            self.lent,
         );
         for way in &self.accept_lengths {
             let share = way.held_out_last.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0));

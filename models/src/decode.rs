@@ -10,10 +10,11 @@ use std::time::Instant;
 use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, nucleus};
 use state::plan::Strategy;
 
-use crate::cache::{Cache, Layers, no_rows};
+use crate::cache::{Layers, no_rows};
 use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
 use crate::layer::heads;
+use crate::request::{Answer, Request, Running};
 use crate::target::{Memory, Packed, Target};
 use state::speculation::tree::ROOT;
 use state::speculation::{Accepted, DraftTree, accept};
@@ -31,46 +32,6 @@ pub struct Decoding {
     pub eos: Vec<u32>,
     /// Keep hidden states: drafters read them, and drafter training.
     pub keep_hidden: bool,
-}
-
-/// A finished answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// Identity of the request on its device.
-    pub id: u64,
-    /// Group of the request, as admitted.
-    pub group: usize,
-    /// Sample within the group.
-    pub sample: usize,
-    /// Noise of the answer.
-    pub noise: NoiseKey,
-    /// Prompt and answer, the end token included if there was one.
-    pub tokens: Vec<u32>,
-    /// Length of the prompt.
-    pub prompt: usize,
-    /// Log-probability of each answer token under `softmax(logits / T)` (T = 1 if greedy), of all tokens whatever the nucleus.
-    pub log_probs: Vec<f32>,
-    /// Whether the answer was cut at its longest allowed length.
-    pub truncated: bool,
-    /// Hidden states `(tokens - 1, hidden)` if kept, else empty.
-    pub hidden: Vec<f32>,
-}
-
-/// A request outside of a decoder: all that its further tokens depend on, since its noise is keyed.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Request {
-    /// Group and sample, as admitted.
-    pub group: usize,
-    /// Sample within the group.
-    pub sample: usize,
-    /// Noise of the answer.
-    pub noise: NoiseKey,
-    /// Prompt and answer so far.
-    pub tokens: Vec<u32>,
-    /// Length of the prompt.
-    pub prompt: usize,
-    /// Log-probability of each answer token so far.
-    pub log_probs: Vec<f32>,
 }
 
 /// What one cycle did.
@@ -98,29 +59,13 @@ pub struct Cycle {
     pub ended: Vec<Answer>,
 }
 
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    group: usize,
-    sample: usize,
-    noise: NoiseKey,
-    tokens: Vec<u32>,
-    prompt: usize,
-    limit: usize,
-    log_probs: Vec<f32>,
-    cache: Cache,
-    shared_hidden: Arc<Vec<f32>>,
-    hidden: Vec<f32>,
-    ended: bool,
-}
-
 /// Decodes the requests of one device.
 #[derive(Debug)]
 pub struct Decoder {
     target: Arc<Target>,
     decoding: Decoding,
     pool: Arc<Pool>,
-    slots: Vec<Slot>,
+    slots: Vec<Running>,
     next_id: u64,
     memory: Memory,
     new: NewRows,
@@ -164,7 +109,7 @@ impl Decoder {
 
     /// Prompt and answer so far of each running request, with its group.
     pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
-        self.slots.iter().map(|slot| (slot.group, slot.tokens.as_slice()))
+        self.slots.iter().map(|slot| (slot.request.group, slot.request.tokens.as_slice()))
     }
 
     /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once.
@@ -177,7 +122,7 @@ impl Decoder {
         for (sample, noise) in samples {
             let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
             let request = Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs };
-            self.push(request, prefix.clone(), hidden.clone());
+            self.begin(request, prefix.clone(), hidden.clone());
         }
         Ok(())
     }
@@ -194,21 +139,45 @@ impl Decoder {
             return Err(Error::AnswerLength { tokens, tokens_max });
         }
         let (prefix, hidden) = self.prefill(&request.tokens[..request.tokens.len() - 1]);
-        self.push(request, prefix, hidden);
+        self.begin(request, prefix, hidden);
+        Ok(())
+    }
+
+    /// Admits a request with the keys and values that it has already; those of another target are made again.
+    ///
+    /// # Errors
+    /// As [`Decoder::import`].
+    pub fn take_over(&mut self, running: Running) -> Result<()> {
+        if !Arc::ptr_eq(&running.target, &self.target) {
+            return self.import(running.request);
+        }
+        self.push(running);
         Ok(())
     }
 
     /// Takes the youngest requests out, at most `count`: those that others have to do the least again for. With the identity that
     /// each had here, which drafters are to be told has left.
     pub fn export(&mut self, count: usize) -> Vec<(u64, Request)> {
-        self.slots.sort_by_key(|slot| (std::cmp::Reverse(slot.tokens.len()), slot.id));
+        self.sort();
         let kept = self.slots.len() - count.min(self.slots.len());
-        let out = self.slots.drain(kept..);
-        out.map(|s| {
-            let Slot { id, group, sample, noise, tokens, prompt, log_probs, .. } = s;
-            (id, Request { group, sample, noise, tokens, prompt, log_probs })
-        })
-        .collect()
+        self.slots.drain(kept..).map(|running| (running.id, running.request)).collect()
+    }
+
+    /// Takes half of the requests out, rounded down, every second one by length: what is left to do is about as much here as where
+    /// they go. Drafters are to be told that they have left.
+    pub fn halve(&mut self) -> Vec<Running> {
+        self.sort();
+        let (mut kept, mut out) = (Vec::new(), Vec::new());
+        for (i, running) in std::mem::take(&mut self.slots).into_iter().enumerate() {
+            if i % 2 == 0 { kept.push(running) } else { out.push(running) }
+        }
+        self.slots = kept;
+        out
+    }
+
+    /// The longest first.
+    fn sort(&mut self) {
+        self.slots.sort_by_key(|slot| (std::cmp::Reverse(slot.request.tokens.len()), slot.id));
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -219,25 +188,14 @@ impl Decoder {
         }
     }
 
-    /// `prefix` and `hidden` are the keys, values and hidden states of all its tokens but the last.
-    fn push(&mut self, request: Request, prefix: Arc<Layers>, hidden: Arc<Vec<f32>>) {
-        let config = self.target.config();
-        let Request { group, sample, noise, tokens, prompt, log_probs } = request;
-        self.slots.push(Slot {
-            id: self.next_id,
-            group,
-            sample,
-            noise,
-            limit: self.decoding.tokens_max.min(config.positions_max - prompt),
-            tokens,
-            prompt,
-            log_probs,
-            cache: Cache { prefix, own: no_rows(config.layers, heads(config)) },
-            shared_hidden: hidden,
-            hidden: Vec::new(),
-            ended: false,
-        });
+    fn push(&mut self, running: Running) {
+        self.slots.push(Running { id: self.next_id, ..running });
         self.next_id += 1;
+    }
+
+    /// `prefix` and `hidden` are the keys, values and hidden states of all its tokens but the last.
+    fn begin(&mut self, request: Request, prefix: Arc<Layers>, hidden: Arc<Vec<f32>>) {
+        self.push(Running::new(request, &self.target, self.decoding.tokens_max, prefix, hidden));
     }
 
     fn prefill(&mut self, tokens: &[u32]) -> (Arc<Layers>, Arc<Vec<f32>>) {
@@ -302,15 +260,15 @@ impl Decoder {
         Ok(trees)
     }
 
-    fn context<'a>(&'a self, slot: &'a Slot) -> drafter::Context<'a> {
+    fn context<'a>(&'a self, slot: &'a Running) -> drafter::Context<'a> {
         drafter::Context {
             id: slot.id,
-            tokens: &slot.tokens,
-            prompt: slot.prompt,
+            tokens: &slot.request.tokens,
+            prompt: slot.request.prompt,
             hidden: [&slot.shared_hidden, &slot.hidden],
-            noise: slot.noise,
+            noise: slot.request.noise,
             temperature: self.decoding.temperature,
-            depth_max: slot.limit - slot.log_probs.len() - 1,
+            depth_max: slot.limit - slot.request.log_probs.len() - 1,
         }
     }
 
@@ -335,8 +293,8 @@ impl Decoder {
     fn batch(&self, trees: &[DraftTree]) -> Batch {
         let mut batch = Batch::default();
         for (state, tree) in self.slots.iter().zip(trees) {
-            let (first, length) = (batch.ids.len(), state.tokens.len());
-            batch.ids.push(state.tokens[length - 1]);
+            let (first, length) = (batch.ids.len(), state.request.tokens.len());
+            batch.ids.push(state.request.tokens[length - 1]);
             batch.paths.push(vec![0]);
             for node in 0..tree.len() {
                 batch.ids.push(tree.tokens[node]);
@@ -382,7 +340,7 @@ impl Decoder {
     fn targets(&self, batch: &Batch, slot: usize) -> Vec<u32> {
         let logits = &self.new.logits;
         let vocab = self.target.config().vocab;
-        let state = &self.slots[slot];
+        let state = &self.slots[slot].request;
         let token = |row: usize| {
             let position = u32::try_from(batch.positions[row] as usize + 1 - state.prompt).unwrap_or(u32::MAX);
             let (logits, Decoding { temperature, top_p, .. }) =
@@ -409,11 +367,11 @@ impl Decoder {
             if self.decoding.keep_hidden {
                 slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
             }
-            slot.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
-            slot.tokens.push(*token);
+            slot.request.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
+            slot.request.tokens.push(*token);
             emitted += 1;
             slot.ended = self.decoding.eos.contains(token);
-            if slot.ended || slot.log_probs.len() == slot.limit {
+            if slot.is_over() {
                 break;
             }
         }
@@ -421,10 +379,9 @@ impl Decoder {
     }
 
     fn take_ended(&mut self) -> Vec<Answer> {
-        let over = |s: &Slot| s.ended || s.log_probs.len() == s.limit;
-        let (ended, running) = std::mem::take(&mut self.slots).into_iter().partition(over);
+        let (ended, running) = std::mem::take(&mut self.slots).into_iter().partition(Running::is_over);
         self.slots = running;
-        ended.into_iter().map(Slot::answer).collect()
+        ended.into_iter().map(Running::answer).collect()
     }
 }
 
@@ -439,24 +396,6 @@ fn count_levels(tree: &DraftTree, accepted: &Accepted, levels: &mut Vec<(u64, u6
     for (level, (count, accepted)) in levels.iter_mut().enumerate().take(decided) {
         *count += 1;
         *accepted += u64::from(level < right);
-    }
-}
-
-impl Slot {
-    fn answer(self) -> Answer {
-        let hidden =
-            if self.hidden.is_empty() { Vec::new() } else { [self.shared_hidden.as_slice(), &self.hidden].concat() };
-        Answer {
-            id: self.id,
-            group: self.group,
-            sample: self.sample,
-            noise: self.noise,
-            tokens: self.tokens,
-            prompt: self.prompt,
-            log_probs: self.log_probs,
-            truncated: !self.ended,
-            hidden,
-        }
     }
 }
 

@@ -10,14 +10,16 @@ mod layer;
 pub mod layout;
 pub mod load;
 pub mod optim;
+pub mod request;
 pub mod sha;
 pub mod target;
 pub mod tokenizer;
 pub mod train;
 pub mod weights;
 
-pub use decode::{Answer, Cycle, Decoder, Decoding, Request};
+pub use decode::{Cycle, Decoder, Decoding};
 pub use error::{Error, Result};
 pub use load::{Config, RawWeights};
+pub use request::{Answer, Request, Running};
 pub use target::Target;
 pub use weights::Weights;

@@ -215,10 +215,19 @@ fn training_sees_the_bits_of_the_rollout() {
 fn requests_move_between_decoders() {
     let target = target(9);
     let plain = decode(&target, 9, 1.0, 5, None);
-    for cycles in [1, 3, 8] {
+    // With their keys and values, without, and with some of a target that is not this one, though it has the same weights.
+    for (cycles, way) in [
+        (1, Way::Exported),
+        (3, Way::Exported),
+        (8, Way::Exported),
+        (1, Way::Halved),
+        (4, Way::Halved),
+        (2, Way::Strange),
+    ] {
         let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
-        let decoder = |threads| Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(threads)));
-        let (mut decoders, mut ended) = ([decoder(1), decoder(2)], Vec::new());
+        let other = if way == Way::Strange { self::target(9) } else { target.clone() };
+        let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads)));
+        let (mut decoders, mut ended) = ([decoder(target.clone(), 1), decoder(other, 2)], Vec::new());
         for group in 0..6 {
             let prompt: Vec<u32> = (0..2 + group as u32).map(|i| 1 + (i * 5 + group as u32) % (VOCAB - 1)).collect();
             let noise = |sample: usize| (sample, NoiseKey::new(9, 1, 0, group as u32, sample as u32));
@@ -233,14 +242,31 @@ fn requests_move_between_decoders() {
                     ends.iter().for_each(|a| suffix.ended(a.id, &a.tokens, a.prompt));
                     ended.extend(ends);
                 }
-                for (id, request) in decoders[at].export(2) {
-                    suffix.left(id);
-                    decoders[1 - at].import(request).unwrap();
+                if way == Way::Exported {
+                    for (id, request) in decoders[at].export(2) {
+                        suffix.left(id);
+                        decoders[1 - at].import(request).unwrap();
+                    }
+                    continue;
                 }
+                let before = decoders[at].running();
+                for running in decoders[at].halve() {
+                    suffix.left(running.id());
+                    decoders[1 - at].take_over(running).unwrap();
+                }
+                assert_eq!(decoders[at].running(), before.div_ceil(2));
             }
         }
         ended.sort_by_key(|a| (a.group, a.sample));
         assert_eq!(ended.len(), plain.len());
-        assert_same(&plain, &ended, &format!("moved every {cycles} cycles"));
+        assert_same(&plain, &ended, &format!("{way:?} every {cycles} cycles"));
     }
+}
+
+/// How requests leave a decoder for another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Exported,
+    Halved,
+    Strange,
 }

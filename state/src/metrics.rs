@@ -61,6 +61,8 @@ pub struct StepMetrics {
     pub idle_s: f64,
     /// Part of them used for drafter training.
     pub idle_used_s: f64,
+    /// Answers that a device which had run dry took over from a busy one.
+    pub lent: u64,
     /// Drafter micro-batches trained.
     pub drafter_batches: u64,
     /// Mean loss of the drafter's last micro-batches of the step.
@@ -188,6 +190,8 @@ pub struct Report {
     pub idle_s: f64,
     /// Part used for drafter training.
     pub idle_used_s: f64,
+    /// Answers that a device which had run dry took over from a busy one.
+    pub lent: u64,
     /// Where the time of rollouts went, by the number of answers that a device decoded together.
     pub by_batch: Vec<BatchMetrics>,
     /// Held-out accuracy of the first evaluation.

@@ -316,6 +316,8 @@ pub struct Speculation {
     pub controller: Controller,
     /// Training of learned drafters in idle time.
     pub training: Option<DrafterTraining>,
+    /// Whether a device that has run dry takes over answers of a busy one, where that ends the step sooner.
+    pub lending: bool,
 }
 
 /// Whatever proposes tokens.
@@ -475,6 +477,7 @@ impl Plan {
         let mut plan = self.clone();
         plan.speculation.controller = Controller::Off;
         plan.speculation.training = None;
+        plan.speculation.lending = false;
         plan
     }
 }

@@ -44,6 +44,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         preemption_s: preemption(of_kind("grpo")),
         idle_s: grpo_sum(|m| m.idle_s),
         idle_used_s: grpo_sum(|m| m.idle_used_s),
+        lent: of_kind("grpo").map(|m| m.lent).sum(),
         by_batch: by_batch(of_kind("grpo")),
         accuracy_before: accuracies.first().copied(),
         accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),

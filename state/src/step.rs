@@ -1,39 +1,82 @@
-//! One rollout step: groups in flight, and what devices do that have run dry.
+//! One rollout step: answers in flight, and what devices do that have run dry.
 //!
-//! * **STEP-1** Every group is done exactly once, by the device that owns it; done groups survive its loss.
-//! * **STEP-2** A group has at most one owner, which is running, had room for it and does not train.
-//! * **STEP-3** `StartUpdate` comes exactly once: when every group is scored and no device trains the drafter.
-//! * **STEP-4** At most one device trains the drafter. It begins only when it has nothing to decode, no group waits,
-//!   and another device decodes.
-//! * **STEP-5** It is told to stop once no other device decodes, or a group waits that no other can take.
-//! * **STEP-6** Groups of a lost device wait again, and waiting groups are handed out in order of their index.
-//! * **STEP-7** A message of an earlier incarnation or of an earlier drafter training changes nothing.
+//! * **STEP-1** Every answer ends exactly once, on the device that holds it; ended ones survive its loss.
+//! * **STEP-2** An answer is held by at most one device, which is running, had room for it and does not train.
+//! * **STEP-3** `Score` comes exactly once for each group, when all its answers have ended; `StartUpdate` exactly once, when
+//!   every group is scored and no device trains the drafter.
+//! * **STEP-4** At most one device trains the drafter. It begins only when it has nothing to decode, nothing waits, and
+//!   another device decodes.
+//! * **STEP-5** It is told to stop once no other device decodes, or an answer waits that no other can take.
+//! * **STEP-6** Answers of a lost device wait again, and waiting ones are handed out by group, in the order of their index.
+//! * **STEP-7** A message of an earlier incarnation, drafter training or loan changes nothing.
 //! * **STEP-8** If running devices answer and lost ones are started again, `StartUpdate` is reached.
+//! * **STEP-9** A device borrows only when it has nothing to decode and nothing waits, from one that has at least two answers; one
+//!   loan a borrower and a lender at a time. What a borrower cannot take over any more goes back to the lender.
 //!
-//! Which device decodes a group never changes its tokens, so all of this is about time only.
+//! Which device decodes an answer never changes its tokens, so all of this is about time only.
+
+/// An answer of the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId {
+    /// Its group.
+    pub group: usize,
+    /// Which of the group's answers.
+    pub sample: usize,
+}
+
+/// How much there is to do, and to do it with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Groups of the step.
+    pub groups: usize,
+    /// Answers of each group.
+    pub samples: usize,
+    /// Devices.
+    pub devices: usize,
+    /// Answers that a device decodes together, at most.
+    pub slots_max: usize,
+}
+
+/// What a device without answers may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleUse {
+    /// Training the drafter.
+    pub training: bool,
+    /// Taking over answers of a device that has several.
+    pub lending: bool,
+}
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A device can take groups. It says so when it starts and after every finished group.
+    /// A device can take answers.
     DeviceReady {
         /// Which device.
         device: usize,
         /// Its incarnation.
         epoch: u64,
-        /// Groups it can take beyond those it has.
-        room: usize,
     },
-    /// All answers of a group are complete.
-    GroupDone {
+    /// An answer is complete.
+    Ended {
         /// Which device decoded it.
         device: usize,
         /// Its incarnation.
         epoch: u64,
-        /// Which group.
-        group: usize,
+        /// Which answer.
+        request: RequestId,
     },
-    /// A done group was scored, or given up.
+    /// A device put these answers aside for another one: the answer to [`Effect::Lend`]. None if it had too few.
+    Lent {
+        /// Which device.
+        device: usize,
+        /// Its incarnation.
+        epoch: u64,
+        /// Number of the loan, as the effect gave it.
+        loan: u64,
+        /// Which answers.
+        requests: Vec<RequestId>,
+    },
+    /// A group was scored, or given up.
     Scored {
         /// Which group.
         group: usize,
@@ -62,14 +105,35 @@ pub enum Event {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Have the group decoded.
+    /// Have answers of a group decoded from the start.
     Assign {
         /// By this device.
         device: usize,
         /// This group.
         group: usize,
+        /// These answers of it.
+        samples: Vec<usize>,
+    },
+    /// Have all answers of this group scored.
+    Score {
+        /// Which group.
+        group: usize,
+    },
+    /// Have half of its running answers put aside.
+    Lend {
+        /// By this device.
+        device: usize,
+        /// Number of the loan in the step.
+        loan: u64,
+    },
+    /// Have the answers that were put aside decoded on.
+    Borrow {
+        /// By this device.
+        device: usize,
+        /// Number of the loan.
+        loan: u64,
     },
     /// Have the drafter trained.
     TrainDrafter {
@@ -87,12 +151,17 @@ pub enum Effect {
     StartUpdate,
 }
 
+/// How many times faster the rest of so many answers must go if another device takes half of them, for a device that could train
+/// the drafter instead: that is of use for later steps too.
+pub const GAIN_MIN: f64 = 1.2;
+/// The same for a device that has nothing else to do: more than noise.
+const GAIN_MIN_IDLE: f64 = 1.05;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
+enum Request {
     Waiting,
-    Assigned { device: usize },
-    Done,
-    Scored,
+    Held { device: usize },
+    Ended,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,84 +171,114 @@ enum Training {
     Stopping,
 }
 
+/// Answers that a device was asked to put aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Loan {
+    number: u64,
+    from: usize,
+    /// For whom; no one if that one was lost meanwhile.
+    to: Option<usize>,
+}
+
 /// A device in this step.
 #[derive(Debug, Clone, Copy)]
 struct Seat {
     /// Lowest epoch whose messages count.
     epoch: u64,
     is_up: bool,
-    /// Whether this incarnation has said how much it can take.
+    /// Whether this incarnation has said that it can take answers.
     is_heard: bool,
-    room: usize,
     training: Training,
 }
 
 /// The machine of one step.
 #[derive(Debug, Clone)]
 pub struct StepMachine {
-    groups: Vec<Group>,
+    size: Size,
+    /// By group, then sample.
+    requests: Vec<Request>,
+    is_scored: Vec<bool>,
     seats: Vec<Seat>,
-    /// Whether a drained device may be sent to train the drafter.
-    may_train: bool,
-    /// Trainings begun.
+    /// What a drained device may be used for.
+    idle: IdleUse,
+    /// Trainings and loans begun.
     trainings: u64,
+    loans: u64,
+    /// Loans that their lenders have not answered.
+    asked: Vec<Loan>,
     is_update_started: bool,
 }
 
 impl StepMachine {
-    /// A step of `groups` groups, all waiting, on `devices` running devices of epoch 0 that have yet to report.
+    /// A step of which everything waits, on running devices of epoch 0 that have yet to report.
     ///
     /// Devices with higher epochs are made known by [`Event::DeviceRestarted`], lost ones by [`Event::DeviceLost`].
     ///
     /// # Panics
-    /// If there is no group or no device.
+    /// If there is no answer or no device, or if a group does not fit on a device.
     #[must_use]
-    pub fn new(groups: usize, devices: usize, draft_training: bool) -> Self {
-        assert!(groups > 0 && devices > 0, "a step needs groups and devices, got {groups} and {devices}");
-        let seat = Seat { epoch: 0, is_up: true, is_heard: false, room: 0, training: Training::Off };
+    pub fn new(size: Size, idle: IdleUse) -> Self {
+        let is_fitting = (1..=size.slots_max).contains(&size.samples);
+        assert!(size.groups > 0 && size.devices > 0 && is_fitting, "a step of {size:?}");
+        let seat = Seat { epoch: 0, is_up: true, is_heard: false, training: Training::Off };
         Self {
-            groups: vec![Group::Waiting; groups],
-            seats: vec![seat; devices],
-            may_train: draft_training,
+            size,
+            requests: vec![Request::Waiting; size.groups * size.samples],
+            is_scored: vec![false; size.groups],
+            seats: vec![seat; size.devices],
+            idle,
             trainings: 0,
+            loans: 0,
+            asked: Vec::new(),
             is_update_started: false,
         }
     }
 
     /// Takes in what happened; returns what is to be done, in this order.
     ///
+    /// `gain` tells how many times faster so many answers of a device would go on if another one took half of them; 1 where that
+    /// is not known.
+    ///
     /// # Panics
-    /// If the event names a device or a group that does not exist.
+    /// If the event names a device, a group or an answer that does not exist.
     #[must_use]
-    pub fn apply(&mut self, event: Event) -> Vec<Effect> {
+    pub fn apply(&mut self, event: Event, gain: &dyn Fn(usize) -> f64) -> Vec<Effect> {
         if self.is_update_started {
             return Vec::new();
         }
+        let mut effects = Vec::new();
         match event {
-            Event::DeviceReady { device, epoch, room } => self.hear(device, epoch, room),
-            Event::GroupDone { device, epoch, group } => self.finish(device, epoch, group),
+            Event::DeviceReady { device, epoch } => self.hear(device, epoch),
+            Event::Ended { device, epoch, request } => effects.extend(self.finish(device, epoch, request)),
+            Event::Lent { device, epoch, loan, requests } => effects.extend(self.lent(device, epoch, loan, &requests)),
             Event::Scored { group } => self.score(group),
             Event::DeviceLost { device } => self.lose(device),
             Event::DrafterStopped { device, epoch, training } => self.stop(device, epoch, training),
             Event::DeviceRestarted { device, epoch } => self.welcome(device, epoch),
         }
-        let mut effects = self.assign();
+        effects.extend(self.assign());
         effects.extend(self.preempt());
-        effects.extend(self.train());
+        effects.extend(self.use_idle(gain));
         effects.extend(self.start_update());
         effects
     }
 
-    /// Groups that no device has.
+    /// Answers that no device has.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.groups.iter().filter(|&&group| group == Group::Waiting).count()
+        self.requests.iter().filter(|&&request| request == Request::Waiting).count()
     }
 
-    /// Groups a device is decoding.
+    /// Answers a device is decoding.
     #[must_use]
-    pub fn in_flight(&self, device: usize) -> usize {
-        self.groups.iter().filter(|&&group| group == Group::Assigned { device }).count()
+    pub fn held(&self, device: usize) -> usize {
+        self.requests.iter().filter(|&&request| request == Request::Held { device }).count()
+    }
+
+    /// Whether this answer is decoded by that device.
+    #[must_use]
+    pub fn is_held(&self, device: usize, request: RequestId) -> bool {
+        self.requests[self.index(request)] == Request::Held { device }
     }
 
     /// The device that trains the drafter, also while it is being stopped.
@@ -194,25 +293,46 @@ impl StepMachine {
         self.is_update_started
     }
 
-    fn hear(&mut self, device: usize, epoch: u64, room: usize) {
+    fn index(&self, RequestId { group, sample }: RequestId) -> usize {
+        assert!(sample < self.size.samples, "sample {sample} of {}", self.size.samples);
+        group * self.size.samples + sample
+    }
+
+    fn group(&self, group: usize) -> &[Request] {
+        &self.requests[group * self.size.samples..][..self.size.samples]
+    }
+
+    fn hear(&mut self, device: usize, epoch: u64) {
         // Its report may overtake the news of its restart.
         self.welcome(device, epoch);
         if self.is_current(device, epoch) {
-            let seat = &mut self.seats[device];
-            (seat.is_heard, seat.room) = (true, room);
+            self.seats[device].is_heard = true;
         }
     }
 
-    fn finish(&mut self, device: usize, epoch: u64, group: usize) {
-        if self.is_current(device, epoch) && self.groups[group] == (Group::Assigned { device }) {
-            self.groups[group] = Group::Done;
+    fn finish(&mut self, device: usize, epoch: u64, request: RequestId) -> Option<Effect> {
+        let (index, group) = (self.index(request), request.group);
+        if !self.is_current(device, epoch) || self.requests[index] != (Request::Held { device }) {
+            return None;
         }
+        self.requests[index] = Request::Ended;
+        self.group(group).iter().all(|request| *request == Request::Ended).then_some(Effect::Score { group })
+    }
+
+    /// The answers are the borrower's now, or the lender's again if that one is gone.
+    fn lent(&mut self, from: usize, epoch: u64, number: u64, requests: &[RequestId]) -> Option<Effect> {
+        let is_it = |loan: &Loan| loan.number == number && loan.from == from;
+        let asked = self.asked.iter().position(is_it).filter(|_| self.is_current(from, epoch))?;
+        let device = self.asked.remove(asked).to.unwrap_or(from);
+        for request in requests {
+            let index = self.index(*request);
+            self.requests[index] = Request::Held { device };
+        }
+        (!requests.is_empty()).then_some(Effect::Borrow { device, loan: number })
     }
 
     fn score(&mut self, group: usize) {
-        if self.groups[group] == Group::Done {
-            self.groups[group] = Group::Scored;
-        }
+        self.is_scored[group] |= self.group(group).iter().all(|request| *request == Request::Ended);
     }
 
     fn lose(&mut self, device: usize) {
@@ -226,7 +346,7 @@ impl StepMachine {
             return;
         }
         // A drafter that stopped by itself has learned enough in this step.
-        self.may_train &= self.seats[device].training != Training::On;
+        self.idle.training &= self.seats[device].training != Training::On;
         self.seats[device].training = Training::Off;
     }
 
@@ -238,12 +358,16 @@ impl StepMachine {
         }
     }
 
-    /// Forgets what an incarnation was doing.
+    /// Forgets what an incarnation was doing, and what another one waits to get from it.
     fn vacate(&mut self, device: usize, epoch: u64, is_up: bool) {
-        self.seats[device] = Seat { epoch, is_up, is_heard: false, room: 0, training: Training::Off };
-        for group in &mut self.groups {
-            if *group == (Group::Assigned { device }) {
-                *group = Group::Waiting;
+        self.seats[device] = Seat { epoch, is_up, is_heard: false, training: Training::Off };
+        self.asked.retain(|loan| loan.from != device);
+        for loan in &mut self.asked {
+            loan.to = loan.to.filter(|to| *to != device);
+        }
+        for request in &mut self.requests {
+            if *request == (Request::Held { device }) {
+                *request = Request::Waiting;
             }
         }
     }
@@ -252,28 +376,34 @@ impl StepMachine {
         self.seats[device].is_up && self.seats[device].epoch == epoch
     }
 
-    /// Hands waiting groups to devices with room, the emptiest first.
+    /// Hands waiting answers to devices with room, group by group, the emptiest device first.
     fn assign(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
-        while let Some(group) = self.groups.iter().position(|&group| group == Group::Waiting) {
-            let Some(device) = self.taker() else { break };
-            self.groups[group] = Group::Assigned { device };
-            self.seats[device].room -= 1;
-            effects.push(Effect::Assign { device, group });
+        while let Some(first) = self.requests.iter().position(|&request| request == Request::Waiting) {
+            let group = first / self.size.samples;
+            let is_waiting = |sample: &usize| self.group(group)[*sample] == Request::Waiting;
+            let samples: Vec<usize> = (0..self.size.samples).filter(is_waiting).collect();
+            let Some(device) = self.taker(samples.len()) else { break };
+            for &sample in &samples {
+                let index = self.index(RequestId { group, sample });
+                self.requests[index] = Request::Held { device };
+            }
+            effects.push(Effect::Assign { device, group, samples });
         }
         effects
     }
 
-    /// The device to take the next group. Until every running device has reported, each takes no more than an equal
-    /// share, so that the first to report does not take all.
-    fn taker(&self) -> Option<usize> {
+    /// The device to take so many answers. Until every running device has reported, each takes no more than an equal share, so
+    /// that the first to report does not take all.
+    fn taker(&self, samples: usize) -> Option<usize> {
         let up = self.seats.iter().filter(|seat| seat.is_up).count().max(1);
         let is_complete = self.seats.iter().all(|seat| seat.is_heard || !seat.is_up);
-        let share_max = if is_complete { usize::MAX } else { self.groups.len().div_ceil(up) };
+        let share_max = if is_complete { usize::MAX } else { self.size.groups.div_ceil(up) * self.size.samples };
+        let most = share_max.min(self.size.slots_max);
         (0..self.seats.len())
-            .filter(|&device| self.seats[device].room > 0 && self.seats[device].training == Training::Off)
-            .filter(|&device| self.in_flight(device) < share_max)
-            .min_by_key(|&device| (self.in_flight(device), device))
+            .filter(|&device| self.seats[device].is_heard && self.seats[device].training == Training::Off)
+            .filter(|&device| !self.is_borrowing(device) && self.held(device) + samples <= most)
+            .min_by_key(|&device| (self.held(device), device))
     }
 
     fn preempt(&mut self) -> Option<Effect> {
@@ -285,24 +415,58 @@ impl StepMachine {
         Some(Effect::PreemptDrafter { device })
     }
 
-    fn train(&mut self) -> Option<Effect> {
-        if !self.may_train || self.trainer().is_some() || self.waiting() > 0 {
+    /// Gives each device that has nothing to decode whatever ends the step soonest: half of another one's answers, or the drafter.
+    fn use_idle(&mut self, gain: &dyn Fn(usize) -> f64) -> Vec<Effect> {
+        if self.waiting() > 0 {
+            return Vec::new();
+        }
+        let drained: Vec<usize> = (0..self.seats.len()).filter(|&device| self.is_drained(device)).collect();
+        drained.into_iter().filter_map(|device| self.borrow(device, gain).or_else(|| self.train(device))).collect()
+    }
+
+    fn is_drained(&self, device: usize) -> bool {
+        let seat = self.seats[device];
+        seat.is_heard && seat.training == Training::Off && !self.is_borrowing(device) && self.held(device) == 0
+    }
+
+    /// Whether answers are on their way to this device.
+    fn is_borrowing(&self, device: usize) -> bool {
+        self.asked.iter().any(|loan| loan.to == Some(device))
+    }
+
+    fn borrow(&mut self, device: usize, gain: &dyn Fn(usize) -> f64) -> Option<Effect> {
+        let is_lending = |from: usize| self.asked.iter().any(|loan| loan.from == from);
+        let from = (0..self.seats.len())
+            .filter(|&from| self.idle.lending && !is_lending(from) && self.held(from) >= 2)
+            .max_by_key(|&from| (self.held(from), std::cmp::Reverse(from)))?;
+        let gain_min = if self.may_train() { GAIN_MIN } else { GAIN_MIN_IDLE };
+        if gain(self.held(from)) < gain_min {
             return None;
         }
-        let is_drained = |device: &usize| self.seats[*device].is_heard && self.in_flight(*device) == 0;
-        let device = (0..self.seats.len()).find(is_drained).filter(|&device| self.is_other_decoding(device))?;
+        self.loans += 1;
+        self.asked.push(Loan { number: self.loans, from, to: Some(device) });
+        Some(Effect::Lend { device: from, loan: self.loans })
+    }
+
+    fn train(&mut self, device: usize) -> Option<Effect> {
+        if !self.may_train() || !self.is_other_decoding(device) {
+            return None;
+        }
         self.seats[device].training = Training::On;
         self.trainings += 1;
         Some(Effect::TrainDrafter { device, training: self.trainings })
     }
 
+    fn may_train(&self) -> bool {
+        self.idle.training && self.trainer().is_none()
+    }
+
     fn is_other_decoding(&self, device: usize) -> bool {
-        self.groups.iter().any(|group| matches!(group, Group::Assigned { device: owner } if *owner != device))
+        self.requests.iter().any(|request| matches!(request, Request::Held { device: owner } if *owner != device))
     }
 
     fn start_update(&mut self) -> Option<Effect> {
-        let is_scored = self.groups.iter().all(|&group| group == Group::Scored);
-        self.is_update_started = is_scored && self.trainer().is_none();
+        self.is_update_started = self.is_scored.iter().all(|is| *is) && self.trainer().is_none();
         self.is_update_started.then_some(Effect::StartUpdate)
     }
 }

@@ -101,7 +101,8 @@ fn another_workflow_does_not_take_over_a_run() {
 #[test]
 fn a_run_without_speculation_has_nothing_to_compare() {
     let folder = tempfile::tempdir().unwrap();
-    let file = workflow(folder.path(), |w| w.replace("devices:", "speculation: (drafters: []), devices:"));
+    let file =
+        workflow(folder.path(), |w| w.replace("devices:", "speculation: (drafters: [], lending: false), devices:"));
     let out = folder.path().join("both");
     let message = refusal(&["compare", text(&file), "--out", text(&out)]);
     assert!(message.contains("nothing to compare"), "{message}");

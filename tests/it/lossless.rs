@@ -20,6 +20,7 @@ fn speculation_changes_no_byte() {
     let drafted = |side: &Report| side.history.iter().map(|m| m.drafted_cycles).sum::<u64>();
     assert!(drafted(&with) > 0 && drafted(&without) == 0);
     assert!(with.history.iter().any(|m| m.drafter_batches > 0), "the drafter was trained");
+    assert!(with.lent > 0 && without.lent == 0, "answers went on on the other device");
     assert!(with.idle_used_s > 0.0 && with.idle_used_s <= with.idle_s);
     assert_eq!(found["with"]["tokens"], with.tokens);
     // A second comparison takes the place of the first.

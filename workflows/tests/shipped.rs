@@ -100,6 +100,7 @@ fn spellings_that_mean_the_same_give_the_same_plan() {
     assert_eq!(with("(controller: Off)").speculation.training, None);
     assert_eq!(with("(drafters: [Suffix()])").speculation.training, None);
     assert_eq!(with("(drafters: [])").speculation.controller, Controller::Off);
+    assert!(with("(drafters: [])").speculation.lending && !with("(lending: false)").speculation.lending);
     assert_eq!(plan(&format!("\u{feff}#![enable(implicit_some)]\r\n{SHORT},\r\n")), plan(SHORT));
     assert_eq!(plan(&SHORT.replace("Workflow(", "(")), plan(SHORT));
 }

@@ -10,7 +10,7 @@ use state::algorithm::advantages;
 use state::device;
 use state::metrics::{BatchMetrics, VersionMetrics};
 use state::plan::{Evaluate, Grpo, Step};
-use state::step::{Effect, Event, StepMachine};
+use state::step::{Effect, Event, IdleUse, RequestId, Size, StepMachine};
 
 use super::{Activity, State, measure};
 use crate::engine::Command;
@@ -29,9 +29,6 @@ pub(crate) struct Rolling {
     rollout: Arc<Rollout>,
     machine: StepMachine,
     verdicts: Vec<Option<Vec<Verdict>>>,
-    /// Answers of a group, and those that each device has in the works.
-    samples: usize,
-    running: Vec<usize>,
     /// Seconds since the step began when the last group was done.
     drained_s: f64,
     /// When drafter training was told to stop, until it has.
@@ -79,43 +76,36 @@ impl State {
             Ok(target) => Arc::new(target),
             Err(error) => return self.end(Err(Error::Model(error))),
         };
-        let samples = groups.first().map_or(1, |g| g.noise.len());
-        let machine = StepMachine::new(groups.len(), self.seats.len(), trains_drafter);
+        let size = Size {
+            groups: groups.len(),
+            samples: groups.first().map_or(1, |g| g.noise.len()),
+            devices: self.seats.len(),
+            slots_max: job.plan.devices.slots_max,
+        };
+        let idle = IdleUse { training: trains_drafter, lending: job.plan.speculation.lending };
+        let machine = StepMachine::new(size, idle);
         let verdicts = vec![None; groups.len()];
         self.rollouts += 1;
         let rollout =
             Arc::new(Rollout::new(self.rollouts, target, decoding, groups, (self.speculator.clone(), trains_drafter)));
-        let running = vec![0; self.seats.len()];
-        self.activity = Activity::Rolling(Rolling {
-            rollout,
-            machine,
-            verdicts,
-            samples,
-            running,
-            drained_s: 0.0,
-            preempted: None,
-        });
+        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, drained_s: 0.0, preempted: None });
         for device in 0..self.seats.len() {
             if self.seats[device].machine.is_up() {
-                self.offer_room(device);
+                self.offer(device);
             } else {
                 self.rolling_without(device);
             }
         }
     }
 
-    /// Tells the machine what a device can take.
-    pub(super) fn offer_room(&mut self, device: usize) {
-        let Activity::Rolling(rolling) = &self.activity else { return };
-        let free = self.job.plan.devices.slots_max.saturating_sub(rolling.running[device]);
-        let room = free / rolling.samples;
+    /// Tells the machine that a device is there.
+    pub(super) fn offer(&mut self, device: usize) {
         let epoch = self.seats[device].machine.epoch();
-        self.advance(Event::DeviceReady { device, epoch, room });
+        self.advance(Event::DeviceReady { device, epoch });
     }
 
     pub(super) fn rolling_without(&mut self, device: usize) {
         if let Activity::Rolling(rolling) = &mut self.activity {
-            rolling.running[device] = 0;
             rolling.preempted = None;
         }
         self.advance(Event::DeviceLost { device });
@@ -123,7 +113,8 @@ impl State {
 
     fn advance(&mut self, event: Event) {
         let Activity::Rolling(rolling) = &mut self.activity else { return };
-        for effect in rolling.machine.apply(event) {
+        let gain = |batch| lock(&self.speculator.controller).gain_of_halving(batch);
+        for effect in rolling.machine.apply(event, &gain) {
             self.perform(effect);
         }
     }
@@ -132,9 +123,16 @@ impl State {
         let Activity::Rolling(rolling) = &mut self.activity else { return };
         let rollout = rolling.rollout.clone();
         match effect {
-            Effect::Assign { device, group } => {
-                rolling.running[device] += rolling.samples;
-                self.request(device, device::Event::Assigned, Command::Decode { rollout, group });
+            Effect::Assign { device, group, samples } => {
+                self.request(device, device::Event::Assigned, Command::Decode { rollout, group, samples });
+            }
+            Effect::Score { group } => {
+                rolling.drained_s = self.began.elapsed().as_secs_f64();
+                let _ = self.rewarder.cast(Score { rollout, group });
+            }
+            Effect::Lend { device, loan } => self.send(device, Command::Lend { rollout, loan }),
+            Effect::Borrow { device, loan } => {
+                self.request(device, device::Event::Assigned, Command::Borrow { rollout, loan });
             }
             Effect::TrainDrafter { device, training } => {
                 let command = Command::TrainDrafter { rollout, training };
@@ -148,29 +146,28 @@ impl State {
         }
     }
 
-    pub(super) fn answers_ended(&mut self, device: usize, rollout: u64, answers: usize) {
-        let Activity::Rolling(rolling) = &mut self.activity else { return };
-        if rolling.rollout.number == rollout {
-            rolling.running[device] = rolling.running[device].saturating_sub(answers);
-            self.offer_room(device);
+    pub(super) fn answers_ended(&mut self, device: usize, epoch: u64, rollout: u64, answers: Vec<RequestId>) {
+        for request in answers {
+            let Some(machine) = self.machine_of(rollout) else { return };
+            if machine.held(device) == 1 && machine.is_held(device, request) {
+                self.note(device, device::Event::Drained { epoch });
+            }
+            self.advance(Event::Ended { device, epoch, request });
         }
     }
 
-    pub(super) fn group_done(&mut self, device: usize, epoch: u64, rollout: u64, group: usize) {
-        let now_s = self.began.elapsed().as_secs_f64();
-        let Activity::Rolling(rolling) = &mut self.activity else { return };
-        if rolling.rollout.number != rollout {
-            return;
+    pub(super) fn lent(&mut self, device: usize, epoch: u64, rollout: u64, loan: u64, requests: Vec<RequestId>) {
+        if self.machine_of(rollout).is_some() {
+            self.advance(Event::Lent { device, epoch, loan, requests });
         }
-        rolling.drained_s = now_s;
-        let score = Score { rollout: rolling.rollout.clone(), group };
-        let is_drained = rolling.machine.in_flight(device) == 1;
-        let _ = self.rewarder.cast(score);
-        if is_drained {
-            self.note(device, device::Event::Drained { epoch });
+    }
+
+    /// The machine of this rollout, if it is going on.
+    fn machine_of(&self, rollout: u64) -> Option<&StepMachine> {
+        match &self.activity {
+            Activity::Rolling(rolling) if rolling.rollout.number == rollout => Some(&rolling.machine),
+            _ => None,
         }
-        self.advance(Event::GroupDone { device, epoch, group });
-        self.offer_room(device);
     }
 
     pub(super) fn drafter_stopped(&mut self, device: usize, epoch: u64, training: u64) {
@@ -244,6 +241,7 @@ impl State {
         (m.drafter_batches, m.drafter_loss) = (counts.training.batches, counts.training.loss);
         (m.drafter_held_out, m.drafter_held_out_top3) = counts.training.held_out.unzip();
         m.drafter_discarded = counts.training.discarded;
+        m.lent = counts.lent;
         m.drafter_version = self.speculator.version();
         m.drafter_off = lock(&self.speculator.watchdog).is_off(m.drafter_version);
         m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();

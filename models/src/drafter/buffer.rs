@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kernels::NoiseKey;
 
-use crate::decode::Answer;
+use crate::request::Answer;
 
 /// An answer: its tokens, and the target's hidden states of all but the last.
 #[derive(Debug, PartialEq)]

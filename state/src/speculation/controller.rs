@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{self, Strategy};
 use arm::Arm;
 use bandit::{Bandit, Cycle, Situation};
+use prior::PlainCycles;
 
 pub use bandit::LOSS_MAX;
 
@@ -140,6 +141,24 @@ impl Controller {
     #[must_use]
     pub fn plain_rate(&self, batch: usize) -> Option<f64> {
         self.plain[bucket(batch)].rate()
+    }
+
+    /// How many times faster so many requests would go on if another device took half of them; 1 where that is not known.
+    #[must_use]
+    pub fn gain_of_halving(&self, batch: usize) -> f64 {
+        let gain = self.pace(batch).zip(self.pace(batch.div_ceil(2))).map_or(1.0, |(all, half)| all / half);
+        if gain.is_finite() { gain } else { 1.0 }
+    }
+
+    /// Seconds that each of so many requests waits for a token, decoding as it is done now.
+    fn pace(&self, batch: usize) -> Option<f64> {
+        let bucket = bucket(batch);
+        let plain = &self.plain[bucket];
+        let faster = match &self.rule {
+            Rule::Bandit(bandit) => bandit.rate(bucket).zip(plain.rate()).map_or(1.0, |(now, plain)| now / plain),
+            Rule::Off | Rule::Fixed(_) => 1.0,
+        };
+        Some(PlainCycles::of(&self.plain).seconds(batch as f64)? / faster)
     }
 
     /// Tokens per request-cycle of a strategy of the bandit at about this batch size, bonus included, if measured.

@@ -1,44 +1,64 @@
 //! Steps by hand, and a simulated machine room that loses, doubles and delays.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
 
-fn ready(device: usize, room: usize) -> Event {
-    Event::DeviceReady { device, epoch: 0, room }
+const TRAINING: IdleUse = IdleUse { training: true, lending: false };
+const BOTH: IdleUse = IdleUse { training: true, lending: true };
+
+/// Groups of one answer.
+fn singles(groups: usize, devices: usize, slots_max: usize) -> Size {
+    Size { groups, samples: 1, devices, slots_max }
 }
 
-fn done(device: usize, group: usize) -> Event {
-    Event::GroupDone { device, epoch: 0, group }
+fn ready(device: usize) -> Event {
+    Event::DeviceReady { device, epoch: 0 }
 }
 
-fn assign(device: usize, group: usize) -> Effect {
-    Effect::Assign { device, group }
+fn ended(device: usize, group: usize, sample: usize) -> Event {
+    Event::Ended { device, epoch: 0, request: RequestId { group, sample } }
+}
+
+fn assign(device: usize, group: usize, samples: &[usize]) -> Effect {
+    Effect::Assign { device, group, samples: samples.to_vec() }
+}
+
+fn score(group: usize) -> Effect {
+    Effect::Score { group }
+}
+
+fn lent(device: usize, loan: u64, requests: &[(usize, usize)]) -> Event {
+    let requests = requests.iter().map(|&(group, sample)| RequestId { group, sample }).collect();
+    Event::Lent { device, epoch: 0, loan, requests }
 }
 
 /// Applies each event and compares its effects.
-fn play(machine: &mut StepMachine, moves: &[(Event, &[Effect])]) {
+fn play(machine: &mut StepMachine, gain: f64, moves: &[(Event, &[Effect])]) {
     for (number, (event, effects)) in moves.iter().enumerate() {
-        assert_eq!(machine.apply(*event), *effects, "move {number}: {event:?}");
+        assert_eq!(machine.apply(event.clone(), &|_| gain), *effects, "move {number}: {event:?}");
     }
 }
 
 #[test]
 fn a_step_with_drafter_training() {
-    let mut machine = StepMachine::new(3, 2, true);
+    let mut machine = StepMachine::new(singles(3, 2, 4), TRAINING);
     let stopped = Event::DrafterStopped { device: 1, epoch: 0, training: 1 };
     play(
         &mut machine,
+        2.0,
         &[
-            (ready(0, 4), &[assign(0, 0), assign(0, 1)]),
-            (ready(1, 4), &[assign(1, 2)]),
-            (done(1, 2), &[Effect::TrainDrafter { device: 1, training: 1 }]),
+            (ready(0), &[assign(0, 0, &[0]), assign(0, 1, &[0])]),
+            (ready(1), &[assign(1, 2, &[0])]),
+            (ended(1, 2, 0), &[score(2), Effect::TrainDrafter { device: 1, training: 1 }]),
             (Event::Scored { group: 2 }, &[]),
-            (done(0, 0), &[]),
-            (done(0, 1), &[Effect::PreemptDrafter { device: 1 }]),
+            (ended(0, 0, 0), &[score(0)]),
+            (ended(0, 1, 0), &[score(1), Effect::PreemptDrafter { device: 1 }]),
             (Event::Scored { group: 0 }, &[]),
             (Event::Scored { group: 1 }, &[]),
-            (stopped, &[Effect::StartUpdate]),
+            (stopped.clone(), &[Effect::StartUpdate]),
             (stopped, &[]),
         ],
     );
@@ -46,15 +66,16 @@ fn a_step_with_drafter_training() {
 }
 
 #[test]
-fn without_drafter_training_no_one_trains() {
-    let mut machine = StepMachine::new(2, 2, false);
+fn without_a_use_for_idle_time_devices_wait() {
+    let mut machine = StepMachine::new(singles(2, 2, 4), IdleUse { training: false, lending: false });
     play(
         &mut machine,
+        2.0,
         &[
-            (ready(0, 4), &[assign(0, 0)]),
-            (ready(1, 4), &[assign(1, 1)]),
-            (done(1, 1), &[]),
-            (done(0, 0), &[]),
+            (ready(0), &[assign(0, 0, &[0])]),
+            (ready(1), &[assign(1, 1, &[0])]),
+            (ended(1, 1, 0), &[score(1)]),
+            (ended(0, 0, 0), &[score(0)]),
             (Event::Scored { group: 0 }, &[]),
             (Event::Scored { group: 1 }, &[Effect::StartUpdate]),
         ],
@@ -62,49 +83,117 @@ fn without_drafter_training_no_one_trains() {
 }
 
 #[test]
-fn groups_of_a_lost_device_go_to_others_in_order() {
-    let mut machine = StepMachine::new(4, 2, true);
+fn answers_of_a_lost_device_go_to_others_in_order() {
+    let mut machine = StepMachine::new(Size { groups: 3, samples: 2, devices: 2, slots_max: 4 }, TRAINING);
     play(
         &mut machine,
+        2.0,
         &[
-            (ready(0, 1), &[assign(0, 0)]),
-            (ready(1, 3), &[assign(1, 1), assign(1, 2), assign(1, 3)]),
-            (done(1, 2), &[]),
-            (Event::DeviceLost { device: 1 }, &[]),
-            (done(1, 3), &[]),
-            (ready(0, 2), &[assign(0, 1), assign(0, 3)]),
-            (done(0, 2), &[]),
-            (Event::DeviceRestarted { device: 1, epoch: 1 }, &[]),
-            (Event::DeviceReady { device: 1, epoch: 1, room: 3 }, &[Effect::TrainDrafter { device: 1, training: 1 }]),
+            (ready(0), &[assign(0, 0, &[0, 1]), assign(0, 1, &[0, 1])]),
+            (ready(1), &[assign(1, 2, &[0, 1])]),
+            (ended(0, 1, 1), &[]),
+            (Event::DeviceLost { device: 0 }, &[assign(1, 0, &[0, 1])]),
+            (ended(0, 0, 0), &[]),
+            (ended(1, 2, 0), &[assign(1, 1, &[0])]),
+            (ended(1, 1, 0), &[score(1)]),
+            (Event::DeviceRestarted { device: 0, epoch: 1 }, &[]),
+            (Event::DeviceReady { device: 0, epoch: 1 }, &[Effect::TrainDrafter { device: 0, training: 1 }]),
         ],
     );
 }
 
 #[test]
-fn a_trainer_is_called_back_for_groups_no_one_else_can_take() {
-    let mut machine = StepMachine::new(2, 3, true);
+fn a_trainer_is_called_back_for_answers_no_one_else_can_take() {
+    let mut machine = StepMachine::new(singles(2, 3, 1), TRAINING);
     play(
         &mut machine,
+        2.0,
         &[
-            (ready(0, 1), &[assign(0, 0)]),
-            (ready(1, 1), &[assign(1, 1)]),
-            (ready(2, 1), &[Effect::TrainDrafter { device: 2, training: 1 }]),
+            (ready(0), &[assign(0, 0, &[0])]),
+            (ready(1), &[assign(1, 1, &[0])]),
+            (ready(2), &[Effect::TrainDrafter { device: 2, training: 1 }]),
             (Event::DeviceLost { device: 1 }, &[Effect::PreemptDrafter { device: 2 }]),
-            (Event::DrafterStopped { device: 2, epoch: 0, training: 1 }, &[assign(2, 1)]),
+            (Event::DrafterStopped { device: 2, epoch: 0, training: 1 }, &[assign(2, 1, &[0])]),
         ],
     );
 }
 
 #[test]
 fn a_drafter_that_stopped_by_itself_is_not_trained_again() {
-    let mut machine = StepMachine::new(1, 2, true);
+    let mut machine = StepMachine::new(singles(1, 2, 1), TRAINING);
     play(
         &mut machine,
+        2.0,
         &[
-            (ready(0, 1), &[assign(0, 0)]),
-            (ready(1, 1), &[Effect::TrainDrafter { device: 1, training: 1 }]),
+            (ready(0), &[assign(0, 0, &[0])]),
+            (ready(1), &[Effect::TrainDrafter { device: 1, training: 1 }]),
             (Event::DrafterStopped { device: 1, epoch: 0, training: 1 }, &[]),
-            (ready(1, 1), &[]),
+            (ready(1), &[]),
+        ],
+    );
+}
+
+#[test]
+fn a_device_that_has_run_dry_takes_half_of_the_others_answers() {
+    let mut machine = StepMachine::new(Size { groups: 2, samples: 4, devices: 2, slots_max: 4 }, BOTH);
+    let all = [0, 1, 2, 3];
+    play(
+        &mut machine,
+        1.5,
+        &[
+            (ready(0), &[assign(0, 0, &all)]),
+            (ready(1), &[assign(1, 1, &all)]),
+            (ended(1, 1, 0), &[]),
+            (ended(1, 1, 1), &[]),
+            (ended(1, 1, 2), &[]),
+            (ended(1, 1, 3), &[score(1), Effect::Lend { device: 0, loan: 1 }]),
+            (ended(0, 0, 0), &[]),
+            (lent(0, 1, &[(0, 3)]), &[Effect::Borrow { device: 1, loan: 1 }]),
+            (ended(0, 0, 3), &[]),
+            // The borrower has run dry again; two are left.
+            (ended(1, 0, 3), &[Effect::Lend { device: 0, loan: 2 }]),
+            (lent(0, 2, &[(0, 2)]), &[Effect::Borrow { device: 1, loan: 2 }]),
+            // One has nobody to share with.
+            (ended(0, 0, 1), &[Effect::TrainDrafter { device: 0, training: 1 }]),
+            (ended(1, 0, 2), &[score(0), Effect::PreemptDrafter { device: 0 }]),
+        ],
+    );
+}
+
+#[test]
+fn a_small_gain_is_for_who_cannot_train() {
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 3, slots_max: 2 }, BOTH);
+    play(
+        &mut machine,
+        1.1,
+        &[
+            (ready(0), &[assign(0, 0, &[0, 1])]),
+            (ready(1), &[Effect::TrainDrafter { device: 1, training: 1 }]),
+            (ready(2), &[Effect::Lend { device: 0, loan: 1 }]),
+        ],
+    );
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 2, slots_max: 2 }, BOTH);
+    play(&mut machine, 1.0, &[(ready(0), &[assign(0, 0, &[0, 1])])]);
+    assert_eq!(machine.apply(ready(1), &|_| 1.0), [Effect::TrainDrafter { device: 1, training: 1 }]);
+    let stopped = Event::DrafterStopped { device: 1, epoch: 0, training: 1 };
+    assert_eq!(machine.apply(stopped, &|_| 1.0), [], "nothing to gain");
+}
+
+#[test]
+fn a_loan_that_no_one_can_take_goes_back() {
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 2, slots_max: 2 }, BOTH);
+    play(
+        &mut machine,
+        1.5,
+        &[
+            (ready(0), &[assign(0, 0, &[0, 1])]),
+            (ready(1), &[Effect::Lend { device: 0, loan: 1 }]),
+            (Event::DeviceLost { device: 1 }, &[]),
+            (lent(0, 1, &[(0, 1)]), &[Effect::Borrow { device: 0, loan: 1 }]),
+            (Event::DeviceReady { device: 1, epoch: 1 }, &[Effect::Lend { device: 0, loan: 2 }]),
+            // The lender is lost before it answers: both answers begin anew.
+            (Event::DeviceLost { device: 0 }, &[assign(1, 0, &[0, 1])]),
+            (lent(0, 2, &[(0, 1)]), &[]),
         ],
     );
 }
@@ -114,7 +203,9 @@ fn a_drafter_that_stopped_by_itself_is_not_trained_again() {
 struct Device {
     epoch: u64,
     is_up: bool,
-    groups: Vec<usize>,
+    requests: Vec<RequestId>,
+    /// Loans that it is asked for.
+    asked: Vec<u64>,
     is_training: bool,
     training: u64,
     is_stopping: bool,
@@ -123,12 +214,16 @@ struct Device {
 /// All that is outside the machine.
 struct Room {
     machine: StepMachine,
+    size: Size,
+    gain: f64,
     devices: Vec<Device>,
-    slots: usize,
+    /// Answers on their way, by loan.
+    lent: BTreeMap<u64, Vec<RequestId>>,
     /// Losses not yet told.
     losses: Vec<usize>,
     unscored: Vec<usize>,
-    done: Vec<bool>,
+    ended: Vec<RequestId>,
+    asked_to_score: Vec<bool>,
     scored: usize,
     updates: usize,
     /// Everything ever told, to be told again.
@@ -136,14 +231,17 @@ struct Room {
 }
 
 impl Room {
-    fn new(groups: usize, devices: usize, slots: usize) -> Self {
+    fn new(size: Size, gain: f64) -> Self {
         Self {
-            machine: StepMachine::new(groups, devices, true),
-            devices: vec![Device { is_up: true, ..Device::default() }; devices],
-            slots,
+            machine: StepMachine::new(size, BOTH),
+            size,
+            gain,
+            devices: vec![Device { is_up: true, ..Device::default() }; size.devices],
+            lent: BTreeMap::new(),
             losses: Vec::new(),
             unscored: Vec::new(),
-            done: vec![false; groups],
+            ended: Vec::new(),
+            asked_to_score: vec![false; size.groups],
             scored: 0,
             updates: 0,
             told: Vec::new(),
@@ -153,9 +251,10 @@ impl Room {
     fn tell(&mut self, event: Event) {
         // A loss carries no epoch and is told once by the runtime, so it is not repeated.
         if !matches!(event, Event::DeviceLost { .. }) {
-            self.told.push(event);
+            self.told.push(event.clone());
         }
-        for effect in self.machine.apply(event) {
+        let gain = self.gain;
+        for effect in self.machine.apply(event, &|_| gain) {
             self.perform(effect);
         }
         self.check();
@@ -163,57 +262,89 @@ impl Room {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Assign { device, group } => {
-                let held = self.devices.iter().any(|device| device.is_up && device.groups.contains(&group));
-                assert!(!held && !self.done[group], "STEP-2: group {group} has an owner or is done");
-                assert!(!self.devices[device].is_training, "STEP-2: device {device} trains");
+            Effect::Assign { device, group, samples } => {
+                let requests: Vec<_> = samples.into_iter().map(|sample| RequestId { group, sample }).collect();
+                self.take(device, &requests);
+            }
+            Effect::Score { group } => {
+                assert!(!self.asked_to_score[group], "STEP-3: group {group} twice");
+                self.asked_to_score[group] = true;
+                self.unscored.push(group);
+            }
+            Effect::Lend { device, loan } => {
+                assert!(self.machine.held(device) >= 2, "STEP-9: device {device} lends its last");
+                assert_eq!(self.machine.waiting(), 0, "STEP-9: an answer waits");
+                assert!(self.devices[device].asked.is_empty(), "STEP-9: device {device} lends twice");
                 if self.devices[device].is_up {
-                    self.devices[device].groups.push(group);
+                    self.devices[device].asked.push(loan);
                 }
+            }
+            Effect::Borrow { device, loan } => {
+                let requests = self.lent.remove(&loan).expect("STEP-9: something to borrow");
+                self.take(device, &requests);
             }
             Effect::TrainDrafter { device, training } => {
                 let others = self.devices.iter().enumerate().filter(|(other, _)| *other != device);
                 assert!(others.clone().all(|(_, other)| !other.is_training), "STEP-4: two trainers");
-                assert_eq!(self.machine.waiting(), 0, "STEP-4: a group waits");
-                assert!(self.devices[device].groups.is_empty(), "STEP-4: the trainer decodes");
+                assert_eq!(self.machine.waiting(), 0, "STEP-4: an answer waits");
+                assert!(self.devices[device].requests.is_empty(), "STEP-4: the trainer decodes");
                 self.devices[device].is_training = self.devices[device].is_up;
                 self.devices[device].training = training;
             }
             Effect::PreemptDrafter { device } => self.devices[device].is_stopping = true,
             Effect::StartUpdate => {
                 self.updates += 1;
-                assert_eq!((self.updates, self.scored), (1, self.done.len()), "STEP-3");
+                assert_eq!((self.updates, self.scored), (1, self.size.groups), "STEP-3");
                 assert!(self.devices.iter().all(|device| !device.is_up || !device.is_training), "STEP-3: training");
             }
         }
     }
 
+    fn take(&mut self, device: usize, requests: &[RequestId]) {
+        for request in requests {
+            let held = self.devices.iter().any(|device| device.is_up && device.requests.contains(request));
+            assert!(!held && !self.ended.contains(request), "STEP-2: {request:?} is held or has ended");
+        }
+        let Device { is_up, is_training, requests: here, .. } = &mut self.devices[device];
+        assert!(!*is_training, "STEP-2: device {device} trains");
+        if *is_up {
+            here.extend(requests);
+            assert!(here.len() <= self.size.slots_max, "STEP-2: device {device} has no room");
+        }
+    }
+
     fn check(&self) {
         let Some(trainer) = self.machine.trainer() else { return };
-        let is_decoding = (0..self.devices.len()).any(|other| other != trainer && self.machine.in_flight(other) > 0);
+        let is_decoding = (0..self.devices.len()).any(|other| other != trainer && self.machine.held(other) > 0);
         let is_stopping = self.devices[trainer].is_stopping || !self.devices[trainer].is_up;
         assert!(is_stopping || (is_decoding && self.machine.waiting() == 0), "STEP-5");
     }
 
     fn report(&mut self, device: usize) {
-        let Device { epoch, is_up, ref groups, .. } = self.devices[device];
-        let room = self.slots.saturating_sub(groups.len());
+        let Device { epoch, is_up, .. } = self.devices[device];
         if is_up {
-            self.tell(Event::DeviceReady { device, epoch, room });
+            self.tell(Event::DeviceReady { device, epoch });
         }
     }
 
     fn finish(&mut self, device: usize, pick: usize) {
-        let groups = self.devices[device].groups.len();
-        if !self.devices[device].is_up || groups == 0 {
+        let requests = self.devices[device].requests.len();
+        if !self.devices[device].is_up || requests == 0 {
             return;
         }
-        let group = self.devices[device].groups.remove(pick % groups);
-        assert!(!self.done[group], "STEP-1: group {group} done twice");
-        self.done[group] = true;
-        self.unscored.push(group);
-        self.tell(Event::GroupDone { device, epoch: self.devices[device].epoch, group });
-        self.report(device);
+        let request = self.devices[device].requests.remove(pick % requests);
+        assert!(!self.ended.contains(&request), "STEP-1: {request:?} ended twice");
+        self.ended.push(request);
+        self.tell(Event::Ended { device, epoch: self.devices[device].epoch, request });
+    }
+
+    fn lend(&mut self, device: usize) {
+        let Device { is_up: true, epoch, requests, asked, .. } = &mut self.devices[device] else { return };
+        let Some(loan) = asked.pop() else { return };
+        let away = requests.split_off(requests.len().div_ceil(2));
+        let epoch = *epoch;
+        self.lent.insert(loan, away.clone());
+        self.tell(Event::Lent { device, epoch, loan, requests: away });
     }
 
     fn score(&mut self, pick: usize) {
@@ -264,18 +395,20 @@ impl Room {
             12 => self.kill(device),
             13 => self.tell_loss(),
             14..=15 => self.restart(device),
-            16 if !self.told.is_empty() => self.tell(self.told[pick % self.told.len()]),
+            16 if !self.told.is_empty() => self.tell(self.told[pick % self.told.len()].clone()),
+            17..=18 => self.lend(device),
             _ => {}
         }
     }
 
     /// Everyone answers and comes back.
     fn settle(&mut self) {
-        for _ in 0..=2 * self.done.len() {
+        for _ in 0..=3 * self.size.groups * self.size.samples {
             for device in 0..self.devices.len() {
                 self.tell_loss();
                 self.restart(device);
                 self.report(device);
+                self.lend(device);
                 if self.devices[device].is_stopping {
                     self.stop(device);
                 }
@@ -290,11 +423,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn step_1_to_8(
-        groups in 1usize..10, devices in 1usize..5, slots in 1usize..4,
-        actions in prop::collection::vec((0u8..17, 0usize..5, any::<usize>()), 0..150),
+    fn step_1_to_9(
+        (groups, samples, devices, spare) in (1usize..8, 1usize..4, 1usize..5, 0usize..5),
+        gain in prop::sample::select(vec![1.0, 1.1, 2.0]),
+        actions in prop::collection::vec((0u8..19, 0usize..5, any::<usize>()), 0..150),
     ) {
-        let mut room = Room::new(groups, devices, slots);
+        let mut room = Room::new(Size { groups, samples, devices, slots_max: samples + spare }, gain);
         for (action, device, pick) in actions {
             room.act(action, device, pick);
         }

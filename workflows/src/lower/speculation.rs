@@ -26,7 +26,7 @@ pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation, fold
     let training = training(check, speculation.training, &words, &controller);
     let lower = |(index, drafter): (usize, &spec::Drafter)| lower_drafter(check, index, drafter, folder);
     let drafters = drafters.iter().enumerate().map(lower).collect();
-    Speculation { drafters, controller, training }
+    Speculation { drafters, controller, training, lending: speculation.lending }
 }
 
 fn standard_drafters() -> Vec<spec::Drafter> {

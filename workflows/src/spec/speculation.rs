@@ -7,13 +7,20 @@ use serde::Deserialize;
 use super::given;
 
 /// Speculative decoding.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Speculation {
     pub(crate) drafters: Option<Vec<Drafter>>,
     pub(crate) controller: Option<Controller>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(deserialize_with = "given")]
     pub(crate) training: Option<Option<Training>>,
+    pub(crate) lending: bool,
+}
+
+impl Default for Speculation {
+    fn default() -> Self {
+        Self { drafters: None, controller: None, training: None, lending: true }
+    }
 }
 
 /// Whatever proposes tokens.

@@ -56,7 +56,7 @@ fn home(found: &str, path: &str) -> Option<String> {
         "heldout" | "template" | "chat" => "`data`",
         "temperature" | "tokens_max" => "`sampling`",
         "slots_max" | "cpu" | "threads" => "`devices`",
-        "drafters" | "controller" | "training" => "`speculation`",
+        "drafters" | "controller" | "training" | "lending" => "`speculation`",
         "lr" | "betas" | "weight_decay" | "clip_norm" | "warmup" | "schedule" => "the `optimizer` of a step",
         "weights" | "sha256" | "positions_max" => "a `Tiny` model",
         "prompts" | "group" | "clip" | "kl" | "normalize" => "a `Grpo` step",

@@ -145,6 +145,12 @@ impl Bandit {
         if self.buckets[bucket].incumbent.is_some() { window.min(CHALLENGER_WINDOW) } else { window }
     }
 
+    /// Tokens a second of the strategy in use, if one is.
+    pub(super) fn rate(&self, bucket: usize) -> Option<f64> {
+        let Bucket { arms, incumbent, .. } = &self.buckets[bucket];
+        arms[(*incumbent)?].rate()
+    }
+
     pub(super) fn accept_length(&self, bucket: usize, strategy: Strategy) -> Option<f64> {
         let arm = self.strategies.iter().position(|known| *known == strategy)?;
         self.buckets[bucket].arms[arm].accept_length()

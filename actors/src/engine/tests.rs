@@ -1,0 +1,97 @@
+//! Two engines that share a rollout, told what to do by hand.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use models::data::Problem;
+use models::{Config, Decoding, Target, Weights};
+use state::plan::{self, Speculation, TinyShape};
+
+use super::*;
+use crate::experience::Experience;
+use crate::speculator::Speculator;
+
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Groups of four answers of about the longest allowed length.
+fn rollout(groups: usize) -> Arc<Rollout> {
+    let shape = TinyShape { hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64, positions_max: 260 };
+    let config = Config::tiny(&shape).unwrap();
+    let weights = Weights::random(&config, 3).unwrap();
+    let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+    let speculation = Speculation {
+        drafters: vec![plan::Drafter::Suffix { match_min: 1, match_max: 8 }],
+        controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
+        training: None,
+        lending: true,
+    };
+    let seen = vec![0; config.vocab];
+    let speculator = Arc::new(Speculator::new(&speculation, &config, 3, Experience::default(), seen));
+    let group = |i: u32| {
+        let problem = Problem { question: String::new(), answer: String::new(), solution: None };
+        let noise = |sample| NoiseKey::new(3, 1, 0, i, sample);
+        Group { problem, prompt: vec![1, 2, i], noise: (0..4).map(noise).collect() }
+    };
+    let groups = (0..groups as u32).map(group).collect();
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 250, eos: Vec::new(), keep_hidden: false };
+    Arc::new(Rollout::new(1, target, decoding, groups, (speculator, false)))
+}
+
+fn engine(name: &str) -> (Engine, Receiver<Report>) {
+    let (sender, reports) = channel();
+    (Engine::start(name, 1, None, move |report| drop(sender.send(report))).unwrap(), reports)
+}
+
+fn decode(engine: &Engine, rollout: &Arc<Rollout>, group: usize) {
+    engine.send(Command::Decode { rollout: rollout.clone(), group, samples: (0..4).collect() });
+}
+
+/// What comes of the next `count` answers.
+fn ended(reports: &Receiver<Report>, count: usize) -> Vec<RequestId> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        match reports.recv_timeout(WAIT).unwrap() {
+            Report::Ended { answers, .. } => all.extend(answers),
+            other => panic!("{other:?}"),
+        }
+    }
+    all
+}
+
+#[test]
+fn lent_answers_end_as_if_they_had_stayed() {
+    let (alone, shared) = (rollout(2), rollout(2));
+    let (engine, reports) = self::engine("alone");
+    (0..2).for_each(|group| decode(&engine, &alone, group));
+    assert_eq!(ended(&reports, 8).len(), 8);
+
+    let ((lender, lent), (borrower, borrowed)) = (self::engine("lender"), self::engine("borrower"));
+    (0..2).for_each(|group| decode(&lender, &shared, group));
+    lender.send(Command::Lend { rollout: shared.clone(), loan: 7 });
+    let Report::Lent { loan: 7, answers: away, .. } = lent.recv_timeout(WAIT).unwrap() else { panic!() };
+    assert_eq!(away.len(), 4);
+    borrower.send(Command::Borrow { rollout: shared.clone(), loan: 7 });
+    let mut there = ended(&borrowed, 4);
+    there.sort();
+    assert_eq!(there, away.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    assert_eq!(ended(&lent, 4).len(), 4);
+    assert_eq!(shared.counts().lent, 4);
+    for group in 0..2 {
+        let parts = |rollout: &Rollout| -> Vec<_> {
+            rollout.answers(group).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()
+        };
+        assert_eq!(parts(&alone), parts(&shared));
+    }
+}
+
+#[test]
+fn a_device_without_answers_has_none_to_lend() {
+    let shared = rollout(1);
+    let (lender, reports) = engine("lender");
+    lender.send(Command::Lend { rollout: shared.clone(), loan: 1 });
+    assert_eq!(reports.recv_timeout(WAIT).unwrap(), Report::Lent { rollout: 1, loan: 1, answers: Vec::new() });
+    decode(&lender, &shared, 0);
+    assert_eq!(ended(&reports, 4).len(), 4);
+    lender.send(Command::Lend { rollout: shared, loan: 2 });
+    assert_eq!(reports.recv_timeout(WAIT).unwrap(), Report::Lent { rollout: 1, loan: 2, answers: Vec::new() });
+}

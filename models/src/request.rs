@@ -1,0 +1,113 @@
+//! A request: what its further tokens depend on, what the target made of it so far, and the answer it becomes.
+
+use std::sync::Arc;
+
+use kernels::NoiseKey;
+
+use crate::cache::{Cache, Layers, no_rows};
+use crate::layer::heads;
+use crate::target::Target;
+
+/// A request outside of a decoder: all that its further tokens depend on, since its noise is keyed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Group and sample, as admitted.
+    pub group: usize,
+    /// Sample within the group.
+    pub sample: usize,
+    /// Noise of the answer.
+    pub noise: NoiseKey,
+    /// Prompt and answer so far.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt: usize,
+    /// Log-probability of each answer token so far.
+    pub log_probs: Vec<f32>,
+}
+
+/// A request in the middle of its answer, with the keys and values that the target made of it: it goes on in any decoder.
+#[derive(Debug)]
+pub struct Running {
+    pub(crate) request: Request,
+    /// Identity on its device.
+    pub(crate) id: u64,
+    /// Longest answer.
+    pub(crate) limit: usize,
+    pub(crate) cache: Cache,
+    /// Hidden states that the group shares, and its own.
+    pub(crate) shared_hidden: Arc<Vec<f32>>,
+    pub(crate) hidden: Vec<f32>,
+    /// The last token was one that ends an answer.
+    pub(crate) ended: bool,
+    /// Whose keys and values these are.
+    pub(crate) target: Arc<Target>,
+}
+
+impl Running {
+    /// `prefix` and `hidden` are what the target made of all tokens but the last.
+    pub(crate) fn new(
+        request: Request,
+        target: &Arc<Target>,
+        tokens_max: usize,
+        prefix: Arc<Layers>,
+        hidden: Arc<Vec<f32>>,
+    ) -> Self {
+        let config = target.config();
+        Self {
+            id: 0,
+            limit: tokens_max.min(config.positions_max - request.prompt),
+            request,
+            cache: Cache { prefix, own: no_rows(config.layers, heads(config)) },
+            shared_hidden: hidden,
+            hidden: Vec::new(),
+            ended: false,
+            target: target.clone(),
+        }
+    }
+
+    /// All that its further tokens depend on.
+    #[must_use]
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Identity of the request on the device that it comes from.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended || self.request.log_probs.len() == self.limit
+    }
+
+    pub(crate) fn answer(self) -> Answer {
+        let Request { group, sample, noise, tokens, prompt, log_probs } = self.request;
+        let parts = [self.shared_hidden.as_slice(), &self.hidden];
+        let hidden = if self.hidden.is_empty() { Vec::new() } else { parts.concat() };
+        Answer { id: self.id, group, sample, noise, tokens, prompt, log_probs, truncated: !self.ended, hidden }
+    }
+}
+
+/// A finished answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Identity of the request on its device.
+    pub id: u64,
+    /// Group of the request, as admitted.
+    pub group: usize,
+    /// Sample within the group.
+    pub sample: usize,
+    /// Noise of the answer.
+    pub noise: NoiseKey,
+    /// Prompt and answer, the end token included if there was one.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt: usize,
+    /// Log-probability of each answer token under `softmax(logits / T)` (T = 1 if greedy), of all tokens whatever the nucleus.
+    pub log_probs: Vec<f32>,
+    /// Whether the answer was cut at its longest allowed length.
+    pub truncated: bool,
+    /// Hidden states `(tokens - 1, hidden)` if kept, else empty.
+    pub hidden: Vec<f32>,
+}
