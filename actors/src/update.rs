@@ -103,6 +103,11 @@ impl Update {
         sums.gradients.insert(part, gradients);
     }
 
+    /// Tokens that a micro-batch computes with.
+    pub(crate) fn tokens_of(&self, part: usize) -> usize {
+        self.learned(part).iter().map(|item| item.sequence.tokens.len()).sum()
+    }
+
     /// Items that pull the weights: an advantage of zero without a KL term adds exactly nothing.
     fn learned(&self, part: usize) -> Vec<&Item> {
         let pulls = |item: &&Item| match &self.objective {

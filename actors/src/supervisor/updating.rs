@@ -82,7 +82,7 @@ impl State {
             parts: Arc::new(parts),
             outcome: Mutex::new(None),
         };
-        let pending = (0..update.parts.len()).collect();
+        let pending = longest_first(&update);
         let began_s = self.began.elapsed().as_secs_f64();
         let update = Arc::new(update);
         self.activity =
@@ -128,7 +128,7 @@ impl State {
             updating.finisher = None;
             updating.done = 0;
             updating.update = Arc::new(updating.update.anew());
-            updating.pending = (0..updating.update.parts.len()).collect();
+            updating.pending = longest_first(&updating.update);
             // Others are still busy with the sum that was given up.
             updating.doing.values_mut().for_each(|part| *part = None);
         }
@@ -163,4 +163,12 @@ impl State {
             }));
         }
     }
+}
+
+/// Micro-batches in the order in which they are handed out, so that no device begins a long one when the others are done. The
+/// order of their sum is another one, and fixed.
+fn longest_first(update: &Update) -> VecDeque<usize> {
+    let mut parts: Vec<usize> = (0..update.parts.len()).collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(update.tokens_of(*part)));
+    parts.into()
 }
