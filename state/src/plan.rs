@@ -355,6 +355,18 @@ pub enum Controller {
         /// Measurements kept an arm.
         window: usize,
     },
+    /// A strategy for each batch size, written down beforehand: in the order of their largest batch; plain decoding above.
+    Table(Vec<TableRow>),
+}
+
+/// A row of a table of strategies.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableRow {
+    /// Most requests decoded together that it is for.
+    pub batch_max: usize,
+    /// How it drafts.
+    pub strategy: Strategy,
 }
 
 /// One way to draft.

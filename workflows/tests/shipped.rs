@@ -93,6 +93,8 @@ fn spellings_that_mean_the_same_give_the_same_plan() {
     ] {
         assert_eq!(with(same), fixed, "{same}");
     }
+    let table = with("(controller: Table([(batch_max: 4, strategy: (drafter: Suffix, depth: 6))]))");
+    assert_eq!(with("(controller: Threshold(batch_max: 4, strategy: (drafter: Suffix, depth: 6)))"), table);
     let training = with("(training: (lr: 0.5))").speculation.training;
     assert_eq!(with("(training: Some((lr: 0.5)))").speculation.training, training);
     assert_eq!(with("(training: Some(lr: 0.5))").speculation.training, training);

@@ -14,7 +14,7 @@ mod prior;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{self, Strategy};
+use crate::plan::{self, Strategy, TableRow};
 use arm::Arm;
 use bandit::{Bandit, Cycle, Situation};
 use prior::PlainCycles;
@@ -58,6 +58,7 @@ enum Rule {
     Off,
     Fixed(Strategy),
     Bandit(Bandit),
+    Table(Vec<TableRow>),
 }
 
 impl Controller {
@@ -68,6 +69,7 @@ impl Controller {
         let (rule, window) = match config {
             plan::Controller::Off => (Rule::Off, PLAIN_WINDOW),
             plan::Controller::Fixed(strategy) => (Rule::Fixed(*strategy), PLAIN_WINDOW),
+            plan::Controller::Table(rows) => (Rule::Table(rows.clone()), PLAIN_WINDOW),
             plan::Controller::Bandit { strategies, epsilon, window } => {
                 (Rule::Bandit(Bandit::new(strategies, *epsilon)), (*window).max(1))
             }
@@ -81,6 +83,7 @@ impl Controller {
         match (&self.rule, config) {
             (Rule::Off, plan::Controller::Off) => true,
             (Rule::Fixed(strategy), plan::Controller::Fixed(other)) => strategy == other,
+            (Rule::Table(rows), plan::Controller::Table(others)) => rows == others,
             (Rule::Bandit(bandit), plan::Controller::Bandit { strategies, epsilon, window }) => {
                 bandit.is_of(strategies, *epsilon) && self.window == (*window).max(1)
             }
@@ -97,6 +100,10 @@ impl Controller {
         match &mut self.rule {
             Rule::Off => None,
             Rule::Fixed(strategy) => Some(*strategy).filter(|strategy| ready(strategy.drafter)),
+            Rule::Table(rows) => {
+                let row = rows.iter().find(|row| batch <= row.batch_max);
+                row.map(|row| row.strategy).filter(|strategy| ready(strategy.drafter))
+            }
             Rule::Bandit(bandit) => bandit.choose(Situation { batch, bucket, plain: &self.plain }, draw, ready),
         }
     }
@@ -130,7 +137,7 @@ impl Controller {
         if is_plain && plain_s > 0.0 {
             let window = match &self.rule {
                 Rule::Bandit(bandit) => bandit.plain_window(bucket, self.window),
-                Rule::Off | Rule::Fixed(_) => self.window,
+                Rule::Off | Rule::Fixed(_) | Rule::Table(_) => self.window,
             };
             let plain = Cycle { rate: tokens as f64 / plain_s, seconds: plain_s, catch_up_s: 0.0, accept_length };
             self.plain[bucket].observe(plain, window);
@@ -156,7 +163,7 @@ impl Controller {
         let plain = &self.plain[bucket];
         let faster = match &self.rule {
             Rule::Bandit(bandit) => bandit.rate(bucket).zip(plain.rate()).map_or(1.0, |(now, plain)| now / plain),
-            Rule::Off | Rule::Fixed(_) => 1.0,
+            Rule::Off | Rule::Fixed(_) | Rule::Table(_) => 1.0,
         };
         Some(PlainCycles::of(&self.plain).seconds(batch as f64)? / faster)
     }
@@ -166,7 +173,7 @@ impl Controller {
     pub fn accept_length(&self, batch: usize, strategy: Strategy) -> Option<f64> {
         match &self.rule {
             Rule::Bandit(bandit) => bandit.accept_length(bucket(batch), strategy),
-            Rule::Off | Rule::Fixed(_) => None,
+            Rule::Off | Rule::Fixed(_) | Rule::Table(_) => None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use state::plan::{Controller, Drafter, DrafterTraining, Speculation, Strategy};
+use state::plan::{Controller, Drafter, DrafterTraining, Speculation, Strategy, TableRow};
 
 use super::check::Check;
 use super::model::resolved;
@@ -89,7 +89,32 @@ fn lower_controller(check: &mut Check<'_>, controller: &spec::Controller, words:
             check.count(&format!("{path}.window"), bandit.window, WINDOW_MIN, 65_536);
             Controller::Bandit { strategies: arms, epsilon: bandit.epsilon, window: bandit.window }
         }
+        spec::Controller::Table(rows) => Controller::Table(table(check, path, rows, words)),
+        spec::Controller::Threshold(row) => Controller::Table(vec![table_row(check, path, row, words)]),
     }
+}
+
+/// Rows in the order of their batch sizes, so that each is reached.
+fn table(check: &mut Check<'_>, path: &str, given: &[spec::TableRow], words: &[Word]) -> Vec<TableRow> {
+    if given.is_empty() {
+        let help = "add `(batch_max: 4, strategy: (drafter: Eagle, depth: 4))`, or write `controller: Off`";
+        check.wrong("workflow::no_strategies", path, "a table without rows", help);
+    }
+    let rows = given.iter().enumerate();
+    let rows: Vec<TableRow> = rows.map(|(i, row)| table_row(check, &format!("{path}[{i}]"), row, words)).collect();
+    for (i, pair) in rows.windows(2).enumerate().filter(|(_, pair)| pair[0].batch_max >= pair[1].batch_max) {
+        let (before, here) = (pair[0].batch_max, pair[1].batch_max);
+        let message = format!("`batch_max` {here} after {before}: this row is never used");
+        let help = "order rows by `batch_max`, the smallest first, each size once";
+        check.wrong("workflow::order", &format!("{path}[{}].batch_max", i + 1), message, help);
+    }
+    rows
+}
+
+fn table_row(check: &mut Check<'_>, path: &str, row: &spec::TableRow, words: &[Word]) -> TableRow {
+    check.count(&format!("{path}.batch_max"), row.batch_max, 1, 65_536);
+    let strategy = lower_strategy(check, &format!("{path}.strategy"), row.strategy, words);
+    TableRow { batch_max: row.batch_max, strategy }
 }
 
 fn strategies(check: &mut Check<'_>, path: &str, given: &[spec::Strategy], words: &[Word]) -> Vec<Strategy> {

@@ -75,6 +75,16 @@ pub(crate) enum Controller {
     Off,
     Fixed(Strategy),
     Bandit(Bandit),
+    Table(Vec<TableRow>),
+    Threshold(TableRow),
+}
+
+/// A strategy for batches up to a size.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TableRow {
+    pub(crate) batch_max: usize,
+    pub(crate) strategy: Strategy,
 }
 
 /// A controller that measures.

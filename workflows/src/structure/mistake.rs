@@ -145,7 +145,7 @@ fn names(path: &str) -> &'static [&'static str] {
         ("steps", true) => &["Sft", "Grpo", "Evaluate", "Export"],
         ("rewards", true) => &["Exact", "Numeric", "Format", "Steps", "Length"],
         ("drafters", true) | ("drafter", _) => &["Eagle", "Suffix"],
-        ("controller", _) => &["Off", "Fixed", "Bandit"],
+        ("controller", _) => &["Off", "Fixed", "Bandit", "Table", "Threshold"],
         ("schedule", _) => &["Constant", "Cosine"],
         ("precision", _) => &["F32", "F16"],
         ("compute", _) => &["F32", "Bf16"],
@@ -211,6 +211,7 @@ pub(super) fn required(outer: &str) -> &'static [&'static str] {
         "Sft" => &["steps", "batch", "optimizer"],
         "Grpo" => &["steps", "prompts", "group", "optimizer"],
         "Fixed" | "Strategy" => &["drafter", "depth"],
+        "Threshold" | "TableRow" => &["batch_max", "strategy"],
         _ => &[],
     }
 }
@@ -244,6 +245,8 @@ pub(super) fn example(path: &str, field: &str) -> String {
         "controller" => "Off",
         "drafters" => "[Eagle(), Suffix()]",
         "strategies" => "[(drafter: Eagle, depth: 4)]",
+        "strategy" => "(drafter: Eagle, depth: 4)",
+        "batch_max" => "4",
         "drafter" => "Eagle",
         "supervision" => "(restarts_max: 5)",
         "checkpoint" => "(every: 1, keep: 2)",
