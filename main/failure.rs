@@ -30,6 +30,15 @@ pub(crate) enum Failure {
     /// A workflow without a drafter that learns while a policy does.
     #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` among `speculation.drafters`", path.display())]
     NothingToTeach { path: PathBuf },
+    /// A model without a drafter that learned.
+    #[error("{} has no drafter that learns: give it `Eagle` among `speculation.drafters`, `training`, and more of `--learn-from` and `--learn-s`", path.display())]
+    NothingToDraft { path: PathBuf },
+    /// A file that cannot be written.
+    #[error("cannot write {}; check the path and free space", path.display())]
+    Picture { path: PathBuf, source: std::io::Error },
+    /// A chart that cannot be drawn.
+    #[error("a chart could not be drawn: {0}")]
+    Chart(String),
     /// A prompt that cannot be read.
     #[error("cannot read the prompt from stdin; it must be text in UTF-8")]
     Input(#[source] std::io::Error),
@@ -84,6 +93,7 @@ impl Failure {
             Self::Runtime(_)
                 | Self::Json(_)
                 | Self::Output(_)
+                | Self::Chart(_)
                 | Self::Run(
                     Error::Device { .. }
                         | Error::Runtime { .. }

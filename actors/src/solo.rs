@@ -10,6 +10,7 @@ use models::drafter::{Calibration, Vocabulary};
 use models::load::eagle::{self, Layout};
 use models::load::export::{self, Precision};
 use models::{Answer, Cycle, Decoder, Decoding, Target, Weights};
+use state::metrics::add_levels;
 use state::plan::{self, Plan, Speculation, Strategy};
 
 use crate::drafting::{Drafted, Drafting};
@@ -109,6 +110,9 @@ pub struct Decoded {
     pub answers: Vec<Answer>,
     /// Every cycle.
     pub cycles: Vec<CycleStats>,
+    /// For each level of the learned drafter's drafts, how often its guesses were to decide because all above were right, and
+    /// how often one was right.
+    pub levels: Vec<(u64, u64)>,
     /// Of admitting and decoding.
     pub seconds: f64,
 }
@@ -382,6 +386,7 @@ impl Session<'_> {
         let drafted = self.drafting.cycle(&mut self.decoder)?;
         self.decoded.seconds += began.elapsed().as_secs_f64();
         self.decoded.cycles.push(CycleStats::of(&drafted, self.decoded.seconds));
+        add_levels(&mut self.decoded.levels, &drafted.cycle.levels);
         self.decoded.answers.extend(drafted.cycle.ended);
         Ok(())
     }

@@ -175,3 +175,10 @@ fn every_instruction_set_gives_the_same_bits() {
         );
     }
 }
+
+#[test]
+fn the_variant_is_told() {
+    let variant = kernels::variant();
+    println!("variant {variant}");
+    assert!(["portable", "avx2", "avx512"].contains(&variant));
+}

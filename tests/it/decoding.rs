@@ -39,6 +39,27 @@ fn measured_answers_are_those_of_plain_decoding() {
 }
 
 #[test]
+fn figures_are_drawn_with_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, to) = (workflow(folder.path(), |w| w), folder.path().join("figures"));
+    let small = ["--answers", "16", "--requests", "6", "--tokens", "24", "--learn-from", "8", "--learn-s", "2"];
+    completed(&[&["bench", "paper", text(&file), "--to", text(&to)], &small[..]].concat());
+    let rows = |name: &str| std::fs::read_to_string(to.join(format!("{name}.csv"))).unwrap().lines().count() - 1;
+    assert_eq!(["grid", "width", "batch"].map(rows), [25, 5, 30]);
+    assert!(rows("running") > 10 && rows("levels") > 0);
+    for name in ["grid", "width", "batch", "running", "levels"] {
+        assert!(std::fs::read_to_string(to.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
+    }
+    // One alone, and what cannot be drawn.
+    let one = folder.path().join("one");
+    completed(&[&["bench", "paper", text(&file), "--figure", "width", "--to", text(&one)], &small[..]].concat());
+    assert_eq!(std::fs::read_dir(&one).unwrap().count(), 2);
+    assert!(refusal(&["bench", "paper", text(&file), "--to", "/proc/none"]).contains("cannot write /proc/none"));
+    let none = workflow(folder.path(), |w| w.replace("devices:", "speculation: (drafters: [Suffix()]), devices:"));
+    assert!(refusal(&["bench", "paper", text(&none), "--to", text(&one)]).contains("no drafter that learns"));
+}
+
+#[test]
 fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, other) = (folder.path().join("run"), folder.path().join("other"));

@@ -1,0 +1,142 @@
+//! Ways to decode that take turns every few cycles, because machines are noisy, and are compared answer by answer.
+
+use std::path::Path;
+use std::time::Instant;
+
+use actors::{Asked, DecodeOptions, Decoded, Solo};
+use kernels::NoiseKey;
+use state::plan::{Controller, Strategy};
+
+use crate::commands::Result;
+use crate::generate::open;
+use crate::output;
+
+/// Separates the noise of measured rollouts from others, and that of answers the drafter learns from.
+const STREAM: u32 = 4;
+const LEARNED: u32 = 5;
+/// Requests decoded together in a rollout, at most.
+pub(super) const SLOTS: usize = 32;
+/// Seconds of a turn.
+const TURN_S: f64 = 0.02;
+
+/// A name and a way to decode.
+pub(super) type Way = (String, Controller);
+
+/// A model, and what its ways to decode had to be the same in.
+pub(super) struct Race {
+    pub(super) solo: Solo,
+    pub(super) tokens_max: usize,
+    /// Answers that were compared with those of plain decoding, and those that differ.
+    pub(super) compared: usize,
+    pub(super) differences: usize,
+}
+
+impl Race {
+    /// The model of a workflow or of a run; answers of so many tokens at most, or as many as its workflow says.
+    pub(super) fn open(model: &Path, threads: usize, tokens: Option<usize>) -> Result<Self> {
+        let (solo, _) = open(model, threads.max(1))?;
+        let tokens_max = tokens.unwrap_or(solo.plan().sampling.tokens_max).max(1);
+        Ok(Self { solo, tokens_max, compared: 0, differences: 0 })
+    }
+
+    pub(super) fn plain() -> Way {
+        ("plain".into(), Controller::Off)
+    }
+
+    /// What the workflow does.
+    pub(super) fn adaptive(&self) -> Way {
+        ("adaptive".into(), self.solo.plan().speculation.controller.clone())
+    }
+
+    /// Every strategy of the plan's bandit that can draft.
+    pub(super) fn strategies(&self) -> Vec<Way> {
+        let speculation = &self.solo.plan().speculation;
+        let Controller::Bandit { strategies, .. } = &speculation.controller else { return Vec::new() };
+        let is_ready = |s: &&Strategy| self.solo.has_drafter() || speculation.suffix() == Some(s.drafter);
+        strategies.iter().filter(is_ready).map(|s| (self.name(s), Controller::Fixed(*s))).collect()
+    }
+
+    fn name(&self, s: &Strategy) -> String {
+        let is_suffix = self.solo.plan().speculation.suffix() == Some(s.drafter);
+        let mut name = format!("{} {}", if is_suffix { "suffix" } else { "eagle" }, s.depth);
+        if s.width > 1 {
+            name += &format!(" wide {} of {}", s.width, s.budget);
+        }
+        if s.suffix > 0 {
+            name += &format!(" + suffix {}", s.suffix);
+        }
+        if s.chance_min > 0.0 {
+            name += &format!(" from {:.0} %", s.chance_min * 100.0);
+        }
+        name
+    }
+
+    /// Has the drafter learn from so many answers for at most so many seconds; micro-batches, the last loss, seconds.
+    pub(super) fn learn(&self, count: usize, seconds: f64) -> Result<(u64, f64, f64)> {
+        if self.solo.plan().speculation.training.is_none() || count == 0 || seconds <= 0.0 {
+            return Ok((0, 0.0, 0.0));
+        }
+        output::note(&format!("the drafter learns from {count} answers for {seconds} s"));
+        let options = DecodeOptions { keep_hidden: true, ..self.options(&Controller::Off, SLOTS, self.tokens_max) };
+        let answers = self.solo.decode(&self.asked(LEARNED, count)?, &options)?.answers;
+        let began = Instant::now();
+        let (batches, loss) = self.solo.train(&answers, seconds)?;
+        Ok((batches, loss, began.elapsed().as_secs_f64()))
+    }
+
+    /// Held-out problems of the plan to measure with.
+    pub(super) fn measured(&self, count: usize) -> Result<Vec<Asked>> {
+        self.asked(STREAM, count)
+    }
+
+    fn asked(&self, stream: u32, count: usize) -> Result<Vec<Asked>> {
+        let one = |i: usize| {
+            let prompt = match stream {
+                LEARNED => self.solo.problem(i as u64)?,
+                _ => self.solo.heldout(i as u64)?,
+            };
+            Ok(Asked { prompt, noise: NoiseKey::new(self.solo.plan().seed, stream, 0, i as u32, 0) })
+        };
+        (0..count).map(one).collect()
+    }
+
+    pub(super) fn options(&self, controller: &Controller, slots: usize, tokens_max: usize) -> DecodeOptions {
+        DecodeOptions { tokens_max, ..DecodeOptions::of(self.solo.plan(), slots, controller.clone()) }
+    }
+
+    /// The same requests in every way, in turns of the same time. The first way is the one that others are compared with.
+    pub(super) fn run(
+        &mut self,
+        ways: &[Way],
+        requests: usize,
+        slots: usize,
+        tokens_max: usize,
+    ) -> Result<Vec<(String, Decoded)>> {
+        let asked = self.measured(requests)?;
+        let begin = |way: &Way| self.solo.begin(&asked, &self.options(&way.1, slots, tokens_max));
+        let mut sessions = ways.iter().map(begin).collect::<std::result::Result<Vec<_>, _>>()?;
+        while let Some(session) =
+            sessions.iter_mut().filter(|s| !s.is_done()).min_by(|a, b| a.seconds().total_cmp(&b.seconds()))
+        {
+            let until = session.seconds() + TURN_S;
+            while !session.is_done() && session.seconds() < until {
+                session.cycle()?;
+            }
+        }
+        let decoded = sessions.into_iter().map(|session| session.finish());
+        let all: Vec<(String, Decoded)> = ways.iter().map(|way| way.0.clone()).zip(decoded).collect();
+        self.compare(&all);
+        Ok(all)
+    }
+
+    /// Counts answers that are not those of the first way: tokens, and the bits of their log-probabilities.
+    fn compare(&mut self, all: &[(String, Decoded)]) {
+        for (_, other) in &all[1..] {
+            for (plain, other) in all[0].1.answers.iter().zip(&other.answers) {
+                let is_same = plain.tokens == other.tokens && plain.log_probs == other.log_probs;
+                self.compared += 1;
+                self.differences += usize::from(!is_same);
+            }
+        }
+    }
+}
