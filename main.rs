@@ -25,6 +25,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use failure::Failure;
 
 /// Trains reasoning language models with reinforcement learning; the long tail of each rollout pays for its own speed-up.
 ///
@@ -97,11 +100,23 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TAPER_LOG").unwrap_or_else(|_| "error".into());
+    match start() {
+        Ok(code) => code,
+        Err(failure) => failure.tell(),
+    }
+}
+
+fn start() -> Result<ExitCode, Failure> {
+    let command = Cli::parse().command;
+    let filter = variable("TAPER_LOG", "error", "write `info`, or for instance `taper_actors=debug`", |text| {
+        EnvFilter::try_new(text).ok()
+    })?;
+    let kernels = ["portable", "avx2", "avx512"];
+    variable("TAPER_KERNELS", "avx512", "write `portable` or `avx2`", |text| kernels.contains(&text).then_some(()))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A terminal that is gone takes no logs, and no complaints about that.
     logs.log_internal_errors(false).init();
-    let result = match Cli::parse().command {
+    match command {
         Command::Run { file, out, fresh } => commands::run(&file, out, fresh),
         Command::Resume { dir } => commands::resume(&dir),
         Command::Report { dir, json } => commands::report(&dir, json),
@@ -110,9 +125,16 @@ fn main() -> ExitCode {
         Command::Export(args) => export::export(&args),
         Command::Bench(bench) => bench::bench(&bench),
         Command::Check { file, json } => commands::check(&file, json),
-    };
-    match result {
-        Ok(code) => code,
-        Err(failure) => failure.tell(),
     }
+}
+
+/// What a variable of the environment means, or what is meant without it.
+fn variable<T>(
+    name: &'static str,
+    default: &str,
+    wanted: &'static str,
+    meaning: impl Fn(&str) -> Option<T>,
+) -> Result<T, Failure> {
+    let value = std::env::var_os(name).map_or_else(|| default.into(), |value| value.to_string_lossy().into_owned());
+    meaning(&value).ok_or(Failure::Variable { name, value, wanted })
 }

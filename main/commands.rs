@@ -57,13 +57,27 @@ pub(crate) fn report(dir: &Path, json: bool) -> Result<ExitCode> {
 }
 
 pub(crate) fn check(file: &Path, json: bool) -> Result<ExitCode> {
-    let summary = workflows::describe(&load(file)?);
+    let plan = load(file)?;
+    let missing: Vec<PathBuf> =
+        plan.inputs().into_iter().filter(|path| !path.exists()).map(Path::to_path_buf).collect();
+    let checked = Checked { summary: workflows::describe(&plan), missing };
     if json {
-        output::json(&summary)?
+        output::json(&checked)?
     } else {
-        output::report(&format!("{summary}\n"))?
+        output::report(&format!("{}\n", checked.summary))?
+    }
+    for path in &checked.missing {
+        output::note(&format!("warning: {} is not there; a run of this workflow reads it", path.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a workflow would do, and which of its files are not there: it may be meant for another machine.
+#[derive(serde::Serialize)]
+struct Checked {
+    #[serde(flatten)]
+    summary: workflows::Summary,
+    missing: Vec<PathBuf>,
 }
 
 /// Works on a plan with progress on stderr, until it is done or a signal ends it.

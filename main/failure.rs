@@ -51,6 +51,9 @@ pub(crate) enum Failure {
     /// A folder without a model.
     #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
     NoModel { path: PathBuf },
+    /// An environment variable that means nothing.
+    #[error("{name}={value} means nothing; {wanted}")]
+    Variable { name: &'static str, value: String, wanted: &'static str },
     /// The runtime did not start.
     #[error("the runtime cannot start")]
     Runtime(#[source] std::io::Error),

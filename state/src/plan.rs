@@ -483,6 +483,20 @@ impl Plan {
         })
     }
 
+    /// Files and folders that a run reads.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<&Path> {
+        let model = match &self.model {
+            Model::Tiny { weights, .. } => weights.as_deref(),
+            Model::HuggingFace(path) | Model::Gguf(path) => Some(path.as_path()),
+        };
+        let data = match &self.data.source {
+            Source::Jsonl(path) => Some(path.as_path()),
+            Source::Chains(_) => None,
+        };
+        [model, data, self.drafter_weights()].into_iter().flatten().collect()
+    }
+
     /// The same run without speculation and drafter training: what it must equal, byte for byte.
     #[must_use]
     pub fn without_speculation(&self) -> Self {

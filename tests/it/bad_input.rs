@@ -99,6 +99,35 @@ fn another_workflow_does_not_take_over_a_run() {
 }
 
 #[test]
+fn variables_that_mean_nothing_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w);
+    for (name, value) in [("TAPER_KERNELS", "neon"), ("TAPER_LOG", "a=b=c")] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_taper"))
+            .args(["check", text(&file)])
+            .env(name, value)
+            .output()
+            .unwrap();
+        let message = super::message(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(&format!("{name}={value} means nothing; write `")), "{message}");
+    }
+}
+
+#[test]
+fn a_check_tells_which_files_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone.gguf");
+    let start = "model: Tiny(hidden: 32, layers: 2, heads: 2, ffn: 64, positions_max: 160)";
+    let file = workflow(folder.path(), |w| w.replace(start, &format!("model: Gguf(\"{}\")", text(&gone))));
+    let output = super::taper(&["check", text(&file), "--json"]);
+    assert!(output.status.success());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&found["name"], &found["missing"]), (&"small".into(), &vec![text(&gone)].into()));
+    assert!(super::message(&output).contains("gone.gguf is not there"));
+}
+
+#[test]
 fn a_run_without_speculation_has_nothing_to_compare() {
     let folder = tempfile::tempdir().unwrap();
     let file =
