@@ -3,9 +3,13 @@
 //! `workflows` lowers RON text to a [`Plan`]; the actors execute it. The parameter types that a workflow file
 //! spells out (drafters, rewards, sampling, supervision …) live here once and carry `Deserialize`.
 
+mod speculation;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use speculation::{Controller, Drafter, DrafterTraining, Speculation, Strategy, TableRow};
 
 /// One run, ready to execute.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -307,127 +311,6 @@ pub struct Devices {
     pub slots_max: usize,
 }
 
-/// Speculative decoding.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Speculation {
-    /// Who drafts.
-    pub drafters: Vec<Drafter>,
-    /// Who chooses the shape of the draft.
-    pub controller: Controller,
-    /// Training of learned drafters in idle time.
-    pub training: Option<DrafterTraining>,
-    /// Whether a device that has run dry takes over answers of a busy one, where that ends the step sooner.
-    pub lending: bool,
-}
-
-/// Whatever proposes tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Drafter {
-    /// Longest match of the last tokens in the request itself, its siblings' and earlier answers to the prompt.
-    Suffix {
-        /// Shortest match that drafts.
-        match_min: usize,
-        /// Longest match looked for.
-        match_max: usize,
-    },
-    /// One decoder layer over token embedding and target hidden state (Li et al. 2024, "EAGLE").
-    Eagle {
-        /// Width of its feed-forward network; 0: the target's.
-        ffn: usize,
-        /// Folder of an exported drafter to begin with; an untrained one if absent.
-        weights: Option<PathBuf>,
-    },
-}
-
-/// Chooses a draft shape, or none, for every cycle.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Controller {
-    /// Plain decoding.
-    Off,
-    /// Always the same strategy.
-    Fixed(Strategy),
-    /// Bucketed epsilon-greedy bandit with an off arm (TLT's BEG-MAB).
-    Bandit {
-        /// Arms beside `off`.
-        strategies: Vec<Strategy>,
-        /// Chance of exploring, 0 to 1.
-        epsilon: f64,
-        /// Measurements kept an arm.
-        window: usize,
-    },
-    /// A strategy for each batch size, written down beforehand: in the order of their largest batch; plain decoding above.
-    Table(Vec<TableRow>),
-}
-
-/// A row of a table of strategies.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TableRow {
-    /// Most requests decoded together that it is for.
-    pub batch_max: usize,
-    /// How it drafts.
-    pub strategy: Strategy,
-}
-
-/// One way to draft.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Strategy {
-    /// Index into `Speculation::drafters`.
-    pub drafter: usize,
-    /// Levels of the tree.
-    pub depth: usize,
-    /// Children looked at per node; 1 is a chain.
-    pub width: usize,
-    /// Tokens that `drafter` drafts for a request in a cycle, at most.
-    pub budget: usize,
-    /// Longest chain of the suffix drafter for requests where it finds a match, which do without this strategy's draft
-    /// then; 0: it is not asked.
-    pub suffix: usize,
-    /// The learned drafter leaves out tokens with a smaller estimated chance to be accepted, 0 to 1.
-    pub chance_min: f32,
-}
-
-impl Strategy {
-    /// One token a level.
-    #[must_use]
-    pub const fn chain(drafter: usize, depth: usize) -> Self {
-        Self::tree(drafter, depth, 1, depth)
-    }
-
-    /// The best `width` tokens of each level, `budget` in all.
-    #[must_use]
-    pub const fn tree(drafter: usize, depth: usize, width: usize, budget: usize) -> Self {
-        Self { drafter, depth, width, budget, suffix: 0, chance_min: 0.0 }
-    }
-
-    /// The same, with the suffix drafter's chain of up to `depth` tokens where it finds a match.
-    #[must_use]
-    pub const fn with_suffix(self, depth: usize) -> Self {
-        Self { suffix: depth, ..self }
-    }
-
-    /// The same, without tokens that are unlikely to be accepted.
-    #[must_use]
-    pub const fn with_chance_min(self, chance_min: f32) -> Self {
-        Self { chance_min, ..self }
-    }
-}
-
-/// Training of the learned drafter while the device would be idle.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DrafterTraining {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Tokens a micro-batch, at most (the unit of pre-emption).
-    pub tokens_max: usize,
-    /// Micro-batches between two published versions.
-    pub publish_every: usize,
-    /// Tokens with hidden states kept for training.
-    pub buffer_tokens_max: usize,
-}
-
 /// OTP-style supervision of the devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -448,29 +331,6 @@ pub struct Checkpoint {
     pub every: usize,
     /// Checkpoints kept.
     pub keep: usize,
-}
-
-impl Speculation {
-    /// Which drafter is the suffix drafter.
-    #[must_use]
-    pub fn suffix(&self) -> Option<usize> {
-        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Suffix { .. }))
-    }
-
-    /// Which drafter learns.
-    #[must_use]
-    pub fn learned(&self) -> Option<usize> {
-        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Eagle { .. }))
-    }
-
-    /// Width of the feed-forward network of the learned drafter, 0 for the target's; none if no drafter learns.
-    #[must_use]
-    pub fn eagle_ffn(&self) -> Option<usize> {
-        self.drafters.iter().find_map(|drafter| match drafter {
-            Drafter::Eagle { ffn, .. } => Some(*ffn),
-            Drafter::Suffix { .. } => None,
-        })
-    }
 }
 
 impl Plan {
