@@ -63,7 +63,8 @@ fn figures_are_drawn_with_their_numbers() {
 fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, other) = (folder.path().join("run"), folder.path().join("other"));
-    let often = |w: String| w.replace("devices:", "speculation: (training: (publish_every: 1)),\n    devices:");
+    let often =
+        |w: String| w.replace("devices:", "speculation: (training: (publish_every: 1), lending: false),\n    devices:");
     let file = workflow(folder.path(), often);
     completed(&["run", text(&file), "--out", text(&dir)]);
     for engine in ["sglang", "vllm", "taper"] {

@@ -19,13 +19,16 @@ fn speculation_changes_no_byte() {
     let (with, without) = (report(&both.join("with")), report(&both.join("without")));
     let drafted = |side: &Report| side.history.iter().map(|m| m.drafted_cycles).sum::<u64>();
     assert!(drafted(&with) > 0 && drafted(&without) == 0);
-    assert!(with.history.iter().any(|m| m.drafter_batches > 0), "the drafter was trained");
     assert!(with.lent > 0 && without.lent == 0, "answers went on on the other device");
-    assert!(with.idle_used_s > 0.0 && with.idle_used_s <= with.idle_s);
     assert_eq!(found["with"]["tokens"], with.tokens);
-    // A second comparison takes the place of the first.
+    // A second comparison takes the place of the first. Now idle time is for the drafter alone.
+    let file = workflow(folder.path(), |w| w.replace("devices:", "speculation: (lending: false),\n    devices:"));
     completed(&["compare", text(&file), "--out", text(&both)]);
     assert_eq!(taper::inspect(&both.join("with")).unwrap().sessions, 1);
+    let learned = report(&both.join("with"));
+    assert!(learned.history.iter().any(|m| m.drafter_batches > 0), "the drafter was trained");
+    assert!(learned.idle_used_s > 0.0 && learned.idle_used_s <= learned.idle_s);
+    assert_eq!((learned.lent, learned.weights_sha256), (0, with.weights_sha256));
 }
 
 #[test]

@@ -52,9 +52,9 @@ fn completed(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A workflow that takes a while, and has a drafter after each micro-batch.
+/// A workflow that takes a while, and has a drafter after each micro-batch: idle time is for learning alone.
 fn long(folder: &Path) -> std::path::PathBuf {
-    let often = "speculation: (training: (publish_every: 1)),\n    devices:";
+    let often = "speculation: (training: (publish_every: 1), lending: false),\n    devices:";
     workflow(folder, |w| w.replace("steps: 10", "steps: 120").replace("devices:", often))
 }
 
