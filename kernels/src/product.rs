@@ -23,6 +23,12 @@ const ROW_DEPTH: usize = 512;
 /// Rows of w that are fetched ahead where its panels stand side by side.
 const ROWS_AHEAD: usize = 24;
 
+/// Steps of k between two looks at the loop's end. Addresses are computed once for all of them: where another process has the
+/// other half of a core, instructions are what is short.
+const STEPS: usize = 8;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Operands of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<'a, E> {
@@ -304,18 +310,56 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
             }
         }
     }
-    let (mut here, mut ahead) = (ws, ws.map(|w| w.wrapping_add(next)));
-    for i in 0..depth {
+    let mut ahead = ws.map(|w| w.wrapping_add(next));
+    let mut i = 0;
+    // Steps that stand side by side: a distance that is known makes them one address.
+    if w_step == PANEL {
+        let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
+        while i + STEPS <= depth {
+            for p in 0..P {
+                let line = |i: usize| ahead[p].cast::<u8>().wrapping_add(i * LINE);
+                V::prefetch(line(0));
+                // Not a loop: the accumulators would fall out of their registers.
+                if lines > 1 {
+                    V::prefetch(line(1));
+                }
+                if lines > 2 {
+                    V::prefetch(line(2));
+                    V::prefetch(line(3));
+                }
+                if lines > 4 {
+                    V::prefetch(line(4));
+                    V::prefetch(line(5));
+                    V::prefetch(line(6));
+                    V::prefetch(line(7));
+                }
+                ahead[p] = ahead[p].cast::<u8>().wrapping_add(lines * LINE).cast();
+            }
+            for step in 0..STEPS {
+                for p in 0..P {
+                    // SAFETY: step i < depth of a panel, so that the sixteen numbers lie inside w.
+                    let w: V = E::lanes(unsafe { &*ws[p].add((i + step) * PANEL).cast() });
+                    for r in 0..R {
+                        // SAFETY: i < depth, inside the row.
+                        acc[r][p] = V::splat(unsafe { *xs[r].add(i + step) }).mul_add(w, acc[r][p]);
+                    }
+                }
+            }
+            i += STEPS;
+        }
+    }
+    while i < depth {
         for p in 0..P {
             // SAFETY: step i < depth of a panel, so that the sixteen numbers lie inside w.
-            let w: V = E::lanes(unsafe { &*here[p].cast() });
+            let w: V = E::lanes(unsafe { &*ws[p].add(i * w_step).cast() });
             V::prefetch(ahead[p].cast());
-            (here[p], ahead[p]) = (here[p].wrapping_add(w_step), ahead[p].wrapping_add(share));
+            ahead[p] = ahead[p].wrapping_add(share);
             for r in 0..R {
                 // SAFETY: i < depth, inside the row.
                 acc[r][p] = V::splat(unsafe { *xs[r].add(i) }).mul_add(w, acc[r][p]);
             }
         }
+        i += 1;
     }
     for r in 0..R {
         for p in 0..P {
