@@ -90,13 +90,14 @@ impl Update {
         let mut gradients = self.weights.zeros();
         if !sequences.is_empty() {
             let reference = self.reference(pool, &sequences);
-            let signal = |now: &[Vec<f32>]| {
-                let (total, slopes) = self.signal(&items, now, reference.as_deref());
-                loss = total;
-                slopes
+            let slope = |item: usize, token: usize, now: f32| {
+                let reference = reference.as_ref().map(|log_probs| log_probs[item][token]);
+                let (part, slope) = self.signal(items[item], token, now, reference);
+                loss += f64::from(part) / self.tokens as f64;
+                slope / self.tokens as f32
             };
             let inverse = self.inverse_temperature;
-            gradient((pool, workspace), &self.target, &sequences, inverse, signal, &mut gradients);
+            gradient((pool, workspace), &self.target, &sequences, inverse, slope, &mut gradients);
         }
         let mut sums = lock(&self.sums);
         sums.losses[part] = loss;
@@ -122,25 +123,12 @@ impl Update {
         Some(log_probs(pool, reference, sequences, self.inverse_temperature))
     }
 
-    /// Loss of the items and its derivative by each log-probability, both divided by the tokens of the step.
-    fn signal(&self, items: &[&Item], now: &[Vec<f32>], reference: Option<&[Vec<f32>]>) -> (f64, Vec<Vec<f32>>) {
-        let mut total = 0.0;
-        let mut slopes = Vec::with_capacity(now.len());
-        for (i, (item, now)) in items.iter().zip(now).enumerate() {
-            let mut of_item = Vec::with_capacity(now.len());
-            for (t, now) in now.iter().enumerate() {
-                let (loss, slope) = match &self.objective {
-                    Objective::Likelihood => (-now, -1.0),
-                    Objective::Reward { grpo, .. } => {
-                        token_signal(grpo, *now, item.recorded[t], reference.map(|r| r[i][t]), item.advantage)
-                    }
-                };
-                total += f64::from(loss) / self.tokens as f64;
-                of_item.push(slope / self.tokens as f32);
-            }
-            slopes.push(of_item);
+    /// What a token adds to the loss, and its derivative by the token's log-probability.
+    fn signal(&self, item: &Item, token: usize, now: f32, reference: Option<f32>) -> (f32, f32) {
+        match &self.objective {
+            Objective::Likelihood => (-now, -1.0),
+            Objective::Reward { grpo, .. } => token_signal(grpo, now, item.recorded[token], reference, item.advantage),
         }
-        (total, slopes)
     }
 
     /// Takes the step, once all micro-batches are in.

@@ -1,6 +1,6 @@
 //! Kernels against the machine's limits, measured in the same run, and against candle's matmul.
 //!
-//!     cargo bench -p taper-kernels
+//!     cargo bench -p taper-kernels [-- forward backward attention small]
 //!
 //! Prints a table and writes it to target/bench/kernels.json: name, rows, threads, dtype, ms, the ratio of the time to the
 //! floor (bytes over bandwidth or flops over peak, whichever is longer), and the peer's time over ours.
@@ -21,6 +21,8 @@ const SHAPE: [usize; 2] = [4864, 896];
 const COUNT: usize = 24;
 
 fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wants = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     let mut table = Table::default();
     for threads in [1, 2] {
         let pool = Pool::new(threads);
@@ -31,13 +33,19 @@ fn main() {
             floor.bytes_per_s / 1e9,
             floor.flops_per_s / 1e9
         );
-        forward(&pool, floor, &mut table);
-        backward(&pool, floor, &mut table);
-        attention(&pool, floor, &mut table);
-        small(&pool, floor, &mut table);
+        let all: [(&str, Part); 4] =
+            [("forward", forward), ("backward", backward), ("attention", attention), ("small", small)];
+        for (name, part) in all {
+            if wants(name) {
+                part(&pool, floor, &mut table);
+            }
+        }
     }
     table.write();
 }
+
+/// Measures some of the kernels.
+type Part = fn(&Pool, Floor, &mut Table);
 
 /// What the machine can do.
 #[derive(Clone, Copy)]
@@ -208,8 +216,9 @@ fn backward(pool: &Pool, floor: Floor, table: &mut Table) {
         let least = floor.seconds(0.0, (2 * rows * n * k) as f64);
         let (threads, dtype) = (pool.threads(), "f32");
         let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
-        table.add(row("input gradient", time(3, || input_gradient(pool, &g, weight, &mut dx, false))));
         let mut turned = Turned::default();
+        let by_input = time(3, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
+        table.add(row("input gradient", by_input));
         table.add(row("weight gradient", time(3, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned))));
     }
 }
@@ -232,8 +241,9 @@ fn small(pool: &Pool, floor: Floor, table: &mut Table) {
             let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
             table.add(row(names[0], many(&mut || linear(pool, &x, &weight, &mut y))));
             if rows > 16 {
-                table.add(row(names[1], many(&mut || input_gradient(pool, &g, &weight, &mut dx, false))));
                 let mut turned = Turned::default();
+                let by_input = many(&mut || input_gradient(pool, &g, &weight, &mut dx, false, &mut turned));
+                table.add(row(names[1], by_input));
                 let seconds = many(&mut || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
                 table.add(row(names[2], seconds));
             }

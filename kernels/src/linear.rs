@@ -46,21 +46,21 @@ fn apply(pool: &Pool, x: &[f32], weight: &Matrix, y: &mut [f32], keep: bool) {
 ///
 /// # Panics
 /// If g or dx do not have whole rows of the weight's features, or not the same number.
-pub fn input_gradient(pool: &Pool, grad: &[f32], weight: &Matrix, dx: &mut [f32], keep: bool) {
-    turned_product(pool, grad, &turned_weight(pool, weight), dx, [weight.n(), weight.k()], keep);
+pub fn input_gradient(pool: &Pool, grad: &[f32], weight: &Matrix, dx: &mut [f32], keep: bool, turned: &mut Turned) {
+    turn_weight(pool, weight, &mut turned.weight);
+    turned_product(pool, grad, &turned.weight, dx, [weight.n(), weight.k()], keep);
 }
 
 /// The weight packed by input features: `(ceil(k / PANEL), n, PANEL)`.
-pub(crate) fn turned_weight(pool: &Pool, weight: &Matrix) -> Vec<f32> {
+pub(crate) fn turn_weight(pool: &Pool, weight: &Matrix, turned: &mut Vec<f32>) {
     let (n, panels) = (weight.n(), weight.k().div_ceil(PANEL));
-    let mut turned = vec![0.0; panels * n * PANEL];
-    let shares = Shares::of(&mut turned);
+    turned.resize(panels * n * PANEL, 0.0);
+    let shares = Shares::of(turned);
     pool.split(panels, 1, |panels| {
         // SAFETY: ranges of a split are disjoint.
         let to = unsafe { shares.part(panels.start * n * PANEL..panels.end * n * PANEL) };
         turn(weight, panels.start, to);
     });
-    turned
 }
 
 /// [`input_gradient`] of a weight of shape `(n, k)` that is already turned.
@@ -96,9 +96,10 @@ simd! {
     }
 }
 
-/// Memory that calls of [`weight_gradient`] reuse.
+/// Memory that calls of [`input_gradient`] and [`weight_gradient`] reuse.
 #[derive(Debug, Default)]
 pub struct Turned {
+    weight: Vec<f32>,
     grad: Vec<f32>,
 }
 

@@ -1,7 +1,7 @@
 //! Log-probability of chosen tokens without keeping `(r, vocabulary)` logits: rows go through the head in chunks.
 
 use crate::dispatch::simd;
-use crate::linear::{Turned, linear, turned_product, turned_weight, weight_gradient};
+use crate::linear::{Turned, linear, turn_weight, turned_product, weight_gradient};
 use crate::math;
 use crate::matrix::Matrix;
 use crate::pool::{Pool, Shares};
@@ -44,7 +44,8 @@ pub fn log_probs(pool: &Pool, hidden: &[f32], head: &Matrix, chosen: Chosen<'_>)
     result
 }
 
-/// Backward of [`log_probs`]: `slopes` is the loss's derivative by each. Overwrites `dh` `(r, k)`, adds to the packed `dw`.
+/// [`log_probs`] and its backward in one pass over the logits: `slope` gets a row and its log-probability, row after row, and
+/// returns the loss's derivative by it. Overwrites `dh` `(r, k)`, adds to the packed `dw`.
 ///
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
@@ -53,25 +54,36 @@ pub fn log_probs_gradient(
     hidden: &[f32],
     head: &Matrix,
     chosen: Chosen<'_>,
-    slopes: &[f32],
+    slope: &mut dyn FnMut(usize, f32) -> f32,
     dh: &mut [f32],
     dw: &mut [f32],
 ) {
     check(hidden, head, chosen);
-    assert!(slopes.len() == chosen.targets.len() && dh.len() == hidden.len(), "{} slopes", slopes.len());
+    assert_eq!(dh.len(), hidden.len(), "gradient of hidden states");
     let (n, k) = (head.n(), head.k());
-    let by_input = turned_weight(pool, head);
-    let (mut d, mut turned) = (Vec::new(), Turned::default());
+    let (mut d, mut by_input, mut turned) = (Vec::new(), Vec::new(), Turned::default());
+    turn_weight(pool, head, &mut by_input);
+    let mut parts = vec![Partition::default(); ROWS.min(chosen.targets.len())];
     let chunks = hidden.chunks(ROWS * k).zip(dh.chunks_mut(ROWS * k));
-    for ((h, dh), (slopes, targets)) in chunks.zip(slopes.chunks(ROWS).zip(chosen.targets.chunks(ROWS))) {
+    for (chunk, ((h, dh), targets)) in chunks.zip(chosen.targets.chunks(ROWS)).enumerate() {
         d.resize(targets.len() * n, 0.0);
         linear(pool, h, head, &mut d);
-        let shares = Shares::of(&mut d);
+        let (logits, shares) = (Shares::of(&mut d), Shares::of(&mut parts));
         pool.split(targets.len(), 1, |rows| {
             for row in rows {
                 // SAFETY: ranges of a split are disjoint, and so are their rows.
-                let logits = unsafe { shares.part(row * n..(row + 1) * n) };
-                logits_gradient(logits, targets[row], chosen.inverse_temperature, slopes[row]);
+                let (logits, part) = unsafe { (logits.part(row * n..(row + 1) * n), shares.part(row..row + 1)) };
+                part[0] = partition_of(logits, chosen.inverse_temperature);
+            }
+        });
+        let log_prob = |row: usize| parts[row].log_prob(d[row * n + targets[row] as usize], chosen.inverse_temperature);
+        let slopes: Vec<f32> = (0..targets.len()).map(|row| slope(chunk * ROWS + row, log_prob(row))).collect();
+        let logits = Shares::of(&mut d);
+        pool.split(targets.len(), 1, |rows| {
+            for row in rows {
+                // SAFETY: ranges of a split are disjoint, and so are their rows.
+                let logits = unsafe { logits.part(row * n..(row + 1) * n) };
+                logits_gradient(logits, targets[row], chosen.inverse_temperature, parts[row], slopes[row]);
             }
         });
         turned_product(pool, &d, &by_input, dh, [n, k], false);
@@ -89,15 +101,14 @@ simd! {
     /// `log softmax(logits / T)[target]`.
     #[must_use]
     pub fn log_prob(logits: &[f32], target: u32, inverse_temperature: f32) -> f32 {
-        let (max, sum) = partition(logits, inverse_temperature);
-        (logits[target as usize] * inverse_temperature - max) - math::ln(sum)
+        partition(logits, inverse_temperature).log_prob(logits[target as usize], inverse_temperature)
     }
 }
 
 simd! {
     /// Softmax of logits, in place.
     pub fn softmax(logits: &mut [f32]) {
-        let (max, sum) = partition(logits, 1.0);
+        let Partition { max, sum } = partition(logits, 1.0);
         let inverse = 1.0 / sum;
         for l in logits.iter_mut() {
             *l = math::exp(*l - max) * inverse;
@@ -107,8 +118,8 @@ simd! {
 
 simd! {
     /// Replaces logits by `g d log_prob(target) / d logits`.
-    fn logits_gradient(logits: &mut [f32], target: u32, inverse_temperature: f32, g: f32) {
-        let (max, sum) = partition(logits, inverse_temperature);
+    fn logits_gradient(logits: &mut [f32], target: u32, inverse_temperature: f32, part: Partition, g: f32) {
+        let Partition { max, sum } = part;
         let scale = -g * inverse_temperature / sum;
         for l in logits.iter_mut() {
             *l = scale * math::exp(*l * inverse_temperature - max);
@@ -117,10 +128,32 @@ simd! {
     }
 }
 
-/// Largest scaled logit, and the sum of exponentials relative to it.
+/// What a softmax divides by.
+#[derive(Debug, Clone, Copy, Default)]
+struct Partition {
+    /// The largest scaled logit.
+    max: f32,
+    /// Of exponentials relative to it.
+    sum: f32,
+}
+
+impl Partition {
+    #[inline(always)]
+    fn log_prob(self, logit: f32, inverse_temperature: f32) -> f32 {
+        (logit * inverse_temperature - self.max) - math::ln(self.sum)
+    }
+}
+
+simd! {
+    fn partition_of(logits: &[f32], inverse_temperature: f32) -> Partition {
+        partition(logits, inverse_temperature)
+    }
+}
+
 #[inline(always)]
-fn partition(logits: &[f32], inverse_temperature: f32) -> (f32, f32) {
+fn partition(logits: &[f32], inverse_temperature: f32) -> Partition {
     // 1/T is positive, and rounding keeps order: the largest logit is the largest scaled one.
     let max = math::lane_max(logits) * inverse_temperature;
-    (max, math::lane_sum(logits.len(), |i| math::exp(logits[i] * inverse_temperature - max)))
+    let sum = math::lane_sum(logits.len(), |i| math::exp(logits[i] * inverse_temperature - max));
+    Partition { max, sum }
 }

@@ -72,11 +72,11 @@ fn gradients_do_not_see_threads() {
     let run = |threads: usize| {
         let pool = Pool::new(threads);
         let (mut dx, mut dw) = (vec![0.0; rows * k], values(4, kernels::packed_len(n, k)));
-        input_gradient(&pool, &g, &weight, &mut dx, false);
+        input_gradient(&pool, &g, &weight, &mut dx, false, &mut Turned::default());
         weight_gradient(&pool, &x, &g, &mut dw, [n, k], &mut Turned::default());
         let targets: Vec<u32> = (0..rows as u32).map(|i| i % 72).collect();
         let chosen = Chosen { targets: &targets, inverse_temperature: 0.9 };
-        log_probs_gradient(&pool, &x, &weight, chosen, &g[..rows], &mut dx, &mut dw);
+        log_probs_gradient(&pool, &x, &weight, chosen, &mut |row, _| g[row], &mut dx, &mut dw);
         let mut d = [vec![0.0; rows * k], vec![0.0; rows * 20], vec![0.0; rows * 20]];
         let [dq, dk, dv] = &mut d;
         let kv = &g[..rows * 20];
@@ -145,7 +145,7 @@ fn fingerprint() -> String {
         let chosen = Chosen { targets: &[0, 1, 2, 3, 4, 5, 6, 7, 8], inverse_temperature: 0.9 };
         all.extend(log_probs(&pool, &a, &w, chosen));
         let (mut dh, mut dw) = (vec![0.0; 9 * 64], vec![0.0; kernels::packed_len(90, 64)]);
-        log_probs_gradient(&pool, &a, &w, chosen, &x[..9], &mut dh, &mut dw);
+        log_probs_gradient(&pool, &a, &w, chosen, &mut |row, _| x[row], &mut dh, &mut dw);
         let mut d = [vec![0.0; 9 * 64], vec![0.0; 9 * 64], vec![0.0; 9 * 64]];
         let [dq, dk, dv] = &mut d;
         attend_sequences_gradient(&pool, [&x, &x, &x], &[4, 5], heads, &dh, SequencesGradient { dq, dk, dv });

@@ -61,7 +61,7 @@ fn linear_matches() {
         linear(&pool, &x, &weight, &mut y);
         close("linear", &y, &reference::linear(&wide(&x), &wide(&w), n, k));
         let mut dx = vec![0.0; rows * k];
-        input_gradient(&pool, &g, &weight, &mut dx, false);
+        input_gradient(&pool, &g, &weight, &mut dx, false, &mut Turned::default());
         let mut dw = vec![0.0; kernels::packed_len(n, k)];
         weight_gradient(&pool, &x, &g, &mut dw, [n, k], &mut Turned::default());
         if rows * k * n < 10_000 {
@@ -123,7 +123,13 @@ fn tables_and_heads_match() {
     let f = |i: &[Vec<f64>]| reference::log_probs(&i[0], &i[1], k, chosen.targets, f64::from(0.8_f32));
     close("log_probs", &log_probs(&pool, &h, &head, chosen), &f(&[wide(&h), wide(&w)]));
     let (mut dh, mut dw) = (vec![0.0; h.len()], vec![0.0; kernels::packed_len(n, k)]);
-    log_probs_gradient(&pool, &h, &head, chosen, &slopes, &mut dh, &mut dw);
+    let mut seen = Vec::new();
+    let mut slope = |row: usize, log_prob: f32| {
+        seen.push(log_prob);
+        slopes[row]
+    };
+    log_probs_gradient(&pool, &h, &head, chosen, &mut slope, &mut dh, &mut dw);
+    assert_eq!(seen, log_probs(&pool, &h, &head, chosen), "the backward saw other log-probabilities");
     check("log_probs", &[&h, &w], &slopes, &[dh, unpack(&dw, n, k)], &f);
 }
 

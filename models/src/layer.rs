@@ -279,12 +279,12 @@ impl Layer {
         let shape = |m: &Matrix| [m.n(), m.k()];
         let Values { gate, up, passing: Passing { ffn_normed, gated, .. }, .. } = values;
         wide.resize(gated.len(), 0.0);
-        input_gradient(pool, d, &self.down, wide, false);
+        input_gradient(pool, d, &self.down, wide, false, turned);
         weight_gradient(pool, gated, d, &mut gradients[3], shape(&self.down), turned);
         swiglu_gradient(pool, gate, up, wide);
         narrow.resize(d.len(), 0.0);
-        input_gradient(pool, gate, &self.gate, narrow, false);
-        input_gradient(pool, up, &self.up, narrow, true);
+        input_gradient(pool, gate, &self.gate, narrow, false, turned);
+        input_gradient(pool, up, &self.up, narrow, true, turned);
         weight_gradient(pool, ffn_normed, gate, &mut gradients[1], shape(&self.gate), turned);
         weight_gradient(pool, ffn_normed, up, &mut gradients[2], shape(&self.up), turned);
         rms_norm_gradient(pool, x, &self.ffn_norm, self.eps, narrow, d, &mut gradients[0]);
@@ -307,7 +307,7 @@ impl Layer {
         let (width, kv_width) = (self.heads.width(), self.heads.kv_width());
         let (by_norm, gradients) = gradients.split_at_mut(usize::from(self.attention_norm.is_some()));
         wide.resize(attended.len(), 0.0);
-        input_gradient(pool, d, &self.o, wide, false);
+        input_gradient(pool, d, &self.o, wide, false, turned);
         weight_gradient(pool, attended, d, &mut gradients[3], shape(&self.o), turned);
         for (values, len) in [(&mut *dq, q.len()), (dk, k.len()), (dv, v.len())] {
             values.resize(len, 0.0);
@@ -317,7 +317,7 @@ impl Layer {
         rope(dq, width, rows.positions, rows.rope, Turn::Back);
         rope(dk, kv_width, rows.positions, rows.rope, Turn::Back);
         for (i, (weight, by)) in [(&self.q, &*dq), (&self.k, &*dk), (&self.v, &*dv)].into_iter().enumerate() {
-            input_gradient(pool, by, weight, narrow, i > 0);
+            input_gradient(pool, by, weight, narrow, i > 0, turned);
             weight_gradient(pool, normed, by, &mut gradients[i], shape(weight), turned);
         }
         match (&self.attention_norm, by_norm) {

@@ -51,7 +51,7 @@ pub fn add(gradients: &mut Gradients, other: &Gradients) {
 }
 
 /// Sum of micro-batches as a balanced binary tree over their indices: the same bits however they were spread and whenever
-/// they arrive. Neighbours are added as soon as both are there, so that about as many sums wait as the tree has levels.
+/// they arrive. Neighbours are added as soon as both are there: if they come in order, no more sums wait than the tree has levels.
 #[derive(Debug)]
 pub struct TreeSum {
     parts: usize,
@@ -111,6 +111,7 @@ impl AdamW {
         optimizer: &Optimizer,
         lr: f64,
     ) -> (Weights, f64) {
+        assert_eq!(gradients.len(), weights.masters().len(), "a gradient for each parameter");
         self.steps += 1;
         let norm = norm(&gradients);
         let scale = if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };

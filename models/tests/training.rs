@@ -28,11 +28,6 @@ fn tree_sum(parts: Vec<Gradients>) -> Gradients {
     sum.take().unwrap()
 }
 
-/// Mean negative log-probability of `total` tokens: its slope is the same everywhere.
-fn slopes(log_probs: &[Vec<f32>], total: usize) -> Vec<Vec<f32>> {
-    log_probs.iter().map(|s| vec![-1.0 / total as f32; s.len()]).collect()
-}
-
 fn optimizer() -> Optimizer {
     Optimizer {
         lr: 5e-3,
@@ -45,12 +40,13 @@ fn optimizer() -> Optimizer {
 }
 
 fn gradients(weights: &Weights, sequences: &[Sequence], micro: usize) -> Vec<Gradients> {
-    let total = sequences.iter().map(|s| s.answer().len()).sum();
+    // Mean negative log-probability: its slope is the same everywhere.
+    let slope = -1.0 / sequences.iter().map(|s| s.answer().len()).sum::<usize>() as f32;
     let target = Target::new(&config(), weights, &Target::rope_table(&config())).unwrap();
     let (pool, mut workspace) = (Pool::new(2), Workspace::default());
     let of = |part: &[Sequence]| {
         let mut gradients = weights.zeros();
-        gradient((&pool, &mut workspace), &target, part, 1.0, |l| slopes(l, total), &mut gradients);
+        gradient((&pool, &mut workspace), &target, part, 1.0, |_, _, _| slope, &mut gradients);
         gradients
     };
     sequences.chunks(micro).map(of).collect()

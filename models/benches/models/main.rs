@@ -264,9 +264,8 @@ fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
     let (mut seconds, mut workspace) = (f64::INFINITY, Workspace::default());
     for _ in 0..2 {
         let began = Instant::now();
-        let slopes = |l: &[Vec<f32>]| l.iter().map(|s| vec![-1.0 / 2048.0; s.len()]).collect();
         let mut gradients = weights.zeros();
-        gradient((&pool, &mut workspace), &target, &sequences, 1.0, slopes, &mut gradients);
+        gradient((&pool, &mut workspace), &target, &sequences, 1.0, |_, _, _| -1.0 / 2048.0, &mut gradients);
         let forth = began.elapsed().as_secs_f64();
         drop(adam.step(&pool, weights, gradients, &optimizer, 1e-6));
         seconds = seconds.min(began.elapsed().as_secs_f64());

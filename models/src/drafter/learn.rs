@@ -1,7 +1,7 @@
 //! Training of the learned drafter on rollouts just made: hidden states by SmoothL1, tokens by cross-entropy against the
 //! target's own distribution (Li et al. 2024, "EAGLE", section 4.2). Embedding and head stay the target's.
 
-use kernels::{NoiseKey, Pool, input_gradient, softmax};
+use kernels::{NoiseKey, Pool, Turned, input_gradient, softmax};
 use state::plan::{Optimizer, Schedule};
 
 use super::Vocabulary;
@@ -292,7 +292,7 @@ impl Batch {
             }
         }
         let mut d = vec![0.0; count];
-        input_gradient(pool, &found, vocabulary.head(), &mut d, false);
+        input_gradient(pool, &found, vocabulary.head(), &mut d, false, &mut Turned::default());
         let mut regression = 0.0;
         for ((d, predicted), wanted) in d.iter_mut().zip(&predicted).zip(&self.wanted) {
             let difference = predicted - wanted;
