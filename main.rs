@@ -128,13 +128,14 @@ fn start() -> Result<ExitCode, Failure> {
     }
 }
 
-/// What a variable of the environment means, or what is meant without it.
+/// What a variable of the environment means, or what is meant without it or if it is empty.
 fn variable<T>(
     name: &'static str,
     default: &str,
     wanted: &'static str,
     meaning: impl Fn(&str) -> Option<T>,
 ) -> Result<T, Failure> {
-    let value = std::env::var_os(name).map_or_else(|| default.into(), |value| value.to_string_lossy().into_owned());
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    let value = value.map_or_else(|| default.into(), |value| value.to_string_lossy().into_owned());
     meaning(&value).ok_or(Failure::Variable { name, value, wanted })
 }

@@ -187,6 +187,10 @@ impl State {
                 Ok(())
             }
             Command::Finish { update } => {
+                // The next rollout needs no values of layers, and the optimiser their memory.
+                if matches!(update.objective, crate::update::Objective::Reward { .. }) {
+                    self.workspace.trim();
+                }
                 update.finish(&self.pool);
                 report(Report::Finished);
                 Ok(())
@@ -212,8 +216,8 @@ impl State {
     }
 
     fn borrow(&mut self, rollout: &Arc<Rollout>, loan: u64) -> Result<()> {
-        let requests = rollout.take_over(loan);
-        rollout.count(|c| c.lent += requests.len() as u64);
+        let missing = || Error::Runtime { reason: format!("nothing was left for loan {loan}") };
+        let requests = rollout.take_over(loan).ok_or_else(missing)?;
         let work = self.work_on(rollout)?;
         requests.into_iter().try_for_each(|running| Ok(work.decoder.take_over(running)?))
     }
@@ -248,6 +252,7 @@ impl State {
     }
 
     fn train_drafter(&mut self, rollout: &Arc<Rollout>) -> Result<()> {
+        self.workspace.trim();
         let (inbox, later) = (&self.inbox, &mut self.later);
         // Anything but the order to stop is kept for afterwards, and stops the training too.
         let stop = || match inbox.try_recv() {

@@ -63,6 +63,13 @@ impl Counts {
     }
 }
 
+/// Requests on their way, and the device at which they are: gone if that one is lost.
+#[derive(Default)]
+struct Loan {
+    at: usize,
+    requests: Vec<Running>,
+}
+
 pub(crate) struct Rollout {
     /// Distinguishes this rollout from earlier ones.
     pub(crate) number: u64,
@@ -76,7 +83,7 @@ pub(crate) struct Rollout {
     /// Answers by group, in the order of their samples once a group is complete.
     answers: Vec<Mutex<Vec<Answer>>>,
     /// Requests on their way from one device to another, by loan.
-    lent: Mutex<BTreeMap<u64, Vec<Running>>>,
+    lent: Mutex<BTreeMap<u64, Loan>>,
     counts: Mutex<Counts>,
 }
 
@@ -108,14 +115,35 @@ impl Rollout {
         }
     }
 
-    /// Leaves requests for another device.
-    pub(crate) fn put_aside(&self, loan: u64, requests: Vec<Running>) {
-        lock(&self.lent).insert(loan, requests);
+    /// A device is about to be asked for requests.
+    pub(crate) fn begin_loan(&self, loan: u64, lender: usize) {
+        lock(&self.lent).insert(loan, Loan { at: lender, requests: Vec::new() });
     }
 
-    /// What another device has left.
-    pub(crate) fn take_over(&self, loan: u64) -> Vec<Running> {
-        lock(&self.lent).remove(&loan).unwrap_or_default()
+    /// Leaves requests for another device, unless nobody waits for them any more.
+    pub(crate) fn put_aside(&self, loan: u64, requests: Vec<Running>) {
+        if let Some(loan) = lock(&self.lent).get_mut(&loan) {
+            loan.requests = requests;
+        }
+    }
+
+    /// What was put aside belongs to this device now.
+    pub(crate) fn hand_over(&self, loan: u64, device: usize) {
+        if let Some(loan) = lock(&self.lent).get_mut(&loan) {
+            let moved = if loan.at == device { 0 } else { loan.requests.len() as u64 };
+            loan.at = device;
+            self.count(|c| c.lent += moved);
+        }
+    }
+
+    /// What another device has left; nothing if this is no such loan.
+    pub(crate) fn take_over(&self, loan: u64) -> Option<Vec<Running>> {
+        Some(lock(&self.lent).remove(&loan)?.requests)
+    }
+
+    /// Forgets what is at a device that was lost: its answers begin anew.
+    pub(crate) fn forget_loans_of(&self, device: usize) {
+        lock(&self.lent).retain(|_, loan| loan.at != device);
     }
 
     pub(crate) fn answers(&self, group: usize) -> Vec<Answer> {

@@ -103,15 +103,24 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
     let mut bench = Bench { args, race, learned };
     let wanted = |figure: Figure| args.figure.is_empty() || args.figure.contains(&figure);
     let early = args.learn_s as f64 * EARLY;
-    bench.race.learn(args.learn_from, early)?;
-    let levels = if wanted(Figure::Levels) { Some(bench.levels()?) } else { None };
-    bench.race.learn(args.learn_from, args.learn_s as f64 - early)?;
+    let lessons = bench.race.lessons(args.learn_from)?;
+    // A drafter that came with the model has no early days to show.
+    let is_new = !bench.race.solo.has_drafter() && !lessons.is_empty();
+    let mut levels = None;
+    if !lessons.is_empty() {
+        output::note(&format!("the drafter learns from {} answers for {} s", lessons.len(), args.learn_s));
+        bench.race.solo.train(&lessons, early)?;
+        if is_new && wanted(Figure::Levels) {
+            levels = Some(bench.levels()?);
+        }
+        bench.race.solo.train(&[], args.learn_s as f64 - early)?;
+    }
     if !bench.race.solo.has_drafter() {
         return Err(Failure::NothingToDraft { path: args.model.clone() });
     }
-    if let Some(early) = levels {
+    if wanted(Figure::Levels) {
         let late = bench.levels()?;
-        save(&args.to, &levels_drawn(&early, &late)?)?;
+        save(&args.to, &levels_drawn(levels.as_deref(), &late)?)?;
     }
     for figure in [Figure::Grid, Figure::Width, Figure::Batch, Figure::Running].into_iter().filter(|f| wanted(*f)) {
         let drawn = match figure {
@@ -271,10 +280,12 @@ fn heat(
     Heat { title, x, y, columns, rows, cells }.draw()
 }
 
-fn levels_drawn(early: &[f64], late: &[f64]) -> Result<Drawn> {
+fn levels_drawn(early: Option<&[f64]>, late: &[f64]) -> Result<Drawn> {
     let mut csv = String::from("training,level,chance\n");
-    let lines: Vec<Line> = [("early", early), ("late", late)]
+    let lines: Vec<Line> = early
+        .map(|chances| ("early", chances))
         .into_iter()
+        .chain([("late", late)])
         .map(|(name, chances)| {
             let points: Vec<(f64, f64)> =
                 chances.iter().enumerate().map(|(level, chance)| (level as f64 + 1.0, *chance)).collect();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
+use models::Answer;
 use state::plan::{Controller, Strategy};
 
 use crate::commands::Result;
@@ -73,15 +74,23 @@ impl Race {
 
     /// Has the drafter learn from so many answers for at most so many seconds; micro-batches, the last loss, seconds.
     pub(super) fn learn(&self, count: usize, seconds: f64) -> Result<(u64, f64, f64)> {
-        if self.solo.plan().speculation.training.is_none() || count == 0 || seconds <= 0.0 {
+        let answers = if seconds > 0.0 { self.lessons(count)? } else { Vec::new() };
+        if answers.is_empty() {
             return Ok((0, 0.0, 0.0));
         }
-        output::note(&format!("the drafter learns from {count} answers for {seconds} s"));
-        let options = DecodeOptions { keep_hidden: true, ..self.options(&Controller::Off, SLOTS, self.tokens_max) };
-        let answers = self.solo.decode(&self.asked(LEARNED, count)?, &options)?.answers;
+        output::note(&format!("the drafter learns from {} answers for {seconds} s", answers.len()));
         let began = Instant::now();
         let (batches, loss) = self.solo.train(&answers, seconds)?;
         Ok((batches, loss, began.elapsed().as_secs_f64()))
+    }
+
+    /// Answers to learn from; none if the plan has no drafter that learns.
+    pub(super) fn lessons(&self, count: usize) -> Result<Vec<Answer>> {
+        if self.solo.plan().speculation.training.is_none() || count == 0 {
+            return Ok(Vec::new());
+        }
+        let options = DecodeOptions { keep_hidden: true, ..self.options(&Controller::Off, SLOTS, self.tokens_max) };
+        Ok(self.solo.decode(&self.asked(LEARNED, count)?, &options)?.answers)
     }
 
     /// Held-out problems of the plan to measure with.

@@ -33,7 +33,7 @@ pub enum Phase {
 /// What happened: a request of the supervisor, or a report of the device, which carries the epoch it was started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Request: decode a group. Legal in Idle and Rollout.
+    /// Request: decode answers of a group, or go on with those of another device. Legal in Idle and Rollout.
     Assigned,
     /// Request: train the drafter. Legal in Idle.
     TrainingRequested,

@@ -357,7 +357,7 @@ impl Plan {
         [model, data, self.drafter_weights()].into_iter().flatten().collect()
     }
 
-    /// The same run without speculation and drafter training: what it must equal, byte for byte.
+    /// The same run without speculation, drafter training and lending: what it must equal, byte for byte.
     #[must_use]
     pub fn without_speculation(&self) -> Self {
         let mut plan = self.clone();

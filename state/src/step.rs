@@ -6,7 +6,8 @@
 //!   every group is scored and no device trains the drafter.
 //! * **STEP-4** At most one device trains the drafter. It begins only when it has nothing to decode, nothing waits, and
 //!   another device decodes.
-//! * **STEP-5** It is told to stop once no other device decodes, or an answer waits that no other can take.
+//! * **STEP-5** It is told to stop once no other device decodes, or an answer waits that no other can take, or halving what
+//!   another device has left gains more than training is worth.
 //! * **STEP-6** Answers of a lost device wait again, and waiting ones are handed out by group, in the order of their index.
 //! * **STEP-7** A message of an earlier incarnation, drafter training or loan changes nothing.
 //! * **STEP-8** If running devices answer and lost ones are started again, `StartUpdate` is reached.
@@ -153,7 +154,7 @@ pub enum Effect {
 
 /// How many times faster the rest of so many answers must go if another device takes half of them, for a device that could train
 /// the drafter instead: that is of use for later steps too.
-pub const GAIN_MIN: f64 = 1.2;
+const GAIN_MIN: f64 = 1.2;
 /// The same for a device that has nothing else to do: more than noise.
 const GAIN_MIN_IDLE: f64 = 1.05;
 
@@ -257,8 +258,8 @@ impl StepMachine {
             Event::DeviceRestarted { device, epoch } => self.welcome(device, epoch),
         }
         effects.extend(self.assign());
-        effects.extend(self.preempt());
         effects.extend(self.use_idle(gain));
+        effects.extend(self.preempt(gain));
         effects.extend(self.start_update());
         effects
     }
@@ -406,9 +407,12 @@ impl StepMachine {
             .min_by_key(|&device| (self.held(device), device))
     }
 
-    fn preempt(&mut self) -> Option<Effect> {
+    /// Calls the trainer back where it is needed: for answers that wait, or because halving what another device has left has
+    /// become worth more than what it does.
+    fn preempt(&mut self, gain: &dyn Fn(usize) -> f64) -> Option<Effect> {
         let device = self.seats.iter().position(|seat| seat.training == Training::On)?;
-        if self.waiting() == 0 && self.is_other_decoding(device) {
+        let may_go_on = self.waiting() == 0 && self.is_other_decoding(device);
+        if may_go_on && self.lender(GAIN_MIN, gain).is_none() {
             return None;
         }
         self.seats[device].training = Training::Stopping;
@@ -435,17 +439,19 @@ impl StepMachine {
     }
 
     fn borrow(&mut self, device: usize, gain: &dyn Fn(usize) -> f64) -> Option<Effect> {
-        let is_lending = |from: usize| self.asked.iter().any(|loan| loan.from == from);
-        let from = (0..self.seats.len())
-            .filter(|&from| self.idle.lending && !is_lending(from) && self.held(from) >= 2)
-            .max_by_key(|&from| (self.held(from), std::cmp::Reverse(from)))?;
-        let gain_min = if self.may_train() { GAIN_MIN } else { GAIN_MIN_IDLE };
-        if gain(self.held(from)) < gain_min {
-            return None;
-        }
+        let from = self.lender(if self.may_train() { GAIN_MIN } else { GAIN_MIN_IDLE }, gain)?;
         self.loans += 1;
         self.asked.push(Loan { number: self.loans, from, to: Some(device) });
         Some(Effect::Lend { device: from, loan: self.loans })
+    }
+
+    /// The device with the most answers of those that gain as much by having half of them.
+    fn lender(&self, gain_min: f64, gain: &dyn Fn(usize) -> f64) -> Option<usize> {
+        let is_lending = |from: usize| self.asked.iter().any(|loan| loan.from == from);
+        (0..self.seats.len())
+            .filter(|&from| self.idle.lending && !is_lending(from) && self.held(from) >= 2)
+            .filter(|&from| gain(self.held(from)) >= gain_min)
+            .max_by_key(|&from| (self.held(from), std::cmp::Reverse(from)))
     }
 
     fn train(&mut self, device: usize) -> Option<Effect> {

@@ -105,7 +105,8 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     product(&[F32, sum(&[weights, cache(plan, shape), buffer, activations(plan, shape)])])
 }
 
-/// Sums of gradients that wait for their neighbours: one a level of the tree over micro-batches, and one in the making.
+/// Sums of gradients that wait for their neighbours: one a level of the tree over micro-batches, one in the making, and half of the
+/// eight stretches in which they are handed out.
 fn sums(plan: &Plan) -> u64 {
     let parts = |step: &Step| match step {
         Step::Sft(sft) => sft.batch / sft.micro_batch.max(1),
@@ -113,7 +114,7 @@ fn sums(plan: &Plan) -> u64 {
         _ => 1,
     };
     let parts = plan.steps.iter().map(parts).max().unwrap_or(1).max(1);
-    u64::from(parts.ilog2()) + 2
+    u64::from(parts.ilog2()) + 2 + (parts as u64 / 2).min(4)
 }
 
 /// Keys and values of all slots.

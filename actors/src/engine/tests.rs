@@ -67,9 +67,11 @@ fn lent_answers_end_as_if_they_had_stayed() {
 
     let ((lender, lent), (borrower, borrowed)) = (self::engine("lender"), self::engine("borrower"));
     (0..2).for_each(|group| decode(&lender, &shared, group));
+    shared.begin_loan(7, 0);
     lender.send(Command::Lend { rollout: shared.clone(), loan: 7 });
     let Report::Lent { loan: 7, answers: away, .. } = lent.recv_timeout(WAIT).unwrap() else { panic!() };
     assert_eq!(away.len(), 4);
+    shared.hand_over(7, 1);
     borrower.send(Command::Borrow { rollout: shared.clone(), loan: 7 });
     let mut there = ended(&borrowed, 4);
     there.sort();

@@ -1,4 +1,4 @@
-//! A rollout in progress: groups to devices, verdicts back, drafter training in between.
+//! A rollout in progress: answers to devices, verdicts back, loans and drafter training in between.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -107,6 +107,7 @@ impl State {
     pub(super) fn rolling_without(&mut self, device: usize) {
         if let Activity::Rolling(rolling) = &mut self.activity {
             rolling.preempted = None;
+            rolling.rollout.forget_loans_of(device);
         }
         self.advance(Event::DeviceLost { device });
     }
@@ -130,8 +131,12 @@ impl State {
                 rolling.drained_s = self.began.elapsed().as_secs_f64();
                 let _ = self.rewarder.cast(Score { rollout, group });
             }
-            Effect::Lend { device, loan } => self.send(device, Command::Lend { rollout, loan }),
+            Effect::Lend { device, loan } => {
+                rollout.begin_loan(loan, device);
+                self.send(device, Command::Lend { rollout, loan });
+            }
             Effect::Borrow { device, loan } => {
+                rollout.hand_over(loan, device);
                 self.request(device, device::Event::Assigned, Command::Borrow { rollout, loan });
             }
             Effect::TrainDrafter { device, training } => {

@@ -26,6 +26,13 @@ pub(crate) struct Updating {
     began_s: f64,
 }
 
+impl Updating {
+    /// Whether all micro-batches are in, and no device is busy with a sum that was given up: the step must not end before it does.
+    fn is_summed(&self) -> bool {
+        self.done == self.update.parts.len() && self.doing.is_empty()
+    }
+}
+
 impl State {
     pub(super) fn begin_sft(&mut self, sft: &Sft) -> Result<()> {
         let (first, _) = self.cursor();
@@ -102,7 +109,7 @@ impl State {
         let command = if let Some(part) = updating.pending.pop_front() {
             updating.doing.insert(device, Some(part));
             Command::Compute { update, part }
-        } else if updating.done == updating.update.parts.len() && updating.finisher.is_none() {
+        } else if updating.is_summed() && updating.finisher.is_none() {
             updating.finisher = Some(device);
             Command::Finish { update }
         } else {
@@ -165,10 +172,18 @@ impl State {
     }
 }
 
-/// Micro-batches in the order in which they are handed out, so that no device begins a long one when the others are done. The
-/// order of their sum is another one, and fixed.
+/// Stretches of neighbouring micro-batches, so many at most, that are handed out one after the other.
+const STRETCHES_MAX: usize = 8;
+
+/// Micro-batches in the order in which they are handed out: stretches with a long one first, so that no device begins it when
+/// the others are done. Within a stretch neighbours follow each other, so that few sums wait. The order of the sum is another
+/// one, and fixed.
 fn longest_first(update: &Update) -> VecDeque<usize> {
-    let mut parts: Vec<usize> = (0..update.parts.len()).collect();
-    parts.sort_by_key(|part| std::cmp::Reverse(update.tokens_of(*part)));
-    parts.into()
+    let count = update.parts.len();
+    let width = count.div_ceil(STRETCHES_MAX).next_power_of_two();
+    let parts: Vec<usize> = (0..count).collect();
+    let mut stretches: Vec<&[usize]> = parts.chunks(width).collect();
+    let longest = |stretch: &[usize]| stretch.iter().map(|part| update.tokens_of(*part)).max();
+    stretches.sort_by_key(|stretch| std::cmp::Reverse(longest(stretch)));
+    stretches.concat().into()
 }

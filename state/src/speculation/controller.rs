@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{self, Strategy, TableRow};
 use arm::Arm;
 use bandit::{Bandit, Cycle, Situation};
-use prior::PlainCycles;
+use prior::Times;
 
 pub use bandit::LOSS_MAX;
 
@@ -50,6 +50,8 @@ pub struct Controller {
     rule: Rule,
     /// Plain decoding in each bucket.
     plain: Vec<Arm>,
+    /// Decoding as it is done lately in each bucket: a cycle of one token for each of its requests, and the time that takes.
+    now: Vec<Arm>,
     window: usize,
 }
 
@@ -66,6 +68,7 @@ impl Controller {
     #[must_use]
     pub fn new(config: &plan::Controller) -> Self {
         let plain = vec![Arm::default(); BUCKETS];
+        let now = plain.clone();
         let (rule, window) = match config {
             plan::Controller::Off => (Rule::Off, PLAIN_WINDOW),
             plan::Controller::Fixed(strategy) => (Rule::Fixed(*strategy), PLAIN_WINDOW),
@@ -74,7 +77,7 @@ impl Controller {
                 (Rule::Bandit(Bandit::new(strategies, *epsilon)), (*window).max(1))
             }
         };
-        Self { rule, plain, window }
+        Self { rule, plain, now, window }
     }
 
     /// Whether it chooses by this configuration: one that was saved is of no use for another.
@@ -126,6 +129,8 @@ impl Controller {
         let bucket = bucket(batch);
         let (rate, accept_length) = (tokens as f64 / steady_s, tokens as f64 / requests as f64);
         let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length };
+        let a_token_each = Cycle { seconds: batch.max(1) as f64 / rate, ..cycle };
+        self.now[bucket].observe(a_token_each, self.window);
         if let Rule::Bandit(bandit) = &mut self.rule {
             let situation = Situation { batch, bucket, plain: &self.plain };
             bandit.observe(situation, strategy, (cycle, &measured), self.window);
@@ -157,15 +162,11 @@ impl Controller {
         if gain.is_finite() { gain } else { 1.0 }
     }
 
-    /// Seconds that each of so many requests waits for a token, decoding as it is done now.
+    /// Seconds that each of so many requests waits for a token, decoding as it is done now; nothing for more than were ever
+    /// together.
     fn pace(&self, batch: usize) -> Option<f64> {
-        let bucket = bucket(batch);
-        let plain = &self.plain[bucket];
-        let faster = match &self.rule {
-            Rule::Bandit(bandit) => bandit.rate(bucket).zip(plain.rate()).map_or(1.0, |(now, plain)| now / plain),
-            Rule::Off | Rule::Fixed(_) | Rule::Table(_) => 1.0,
-        };
-        Some(PlainCycles::of(&self.plain).seconds(batch as f64)? / faster)
+        let is_known = self.now[bucket(batch)..].iter().any(|arm| arm.rate().is_some());
+        Times::of(&self.now).seconds(batch as f64).filter(|_| is_known)
     }
 
     /// Tokens per request-cycle of a strategy of the bandit at about this batch size, bonus included, if measured.

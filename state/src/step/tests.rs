@@ -180,6 +180,21 @@ fn a_small_gain_is_for_who_cannot_train() {
 }
 
 #[test]
+fn a_trainer_is_called_back_once_halving_gains_more() {
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 4, devices: 2, slots_max: 4 }, BOTH);
+    let gain = |batch: usize| if batch == 2 { 1.5 } else { 1.0 };
+    let mut play = |event: Event, effects: &[Effect]| assert_eq!(machine.apply(event, &gain), effects);
+    play(ready(0), &[assign(0, 0, &[0, 1, 2, 3])]);
+    play(ready(1), &[Effect::TrainDrafter { device: 1, training: 1 }]);
+    play(ended(0, 0, 3), &[]);
+    play(ended(0, 0, 1), &[Effect::PreemptDrafter { device: 1 }]);
+    let stopped = Event::DrafterStopped { device: 1, epoch: 0, training: 1 };
+    play(stopped, &[Effect::Lend { device: 0, loan: 1 }]);
+    play(lent(0, 1, &[(0, 2)]), &[Effect::Borrow { device: 1, loan: 1 }]);
+    play(ended(0, 0, 0), &[Effect::TrainDrafter { device: 0, training: 2 }]);
+}
+
+#[test]
 fn a_loan_that_no_one_can_take_goes_back() {
     let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 2, slots_max: 2 }, BOTH);
     play(
@@ -318,6 +333,11 @@ impl Room {
         let is_decoding = (0..self.devices.len()).any(|other| other != trainer && self.machine.held(other) > 0);
         let is_stopping = self.devices[trainer].is_stopping || !self.devices[trainer].is_up;
         assert!(is_stopping || (is_decoding && self.machine.waiting() == 0), "STEP-5");
+        // Of a lost device the machine may not have heard.
+        let is_known = |d: usize| self.devices[d].is_up && !self.losses.contains(&d);
+        let may_lend = |d: usize| is_known(d) && self.machine.held(d) >= 2 && self.devices[d].asked.is_empty();
+        let is_wanted = self.gain >= GAIN_MIN && (0..self.devices.len()).any(may_lend);
+        assert!(is_stopping || !is_wanted, "STEP-5: an answer could be lent");
     }
 
     fn report(&mut self, device: usize) {

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, PlainCycles, hope};
+use super::prior::{Habits, Times, hope};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
@@ -104,7 +104,7 @@ impl Bandit {
     ) -> Option<Strategy> {
         let strategies = &self.strategies;
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
-        let cycles = PlainCycles::of(plain);
+        let cycles = Times::of(plain);
         let batch = batch as f64;
         let known = self.habits.iter().zip(strategies);
         let expect = |(habits, strategy): (&Habits, &Strategy)| match habits.rate(batch, &cycles) {
@@ -132,7 +132,7 @@ impl Bandit {
             },
         };
         if let Some(arm) = arm
-            && let Some(plain_s) = PlainCycles::of(plain).seconds(batch as f64)
+            && let Some(plain_s) = Times::of(plain).seconds(batch as f64)
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
@@ -143,12 +143,6 @@ impl Bandit {
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
     pub(super) fn plain_window(&self, bucket: usize, window: usize) -> usize {
         if self.buckets[bucket].incumbent.is_some() { window.min(CHALLENGER_WINDOW) } else { window }
-    }
-
-    /// Tokens a second of the strategy in use, if one is.
-    pub(super) fn rate(&self, bucket: usize) -> Option<f64> {
-        let Bucket { arms, incumbent, .. } = &self.buckets[bucket];
-        arms[(*incumbent)?].rate()
     }
 
     pub(super) fn accept_length(&self, bucket: usize, strategy: Strategy) -> Option<f64> {

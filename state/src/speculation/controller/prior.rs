@@ -18,16 +18,16 @@ const FREE_ROWS: f64 = 8.0;
 /// Share of a draft that is hoped to be accepted.
 const ACCEPTED: f64 = 0.75;
 
-/// Seconds of a plain cycle by its batch size.
+/// Seconds of a cycle by its batch size.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct PlainCycles {
+pub(super) struct Times {
     /// Mean batch size and seconds of each bucket that was measured, in order.
     points: Vec<(f64, f64)>,
 }
 
-impl PlainCycles {
-    pub(super) fn of(plain: &[Arm]) -> Self {
-        Self { points: plain.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() }
+impl Times {
+    pub(super) fn of(arms: &[Arm]) -> Self {
+        Self { points: arms.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() }
     }
 
     /// Seconds of a cycle with so many rows: between measured ones on a line, above them at the price a row of the last
@@ -68,7 +68,7 @@ impl Habits {
     }
 
     /// Expected tokens a second of `batch` requests; nothing if this cannot be told yet.
-    pub(super) fn rate(&self, batch: f64, plain: &PlainCycles) -> Option<f64> {
+    pub(super) fn rate(&self, batch: f64, plain: &Times) -> Option<f64> {
         if self.seen < SEEN_MIN {
             return None;
         }
@@ -79,7 +79,7 @@ impl Habits {
 
 /// The same of a strategy that never drafted: what it would do if most of its drafts were accepted and cost nothing. Where even
 /// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
-pub(super) fn hope(strategy: Strategy, batch: f64, plain: &PlainCycles) -> Option<f64> {
+pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<f64> {
     let (depth, rows) = (strategy.depth.min(strategy.budget) as f64, 1.0 + strategy.budget as f64);
     Some(batch * (1.0 + ACCEPTED * depth) / plain.seconds(batch * rows)?)
 }
@@ -89,7 +89,7 @@ mod tests {
     use super::super::bandit::Cycle;
     use super::*;
 
-    fn plain(points: &[(f64, f64)]) -> PlainCycles {
+    fn plain(points: &[(f64, f64)]) -> Times {
         let arm = |&(tokens, seconds): &(f64, f64)| {
             let mut arm = Arm::default();
             arm.observe(Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: 1.0 }, 4);
@@ -97,7 +97,7 @@ mod tests {
         };
         let mut arms: Vec<Arm> = points.iter().map(arm).collect();
         arms.insert(1, Arm::default());
-        PlainCycles::of(&arms)
+        Times::of(&arms)
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         let cycles = plain(&[(1.0, 2.0), (4.0, 5.0), (8.0, 7.0)]);
         let seconds = [0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 16.0].map(|rows| cycles.seconds(rows).unwrap());
         assert_eq!(seconds, [2.0, 2.0, 3.0, 5.0, 6.0, 7.0, 11.0]);
-        assert_eq!(PlainCycles::default().seconds(3.0), None);
+        assert_eq!(Times::default().seconds(3.0), None);
         assert_eq!([3.0, 16.0].map(|rows| plain(&[(2.0, 4.0)]).seconds(rows).unwrap()), [4.0, 8.0]);
         assert_eq!([3.0, 64.0].map(|rows| plain(&[(16.0, 4.0)]).seconds(rows).unwrap()), [4.0, 16.0]);
         assert_eq!(plain(&[(2.0, 4.0), (4.0, 3.0)]).seconds(8.0), Some(4.0), "noise");

@@ -112,13 +112,24 @@ fn halving_pays_where_rows_cost() {
     let expected = [1.0 / 0.6, 0.6 / (0.5 + 0.1 / 3.0), (0.5 + 0.1 / 3.0) / 0.5, 1.0];
     assert!(gains.iter().zip(expected).all(|(gain, expected)| (gain - expected).abs() < 1e-9), "{gains:?}");
     // A single answer that drafts takes half as long: two gain more by parting.
-    let before = controller.gain_of_halving(2);
     for _ in 0..20 {
         let strategy = controller.choose(1, [0.5, 0.5], &|_| true);
         let (emitted, rows) = if strategy.is_some() { (2, 5) } else { (1, 1) };
         controller.observe(1, strategy, Measured { rows, ..measured(emitted, 0.5, 1) });
     }
-    assert!((controller.gain_of_halving(2) - 2.0 * before).abs() < 1e-9, "{}", controller.gain_of_halving(2));
+    let gain = controller.gain_of_halving(2);
+    assert!((gain - (0.25 + 0.35 / 3.0) / 0.25).abs() < 1e-9, "{gain}");
+}
+
+#[test]
+fn halving_is_judged_by_how_a_fixed_strategy_does() {
+    let mut controller = Controller::new(&plan::Controller::Fixed(STRATEGIES[0]));
+    for (batch, tokens, seconds) in [(1, 4, 1.0), (2, 8, 1.0), (4, 16, 4.0)] {
+        let drafted = Measured { rows: 5 * batch, ..measured(tokens, seconds, batch) };
+        controller.observe(batch, Some(STRATEGIES[0]), drafted);
+    }
+    let gains = [1, 2, 4, 8].map(|batch| controller.gain_of_halving(batch));
+    assert_eq!(gains, [1.0, 1.0, 4.0, 1.0], "so many as 8 were never together");
 }
 
 #[test]
