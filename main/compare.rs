@@ -65,7 +65,7 @@ impl Side {
 pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     let mut plan = load(file)?;
     // One device has nobody to lend to.
-    plan.speculation.lending &= plan.devices.cpu > 1;
+    plan.speculation.lending &= plan.devices.cpu != 1;
     let plain = plan.without_speculation();
     if plain == plan {
         return Err(Failure::NothingToCompare { path: file.into() });

@@ -56,7 +56,7 @@ impl Drafting {
     pub(crate) fn cycle(&mut self, decoder: &mut Decoder) -> Result<Drafted> {
         self.swap()?;
         let speculator = self.speculator.clone();
-        let batch = decoder.running();
+        let batch = decoder.decoding();
         let draws = speculator.draws();
         let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));
         let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
@@ -69,6 +69,10 @@ impl Drafting {
         }
         lock(&speculator.watchdog).observe(self.version, cycle.learned.0 as u64, cycle.learned.1 as u64);
         let seconds = began.elapsed().as_secs_f64();
+        if cycle.prefilled > 0 {
+            // Its time says little of a strategy's.
+            return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
+        }
         speculator.note_cycle(seconds);
         let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
         let tokens = cycle.tokens as u64;

@@ -274,8 +274,13 @@ impl Work {
     /// One cycle; returns the answers that ended.
     fn cycle(&mut self) -> Result<Vec<RequestId>> {
         let Drafted { cycle, seconds, plain_s, version, .. } = self.drafting.cycle(&mut self.decoder)?;
+        // Prompts that went along took their part of the time.
+        let seconds = seconds * (cycle.rows - cycle.prefilled) as f64 / cycle.rows.max(1) as f64;
         self.rollout.count(|c| {
             c.add_drafts(&cycle, version);
+            if cycle.requests == 0 {
+                return;
+            }
             let bucket = bucket(cycle.requests);
             c.by_batch[bucket].add(&BatchMetrics {
                 batch_min: batch_sizes(bucket).0,

@@ -3,6 +3,7 @@
 //! Every emitted token is the target's own: `argmax(logits / T + noise)` at its place (L1). A draft only decides how
 //! many of them one forward yields.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,12 +11,12 @@ use std::time::Instant;
 use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, nucleus};
 use state::plan::Strategy;
 
-use crate::cache::{Layers, no_rows};
+use crate::cache::no_rows;
 use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
 use crate::layer::heads;
-use crate::request::{Answer, Request, Running};
-use crate::target::{Memory, Packed, Target};
+use crate::request::{Answer, Entering, Request, Running};
+use crate::target::{Memory, Target};
 use state::speculation::tree::ROOT;
 use state::speculation::{Accepted, DraftTree, accept};
 
@@ -47,8 +48,10 @@ pub struct Cycle {
     pub learned: (usize, usize),
     /// For each level of these drafts, how often its guesses were to decide (all above were right), and how often one was right.
     pub levels: Vec<(u64, u64)>,
-    /// Rows that went through the target: one for each request, and one for each drafted token.
+    /// Rows that went through the target: one for each request, one for each drafted token, and those of prompts.
     pub rows: usize,
+    /// Rows of prompts among them.
+    pub prefilled: usize,
     /// Seconds of the target's forward.
     pub target_s: f64,
     /// Seconds of drafting, without those of catching up.
@@ -66,19 +69,25 @@ pub struct Decoder {
     decoding: Decoding,
     pool: Arc<Pool>,
     slots: Vec<Running>,
+    /// Prompts that have not been through the target, in the order of their admission.
+    entering: VecDeque<Entering>,
     next_id: u64,
     memory: Memory,
     new: NewRows,
 }
 
-/// Rows that go through the target together: each request's last token, then its draft.
+/// Rows of prompts that go through the target in a cycle, at most: requests that decode do not wait for a long prompt, and as
+/// many rows are computed about as fast as more.
+const PREFILL_ROWS: usize = 64;
+
+/// Rows that go through the target together: each request's last token and its draft, then stretches of prompts.
 #[derive(Default)]
 struct Batch {
     ids: Vec<u32>,
     positions: Vec<u32>,
-    /// For each slot its rows of the batch.
+    /// For each slot, and then for each prompt, its rows of the batch.
     rows: Vec<Range<usize>>,
-    /// For each row the rows of its slot it stands below, from the slot's first on, itself last.
+    /// For each row the rows of its slot or prompt it stands below, from the first on, itself last.
     paths: Vec<Vec<usize>>,
 }
 
@@ -87,7 +96,7 @@ struct Batch {
 struct NewRows {
     /// Keys and values by layer, `(r, kv_heads * head_dim)` each.
     layers: Vec<(Vec<f32>, Vec<f32>)>,
-    /// Keys and values of each slot's rows in the layer that is being computed.
+    /// Keys and values of each slot's and prompt's rows in the layer that is being computed.
     fresh: Vec<KeyValues>,
     scratch: Vec<Scratch>,
     logits: Vec<f32>,
@@ -98,32 +107,38 @@ impl Decoder {
     #[must_use]
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
         let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
-        Self { target, decoding, pool, slots: Vec::new(), next_id: 0, memory: Memory::default(), new }
+        let (slots, entering, memory) = Default::default();
+        Self { target, decoding, pool, slots, entering, next_id: 0, memory, new }
     }
 
-    /// Requests that are decoding.
+    /// Requests that have not ended.
     #[must_use]
     pub fn running(&self) -> usize {
+        self.slots.len() + self.entering.iter().map(|prompt| prompt.requests.len()).sum::<usize>()
+    }
+
+    /// Requests that the next cycle decodes: those whose prompt has been through the target.
+    #[must_use]
+    pub fn decoding(&self) -> usize {
         self.slots.len()
     }
 
-    /// Prompt and answer so far of each running request, with its group.
+    /// Prompt and answer so far of each request that is decoding, with its group.
     pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
         self.slots.iter().map(|slot| (slot.request.group, slot.request.tokens.as_slice()))
     }
 
-    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once.
+    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow.
     ///
     /// # Errors
     /// If the prompt is empty or leaves no room for an answer.
     pub fn admit(&mut self, group: usize, prompt: &[u32], samples: &[(usize, NoiseKey)]) -> Result<()> {
         self.check(prompt)?;
-        let (prefix, hidden) = self.prefill(&prompt[..prompt.len() - 1]);
-        for (sample, noise) in samples {
+        let request = |(sample, noise): &(usize, NoiseKey)| {
             let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
-            let request = Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs };
-            self.begin(request, prefix.clone(), hidden.clone());
-        }
+            Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs }
+        };
+        self.enter(prompt, samples.iter().map(request).collect());
         Ok(())
     }
 
@@ -138,8 +153,7 @@ impl Decoder {
         if tokens >= tokens_max {
             return Err(Error::AnswerLength { tokens, tokens_max });
         }
-        let (prefix, hidden) = self.prefill(&request.tokens[..request.tokens.len() - 1]);
-        self.begin(request, prefix, hidden);
+        self.enter(&request.tokens.clone(), vec![request]);
         Ok(())
     }
 
@@ -159,11 +173,24 @@ impl Decoder {
     /// each had here, which drafters are to be told has left.
     pub fn export(&mut self, count: usize) -> Vec<(u64, Request)> {
         self.sort();
-        let kept = self.slots.len() - count.min(self.slots.len());
-        self.slots.drain(kept..).map(|running| (running.id, running.request)).collect()
+        let mut out = Vec::new();
+        while out.len() < count {
+            let Some(last) = self.entering.back_mut() else { break };
+            match last.requests.pop() {
+                Some(request) => {
+                    out.push((self.next_id, request));
+                    self.next_id += 1;
+                }
+                None => drop(self.entering.pop_back()),
+            }
+        }
+        self.entering.retain(|prompt| !prompt.requests.is_empty());
+        let kept = self.slots.len() - (count - out.len()).min(self.slots.len());
+        out.extend(self.slots.drain(kept..).map(|running| (running.id, running.request)));
+        out
     }
 
-    /// Takes half of the requests out, rounded down, every second one by length: what is left to do is about as much here as where
+    /// Takes half of the requests that are decoding out, rounded down, every second one by length: what is left to do is about as much here as where
     /// they go. Drafters are to be told that they have left.
     pub fn halve(&mut self) -> Vec<Running> {
         self.sort();
@@ -193,36 +220,35 @@ impl Decoder {
         self.next_id += 1;
     }
 
-    /// `prefix` and `hidden` are the keys, values and hidden states of all its tokens but the last.
-    fn begin(&mut self, request: Request, prefix: Arc<Layers>, hidden: Arc<Vec<f32>>) {
-        self.push(Running::new(request, &self.target, self.decoding.tokens_max, prefix, hidden));
+    /// All but the last of these tokens are to go through the target; then the requests begin.
+    fn enter(&mut self, tokens: &[u32], requests: Vec<Request>) {
+        let rows = no_rows(self.target.config().layers, heads(self.target.config()));
+        let tokens = tokens[..tokens.len() - 1].to_vec();
+        self.entering.push_back(Entering { tokens, requests, rows, hidden: Vec::new() });
     }
 
-    fn prefill(&mut self, tokens: &[u32]) -> (Arc<Layers>, Arc<Vec<f32>>) {
-        let shape = heads(self.target.config());
-        let mut rows = no_rows(self.target.config().layers, shape);
-        if tokens.is_empty() {
-            return (Arc::new(rows), Arc::default());
+    /// Requests whose prompt has been through the target begin, in the order of their admission.
+    fn begin(&mut self) {
+        while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens.len()) {
+            let Some(Entering { requests, rows, hidden, .. }) = self.entering.pop_front() else { return };
+            let (prefix, hidden) = (Arc::new(rows), Arc::new(hidden));
+            for request in requests {
+                let tokens_max = self.decoding.tokens_max;
+                self.push(Running::new(request, &self.target, tokens_max, prefix.clone(), hidden.clone()));
+            }
         }
-        let (packed, pool) = (Packed::new(&[tokens]), self.pool.clone());
-        let mut attend_all = |layer: usize, [q, k, v]: [&[f32]; 3], out: &mut [f32]| {
-            rows[layer].extend(k, v);
-            kernels::attend_sequences(&pool, [q, k, v], &packed.lengths, shape, out);
-        };
-        self.target.forward(&pool, &packed.ids, &packed.positions, &mut attend_all, &mut self.memory);
-        let hidden = if self.decoding.keep_hidden { self.memory.hidden.clone() } else { Vec::new() };
-        (Arc::new(rows), Arc::new(hidden))
     }
 
-    /// One forward for all running requests; with a drafter, over their drafts too.
+    /// One forward for all running requests; with a drafter, over their drafts too. Stretches of prompts go along.
     ///
     /// # Errors
     /// If the drafter fails.
     pub fn cycle(&mut self, draft: Option<(&mut dyn Drafter, &Strategy)>) -> Result<Cycle> {
-        if self.slots.is_empty() {
+        self.begin();
+        if self.running() == 0 {
             return Ok(Cycle::default());
         }
-        let (mut drafter, began) = (draft, Instant::now());
+        let (mut drafter, began) = (draft.filter(|_| !self.slots.is_empty()), Instant::now());
         let trees = match drafter.as_mut() {
             Some((drafter, strategy)) => self.drafts(*drafter, strategy)?,
             None => vec![DraftTree::default(); self.slots.len()],
@@ -245,6 +271,7 @@ impl Decoder {
         cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
         cycle.draft_s = (draft_s - cycle.catch_up_s).max(0.0);
         cycle.ended = self.take_ended();
+        self.begin();
         Ok(cycle)
     }
 
@@ -277,7 +304,8 @@ impl Decoder {
         let (batch, began) = (self.batch(trees), Instant::now());
         self.forward(&batch);
         let target_s = began.elapsed().as_secs_f64();
-        let mut cycle = Cycle { requests: trees.len(), rows: batch.ids.len(), target_s, ..Cycle::default() };
+        let (requests, rows, prefilled) = (trees.len(), batch.ids.len(), self.entered(&batch));
+        let mut cycle = Cycle { requests, rows, prefilled, target_s, ..Cycle::default() };
         let (mut all, mut counts) = (Vec::with_capacity(trees.len()), Vec::with_capacity(trees.len()));
         for (slot, tree) in trees.iter().enumerate() {
             let targets = self.targets(&batch, slot);
@@ -304,25 +332,56 @@ impl Decoder {
             batch.positions.extend(batch.paths[first..].iter().map(depth));
             batch.rows.push(first..batch.ids.len());
         }
+        let mut room = PREFILL_ROWS;
+        for prompt in &self.entering {
+            let (first, done) = (batch.ids.len(), prompt.done());
+            let count = room.min(prompt.tokens.len() - done);
+            batch.ids.extend(&prompt.tokens[done..done + count]);
+            batch.positions.extend((done..done + count).map(|at| u32::try_from(at).unwrap_or(u32::MAX)));
+            batch.paths.extend((0..count).map(|last| (0..=last).collect()));
+            batch.rows.push(first..first + count);
+            room -= count;
+            if room == 0 {
+                break;
+            }
+        }
         batch
     }
 
+    /// Takes in what the target made of stretches of prompts; returns how many rows.
+    fn entered(&mut self, batch: &Batch) -> usize {
+        let (config, hidden) = (self.target.config(), &self.memory.hidden);
+        let (kv_width, width) = (heads(config).kv_width(), config.hidden);
+        let stretches = &batch.rows[self.slots.len()..];
+        for (prompt, rows) in self.entering.iter_mut().zip(stretches) {
+            let at = rows.start * kv_width..rows.end * kv_width;
+            for (known, (keys, values)) in prompt.rows.iter_mut().zip(&self.new.layers) {
+                known.extend(&keys[at.clone()], &values[at.clone()]);
+            }
+            if self.decoding.keep_hidden {
+                prompt.hidden.extend_from_slice(&hidden[rows.start * width..rows.end * width]);
+            }
+        }
+        stretches.iter().map(Range::len).sum()
+    }
+
     fn forward(&mut self, batch: &Batch) {
-        let Self { target, pool, slots, memory, new, .. } = self;
+        let Self { target, pool, slots, entering, memory, new, .. } = self;
         let NewRows { layers, fresh, scratch, logits } = new;
         let shape = heads(target.config());
         let kv_width = shape.kv_width();
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
-        let slots = &slots[..];
-        fresh.resize_with(slots.len().max(fresh.len()), || KeyValues::new(shape));
+        let (slots, none) = (&slots[..], KeyValues::new(shape));
+        fresh.resize_with(batch.rows.len().max(fresh.len()), || KeyValues::new(shape));
         let mut attend_rows = |layer: usize, [q, keys, values]: [&[f32]; 3], out: &mut [f32]| {
             for (fresh, rows) in fresh.iter_mut().zip(&batch.rows) {
                 let here = rows.start * kv_width..rows.end * kv_width;
                 fresh.clear();
                 fresh.extend(&keys[here.clone()], &values[here]);
             }
-            let shared: Vec<[&KeyValues; 2]> =
-                slots.iter().map(|s| [&s.cache.prefix[layer], &s.cache.own[layer]]).collect();
+            let of_slots = slots.iter().map(|s| [&s.cache.prefix[layer], &s.cache.own[layer]]);
+            let of_prompts = entering.iter().map(|prompt| [&prompt.rows[layer], &none]);
+            let shared: Vec<[&KeyValues; 2]> = of_slots.chain(of_prompts).take(batch.rows.len()).collect();
             let context = |((shared, fresh), rows)| Context { shared, fresh, paths: &paths[rows] };
             let requests = shared.iter().map(|s| &s[..]).zip(&*fresh).zip(batch.rows.iter().cloned());
             attend_requests(pool, q, &requests.map(context).collect::<Vec<_>>(), shape, scratch, out);
@@ -333,7 +392,9 @@ impl Decoder {
             stored_values.extend_from_slice(values);
         };
         target.forward(pool, &batch.ids, &batch.positions, &mut attend_rows, memory);
-        target.logits_into(pool, &memory.hidden, logits);
+        // Nothing is drawn behind the rows of a prompt.
+        let rows = slots.len().checked_sub(1).map_or(0, |last| batch.rows[last].end);
+        target.logits_into(pool, &memory.hidden[..rows * target.config().hidden], logits);
     }
 
     /// The target's own token after each row of a slot.

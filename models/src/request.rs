@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kernels::NoiseKey;
+use kernels::{KeyValues, NoiseKey};
 
 use crate::cache::{Cache, Layers, no_rows};
 use crate::layer::heads;
@@ -23,6 +23,23 @@ pub struct Request {
     pub prompt: usize,
     /// Log-probability of each answer token so far.
     pub log_probs: Vec<f32>,
+}
+
+/// Tokens on their way through the target, a stretch a cycle, and the requests that begin behind them.
+#[derive(Debug)]
+pub(crate) struct Entering {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) requests: Vec<Request>,
+    /// Keys and values of the first tokens, and their hidden states.
+    pub(crate) rows: Layers,
+    pub(crate) hidden: Vec<f32>,
+}
+
+impl Entering {
+    /// Tokens that have been through the target.
+    pub(crate) fn done(&self) -> usize {
+        self.rows.first().map_or(self.tokens.len(), KeyValues::rows)
+    }
 }
 
 /// A request in the middle of its answer, with the keys and values that the target made of it: it goes on in any decoder.

@@ -14,7 +14,7 @@ use state::speculation::tree::{DraftTree, ROOT};
 const VOCAB: u32 = 24;
 
 fn config() -> Config {
-    let shape = TinyShape { hidden: 32, layers: 3, heads: 4, kv_heads: 2, ffn: 48, positions_max: 96 };
+    let shape = TinyShape { hidden: 32, layers: 3, heads: 4, kv_heads: 2, ffn: 48, positions_max: 128 };
     Config { vocab: VOCAB as usize, ..Config::tiny(&shape).unwrap() }
 }
 
@@ -217,7 +217,7 @@ fn requests_move_between_decoders() {
     let plain = decode(&target, 9, 1.0, 5, None);
     // With their keys and values, without, and with some of a target that is not this one, though it has the same weights.
     for (cycles, way) in [
-        (1, Way::Exported),
+        (2, Way::Exported),
         (3, Way::Exported),
         (8, Way::Exported),
         (1, Way::Halved),
@@ -269,4 +269,30 @@ enum Way {
     Exported,
     Halved,
     Strange,
+}
+
+/// Prompts of several stretches, beside requests that decode: rows of prompts have the bits of a forward over the whole.
+#[test]
+fn long_prompts_enter_a_stretch_at_a_time() {
+    let target = target(4);
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), keep_hidden: true };
+    let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2)));
+    let (mut suffix, mut ended, mut seen) = (Suffix::new(1, 4), Vec::new(), Vec::new());
+    for (group, length) in [3, 90, 1, 64, 65, 40].into_iter().enumerate() {
+        let prompt: Vec<u32> = (0..length).map(|i| 1 + (i * i + group as u32) % (VOCAB - 1)).collect();
+        let noise = |sample: usize| (sample, NoiseKey::new(8, 1, 0, group as u32, sample as u32));
+        decoder.admit(group, &prompt, &[0, 1].map(noise)).unwrap();
+        let cycle = decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap();
+        seen.push((cycle.prefilled, decoder.decoding()));
+        ended.extend(cycle.ended);
+    }
+    assert_eq!(seen, [(2, 2), (64, 2), (25, 6), (63, 8), (64, 10), (39, 12)]);
+    while decoder.running() > 0 {
+        ended.extend(decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap().ended);
+    }
+    assert_eq!(ended.len(), 12);
+    for answer in ended {
+        let whole = target.hidden_of_sequences(&Pool::default(), &[&answer.tokens[..answer.tokens.len() - 1]]);
+        assert!(answer.hidden.iter().map(|h| h.to_bits()).eq(whole.iter().map(|h| h.to_bits())), "group {}", answer.group);
+    }
 }
