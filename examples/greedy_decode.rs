@@ -22,8 +22,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config))?);
 
     let tokenizer = Tokenizer::chars();
-    let decoding =
-        Decoding { temperature: 0.0, top_p: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: false };
+    let decoding = Decoding {
+        temperature: 0.0,
+        top_p: 1.0,
+        tokens_max: 256,
+        eos: config.eos.clone(),
+        stop: None,
+        keep_hidden: false,
+    };
     let mut decoder = Decoder::new(target, decoding, Arc::default());
     decoder.admit(0, &tokenizer.encode(&question)?, &[(0, NoiseKey::new(0, 0, 0, 0, 0))])?;
     let mut forwards = 0;

@@ -30,7 +30,7 @@ fn decode(
     mut drafter: Option<&mut dyn Drafter>,
 ) -> Result<(Vec<Answer>, usize)> {
     let eos = target.config().eos.clone();
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 200, eos, keep_hidden: true };
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 200, eos, stop: None, keep_hidden: true };
     let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
     for (group, question) in questions.iter().enumerate() {
         let noise = |sample: u32| NoiseKey::new(1, 0, 0, group as u32, sample);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
+use models::Stop;
 use serde::Serialize;
 use state::plan::{Controller, Plan};
 
@@ -35,6 +36,9 @@ pub(crate) struct Generate {
     /// Longest answer, in tokens. Default: the workflow's.
     #[arg(long)]
     tokens: Option<usize>,
+    /// End the answer before this text. May be given several times. Default: the workflow's texts.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Decides the answer, together with the prompt.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -84,6 +88,7 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
         temperature: args.temperature.unwrap_or(usual.temperature),
         top_p: args.top_p.unwrap_or(usual.top_p),
         tokens_max: args.tokens.unwrap_or(usual.tokens_max).max(1),
+        stop: if args.stop.is_empty() { usual.stop.clone() } else { args.stop.clone() },
         ..usual
     };
     if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
@@ -96,8 +101,8 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
         true => Some(solo.decode(&asked, &DecodeOptions { controller: Controller::Off, ..options.clone() })?),
         false => None,
     };
-    let mut session = solo.begin(&asked, &options)?;
-    let mut stream = (!args.json).then(|| Stream::new(&solo, asked[0].prompt.len()));
+    let (mut session, stop) = (solo.begin(&asked, &options)?, solo.stop(&options));
+    let mut stream = (!args.json).then(|| Stream::new(&solo, stop.as_ref(), asked[0].prompt.len()));
     while !session.is_done() {
         session.cycle()?;
         if let Some(stream) = &mut stream {
@@ -107,15 +112,17 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     let decoded = session.finish();
     if let Some(stream) = &mut stream {
         decoded.answers.iter().for_each(|answer| stream.show(&answer.tokens));
+        stream.finish();
     }
-    tell(&Generated::of(&solo, &decoded, plain.as_ref()), args.json)
+    tell(&Generated::of((&solo, stop.as_ref()), &decoded, plain.as_ref()), args.json)
 }
 
 impl Generated {
-    fn of(solo: &Solo, decoded: &Decoded, plain: Option<&Decoded>) -> Self {
+    fn of((solo, stop): (&Solo, Option<&Stop>), decoded: &Decoded, plain: Option<&Decoded>) -> Self {
         let tokens = |d: &Decoded| d.answers.first().map(|a| a.tokens.clone()).unwrap_or_default();
+        let text = decoded.answers.first().map(|a| solo.text(&a.tokens[a.prompt..])).unwrap_or_default();
         Self {
-            text: decoded.answers.first().map(|a| solo.text(&a.tokens[a.prompt..])).unwrap_or_default(),
+            text: stop.map_or(text.as_str(), |stop| stop.before(&text)).to_owned(),
             tokens: decoded.tokens(),
             truncated: decoded.answers.iter().any(|a| a.truncated),
             seconds: decoded.seconds,
@@ -156,11 +163,14 @@ struct Stream<'a> {
     /// Tokens from `from` on say what is still to be shown, and `shown` tokens of that were.
     from: usize,
     shown: usize,
+    stop: Option<&'a Stop>,
+    /// Text that may yet become one that ends the answer.
+    held: String,
 }
 
 impl<'a> Stream<'a> {
-    fn new(solo: &'a Solo, prompt: usize) -> Self {
-        Self { solo, from: prompt, shown: prompt }
+    fn new(solo: &'a Solo, stop: Option<&'a Stop>, prompt: usize) -> Self {
+        Self { solo, from: prompt, shown: prompt, stop, held: String::new() }
     }
 
     fn show(&mut self, tokens: &[u32]) {
@@ -170,10 +180,24 @@ impl<'a> Stream<'a> {
         let Some(new) = all.strip_prefix(&before).filter(|new| !new.ends_with(char::REPLACEMENT_CHARACTER)) else {
             return;
         };
+        self.held += new;
+        (self.from, self.shown) = (self.shown, tokens.len());
+        let settled = self.stop.map_or(self.held.len(), |stop| stop.settled(&self.held).len());
+        self.write(settled);
+    }
+
+    /// Nothing follows.
+    fn finish(&mut self) {
+        let rest = self.stop.map_or(self.held.len(), |stop| stop.before(&self.held).len());
+        self.write(rest);
+    }
+
+    /// Writes so much of the text that was held back.
+    fn write(&mut self, length: usize) {
         let mut out = std::io::stdout().lock();
         // A reader that has gone misses the rest.
-        let _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
-        (self.from, self.shown) = (self.shown, tokens.len());
+        let _ = out.write_all(&self.held.as_bytes()[..length]).and_then(|()| out.flush());
+        self.held.drain(..length);
     }
 }
 

@@ -168,6 +168,10 @@ impl State {
         match command {
             Command::Decode { rollout, group, samples } => self.admit(&rollout, group, &samples),
             Command::Lend { rollout, loan } => {
+                // Answers take along what their prompts became.
+                while self.work.as_ref().is_some_and(|w| w.decoder.running() > w.decoder.decoding()) {
+                    self.cycle(report)?;
+                }
                 let answers = self.lend(&rollout, loan);
                 report(Report::Lent { rollout: rollout.number, loan, answers });
                 Ok(())

@@ -11,7 +11,7 @@ use models::load::eagle::load_drafter;
 use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
-use models::{Config, Target, Weights};
+use models::{Config, Stop, Target, Weights};
 use state::plan::{Compute, Model, Plan, Source, Step};
 
 use crate::error::{Error, Result};
@@ -22,7 +22,9 @@ use crate::speculator::Published;
 pub(crate) struct Job {
     pub(crate) plan: Plan,
     pub(crate) config: Config,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Texts that end an answer.
+    pub(crate) stop: Option<Stop>,
     pub(crate) chat_source: Option<String>,
     pub(crate) chat: Option<ChatTemplate>,
     pub(crate) dataset: Dataset,
@@ -64,7 +66,9 @@ impl Job {
         let seen = vec![0; config.vocab];
         let drafter = plan.drafter_weights().map(|folder| drafter(plan, &config, folder)).transpose()?;
         let plan = plan.clone();
-        let mut job = Self { plan, config, tokenizer, chat_source, chat, dataset, rope, initial, drafter, seen };
+        let tokenizer = Arc::new(tokenizer);
+        let stop = Stop::new(&plan.sampling.stop, &tokenizer);
+        let mut job = Self { plan, config, tokenizer, stop, chat_source, chat, dataset, rope, initial, drafter, seen };
         job.read_problems()?;
         Ok(job)
     }

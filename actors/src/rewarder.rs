@@ -58,9 +58,10 @@ impl Scoring {
     fn judge(&self, answer: &Answer, problem: &Problem, rollout: &Rollout) -> Verdict {
         let tokens = &answer.tokens[answer.prompt..];
         let text = self.job.tokenizer.decode(tokens);
+        let text = self.job.stop.as_ref().map_or(text.as_str(), |stop| stop.before(&text));
         let solution = problem.solution.as_deref().map(|text| self.job.dataset.attempt(text));
         let answer = reward::Answer {
-            text: self.job.dataset.attempt(&text),
+            text: self.job.dataset.attempt(text),
             reference: &problem.answer,
             solution,
             tokens: tokens.len(),

@@ -9,7 +9,7 @@ use models::data::Problem;
 use models::drafter::{Calibration, Vocabulary};
 use models::load::eagle::{self, Layout};
 use models::load::export::{self, Precision};
-use models::{Answer, Cycle, Decoder, Decoding, Target, Weights};
+use models::{Answer, Cycle, Decoder, Decoding, Stop, Target, Weights};
 use state::metrics::add_levels;
 use state::plan::{self, Plan, Speculation, Strategy};
 
@@ -55,6 +55,8 @@ pub struct DecodeOptions {
     pub top_p: f32,
     /// Longest answer, in tokens.
     pub tokens_max: usize,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
     /// Keep hidden states of answers, to train a drafter with.
     pub keep_hidden: bool,
     /// Guesses are ranked with the noise that the target is sampled with. Without, only to compare.
@@ -65,8 +67,9 @@ impl DecodeOptions {
     /// As the plan's rollouts draw their answers.
     #[must_use]
     pub fn of(plan: &Plan, slots: usize, controller: plan::Controller) -> Self {
-        let plan::Sampling { temperature, top_p, tokens_max } = plan.sampling;
-        Self { slots, controller, temperature, top_p, tokens_max, keep_hidden: false, is_coupled: true }
+        let plan::Sampling { temperature, top_p, tokens_max, ref stop } = plan.sampling;
+        let stop = stop.clone();
+        Self { slots, controller, temperature, top_p, tokens_max, stop, keep_hidden: false, is_coupled: true }
     }
 }
 
@@ -277,6 +280,12 @@ impl Solo {
         self.job.tokenizer.decode(tokens)
     }
 
+    /// What ends answers with these options, to be told what of their text is the answer.
+    #[must_use]
+    pub fn stop(&self, options: &DecodeOptions) -> Option<Stop> {
+        Stop::new(&options.stop, &self.job.tokenizer)
+    }
+
     /// Begins to answer requests, with a controller that has measured nothing.
     ///
     /// # Errors
@@ -295,6 +304,7 @@ impl Solo {
             top_p: options.top_p,
             tokens_max: options.tokens_max,
             eos: job.config.eos.clone(),
+            stop: self.stop(options),
             keep_hidden: options.keep_hidden || speculator.wants_hidden(),
         };
         let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;

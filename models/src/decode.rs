@@ -16,6 +16,7 @@ use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
 use crate::layer::heads;
 use crate::request::{Answer, Entering, Request, Running};
+use crate::stop::Stop;
 use crate::target::{Memory, Target};
 use state::speculation::tree::ROOT;
 use state::speculation::{Accepted, DraftTree, accept};
@@ -31,6 +32,8 @@ pub struct Decoding {
     pub tokens_max: usize,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
+    /// Texts that end an answer.
+    pub stop: Option<Stop>,
     /// Keep hidden states: drafters read them, and drafter training.
     pub keep_hidden: bool,
 }
@@ -417,7 +420,8 @@ impl Decoder {
         let (vocab, width) = (config.vocab, config.hidden);
         let inverse = if self.decoding.temperature == 0.0 { 1.0 } else { 1.0 / self.decoding.temperature };
         let shape = heads(config);
-        let (slot, new, hidden) = (&mut self.slots[slot], &self.new, &self.memory.hidden);
+        let (slot, new, hidden, stop) =
+            (&mut self.slots[slot], &self.new, &self.memory.hidden, self.decoding.stop.as_ref());
         let rows = std::iter::once(first).chain(accepted.nodes.iter().map(|n| first + 1 + n));
         let mut emitted = 0;
         for (row, token) in rows.zip(&accepted.tokens) {
@@ -431,7 +435,8 @@ impl Decoder {
             slot.request.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
             slot.request.tokens.push(*token);
             emitted += 1;
-            slot.ended = self.decoding.eos.contains(token);
+            let answer = &slot.request.tokens[slot.request.prompt..];
+            slot.ended = self.decoding.eos.contains(token) || stop.is_some_and(|stop| stop.ends(answer));
             if slot.is_over() {
                 break;
             }

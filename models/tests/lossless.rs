@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use kernels::{NoiseKey, Pool, Storage};
 use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix, uncoupled::Uncoupled};
+use models::tokenizer::Tokenizer;
 use models::train::{Sequence, log_probs};
-use models::{Answer, Config, Decoder, Decoding, Result, Target, Weights};
+use models::{Answer, Config, Decoder, Decoding, Result, Stop, Target, Weights};
 use state::plan::{Strategy, TinyShape};
 use state::speculation::tree::{DraftTree, ROOT};
 
@@ -92,7 +93,13 @@ fn decode(
 ) -> Vec<Answer> {
     // One of the three seeds draws from the nucleus.
     let top_p = if seed == 3 { 0.8 } else { 1.0 };
-    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], keep_hidden: true };
+    // One of them ends at texts of two characters, too.
+    let stop = Stop::new(
+        &(0..20).map(|i| format!("{}{}", i / 2, ["+", "="][i % 2])).collect::<Vec<_>>(),
+        &Arc::new(Tokenizer::chars()),
+    );
+    let stop = stop.filter(|_| seed == 2);
+    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], stop, keep_hidden: true };
     // With a drafter also on several threads.
     let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
     let mut decoder = Decoder::new(target.clone(), decoding, pool);
@@ -224,7 +231,8 @@ fn requests_move_between_decoders() {
         (4, Way::Halved),
         (2, Way::Strange),
     ] {
-        let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
+        let decoding =
+            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], stop: None, keep_hidden: true };
         let other = if way == Way::Strange { self::target(9) } else { target.clone() };
         let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads)));
         let (mut decoders, mut ended) = ([decoder(target.clone(), 1), decoder(other, 2)], Vec::new());
@@ -275,7 +283,8 @@ enum Way {
 #[test]
 fn long_prompts_enter_a_stretch_at_a_time() {
     let target = target(4);
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), keep_hidden: true };
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), stop: None, keep_hidden: true };
     let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2)));
     let (mut suffix, mut ended, mut seen) = (Suffix::new(1, 4), Vec::new(), Vec::new());
     for (group, length) in [3, 90, 1, 64, 65, 40].into_iter().enumerate() {
@@ -293,6 +302,10 @@ fn long_prompts_enter_a_stretch_at_a_time() {
     assert_eq!(ended.len(), 12);
     for answer in ended {
         let whole = target.hidden_of_sequences(&Pool::default(), &[&answer.tokens[..answer.tokens.len() - 1]]);
-        assert!(answer.hidden.iter().map(|h| h.to_bits()).eq(whole.iter().map(|h| h.to_bits())), "group {}", answer.group);
+        assert!(
+            answer.hidden.iter().map(|h| h.to_bits()).eq(whole.iter().map(|h| h.to_bits())),
+            "group {}",
+            answer.group
+        );
     }
 }

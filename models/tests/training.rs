@@ -104,7 +104,8 @@ fn the_gradient_is_the_slope_of_the_loss() {
 
 /// Answers of a random model with some character, and tokens emitted in a request-cycle with a draft.
 fn rollout(target: &Arc<Target>, seed: u64, drafter: Option<&mut dyn Drafter>) -> (Vec<Answer>, f64) {
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], keep_hidden: true };
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], stop: None, keep_hidden: true };
     let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
     for group in 0..16 {
         decoder.admit(group, &[1 + group as u32, 2, 3], &[(0, NoiseKey::new(seed, 0, 0, group as u32, 0))]).unwrap();

@@ -261,6 +261,8 @@ pub struct Sampling {
     pub top_p: f32,
     /// Longest answer, in tokens.
     pub tokens_max: usize,
+    /// Texts that end an answer; rewards read what comes before.
+    pub stop: Vec<String>,
 }
 
 /// A reward and its weight in the sum.

@@ -56,12 +56,21 @@ fn name(check: &mut Check<'_>, name: &str) {
 }
 
 fn sampling(check: &mut Check<'_>, sampling: &spec::Sampling) -> Sampling {
-    let spec::Sampling { temperature, top_p, tokens_max } = *sampling;
+    let spec::Sampling { temperature, top_p, tokens_max, ref stop } = *sampling;
     let is_share = top_p > 0.0 && top_p <= 1.0;
     check.range("sampling.top_p", top_p, is_share, "above 0 and up to 1", "write `top_p: 1.0` to draw from all tokens");
     check.at_least_zero("sampling.temperature", temperature.into());
     check.count("sampling.tokens_max", tokens_max, 1, 1 << 20);
-    Sampling { temperature, top_p, tokens_max }
+    if stop.iter().any(String::is_empty) {
+        let message = "an empty text would end every answer at once";
+        check.wrong(
+            "workflow::out_of_range",
+            "sampling.stop",
+            message,
+            "write texts such as `stop: [\"\\n\\n\"]`, or leave `stop` out",
+        );
+    }
+    Sampling { temperature, top_p, tokens_max, stop: stop.clone() }
 }
 
 fn devices(check: &mut Check<'_>, devices: &spec::Devices) -> Devices {

@@ -145,11 +145,12 @@ pub(crate) struct Sampling {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) tokens_max: usize,
+    pub(crate) stop: Vec<String>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_p: 1.0, tokens_max: 256 }
+        Self { temperature: 1.0, top_p: 1.0, tokens_max: 256, stop: Vec::new() }
     }
 }
 

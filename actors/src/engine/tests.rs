@@ -33,7 +33,8 @@ fn rollout(groups: usize) -> Arc<Rollout> {
         Group { problem, prompt: vec![1, 2, i], noise: (0..4).map(noise).collect() }
     };
     let groups = (0..groups as u32).map(group).collect();
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 250, eos: Vec::new(), keep_hidden: false };
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 250, eos: Vec::new(), stop: None, keep_hidden: false };
     Arc::new(Rollout::new(1, target, decoding, groups, (speculator, false)))
 }
 

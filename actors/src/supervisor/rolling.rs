@@ -70,6 +70,7 @@ impl State {
             top_p: job.plan.sampling.top_p,
             tokens_max: job.plan.sampling.tokens_max,
             eos: job.config.eos.clone(),
+            stop: job.stop.clone(),
             keep_hidden: self.speculator.wants_hidden(),
         };
         let target = match Target::new(&job.config, &self.weights, &job.rope) {

@@ -71,7 +71,8 @@ impl Drafter for Wrong {
 }
 
 fn decoder(target: &Arc<Target>, requests: usize, pool: &Arc<Pool>) -> Decoder {
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 4096, eos: Vec::new(), keep_hidden: true };
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 4096, eos: Vec::new(), stop: None, keep_hidden: true };
     let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
     for group in 0..requests {
         let prompt: Vec<u32> = (0..100).map(|i| 1 + (i * 7 + group as u32) % 19).collect();
@@ -169,8 +170,14 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
     let prompt = |i: u64| tokenizer.encode(&data.problem(i).question).unwrap();
-    let decoding =
-        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 256, eos: config.eos.clone(), keep_hidden: true };
+    let decoding = Decoding {
+        temperature: 1.0,
+        top_p: 1.0,
+        tokens_max: 256,
+        eos: config.eos.clone(),
+        stop: None,
+        keep_hidden: true,
+    };
     let roll = |first: u64, requests: u64, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
         let mut decoder = Decoder::new(target.clone(), decoding.clone(), pool.clone());
         // Groups of four, as a tail has them.

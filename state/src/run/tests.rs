@@ -37,7 +37,7 @@ fn plan() -> Plan {
             Step::Grpo(grpo),
             Step::Evaluate(Evaluate { problems: 1, temperature: 0.0 }),
         ],
-        sampling: Sampling { temperature: 1.0, top_p: 1.0, tokens_max: 8 },
+        sampling: Sampling { temperature: 1.0, top_p: 1.0, tokens_max: 8, stop: Vec::new() },
         rewards: Vec::new(),
         devices: Devices { cpu: 1, threads: 1, slots_max: 1 },
         speculation: Speculation { drafters: Vec::new(), controller: Controller::Off, training: None, lending: false },
