@@ -87,7 +87,7 @@ impl Update {
         let items = self.learned(part);
         let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence.clone()).collect();
         let mut loss = 0.0;
-        let mut gradients = self.weights.zeros();
+        let mut gradients = workspace.zeros(&self.weights);
         if !sequences.is_empty() {
             let reference = self.reference(pool, &sequences);
             let slope = |item: usize, token: usize, now: f32| {
@@ -97,11 +97,11 @@ impl Update {
                 slope / self.tokens as f32
             };
             let inverse = self.inverse_temperature;
-            gradient((pool, workspace), &self.target, &sequences, inverse, slope, &mut gradients);
+            gradient((pool, &mut *workspace), &self.target, &sequences, inverse, slope, &mut gradients);
         }
         let mut sums = lock(&self.sums);
         sums.losses[part] = loss;
-        sums.gradients.insert(part, gradients);
+        workspace.give_back(sums.gradients.insert(part, gradients));
     }
 
     /// Tokens that a micro-batch computes with.

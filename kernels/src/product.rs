@@ -312,8 +312,9 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     }
     let mut ahead = ws.map(|w| w.wrapping_add(next));
     let mut i = 0;
-    // Steps that stand side by side: a distance that is known makes them one address.
-    if w_step == PANEL {
+    // Steps that stand side by side: a distance that is known makes them one address. A single row waits for memory only, and
+    // for that prefetches are best spread evenly.
+    if w_step == PANEL && R > 1 {
         let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
         while i + STEPS <= depth {
             for p in 0..P {

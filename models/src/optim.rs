@@ -66,24 +66,26 @@ impl TreeSum {
         Self { parts, waiting: BTreeMap::new() }
     }
 
-    /// Takes in one micro-batch.
-    pub fn insert(&mut self, part: usize, mut sum: Gradients) {
+    /// Takes in one micro-batch; returns those that were added to others, to be used again.
+    pub fn insert(&mut self, part: usize, mut sum: Gradients) -> Vec<Gradients> {
+        let mut spare = Vec::new();
         let (mut level, mut index, mut width) = (0, part, self.parts);
         while width > 1 {
             let neighbour = index ^ 1;
             // The last one of an odd number goes up alone.
             if neighbour < width {
                 let Some(mut other) = self.waiting.remove(&(level, neighbour)) else { break };
-                if neighbour > index {
-                    add(&mut sum, &other);
-                } else {
-                    add(&mut other, &sum);
-                    sum = other;
+                // The left one plus the right one.
+                if neighbour < index {
+                    std::mem::swap(&mut sum, &mut other);
                 }
+                add(&mut sum, &other);
+                spare.push(other);
             }
             (level, index, width) = (level + 1, index / 2, width.div_ceil(2));
         }
         self.waiting.insert((level, index), sum);
+        spare
     }
 
     /// The sum of all, once they are there.

@@ -9,6 +9,7 @@ use kernels::{Chosen, Pool, embed_gradient, log_probs_gradient, rms_norm_gradien
 use crate::layer::{Gradient, PARAMETERS, Rows, Sequences, heads};
 use crate::optim::Gradients;
 use crate::target::{Memory, Packed, Tape, Target};
+use crate::weights::Weights;
 
 /// Most bytes of intermediate values that a forward keeps for its backward.
 const VALUES_BYTES_MAX: usize = 15 << 26;
@@ -18,10 +19,15 @@ const VALUES_BYTES_MAX: usize = 15 << 26;
 pub struct Workspace {
     forward: Memory,
     backward: Gradient,
+    /// Gradients that were added to others.
+    spare: Vec<Gradients>,
 }
 
 /// Bytes of values worth the time of having their memory mapped again.
 const HELD_BYTES_MAX: usize = 1 << 28;
+
+/// Gradients kept to be used again: one device may add up what others made.
+const SPARE_MAX: usize = 2;
 
 impl Workspace {
     /// Gives back the memory of large models' values, before something else that needs memory.
@@ -29,6 +35,24 @@ impl Workspace {
         if self.forward.tape.as_ref().is_some_and(|tape| tape.bytes() > HELD_BYTES_MAX) {
             *self = Self::default();
         }
+    }
+
+    /// Zeros in the shape of the gradients, in memory that was given back if there is some.
+    #[must_use]
+    pub fn zeros(&mut self, weights: &Weights) -> Gradients {
+        let Some(mut spare) = self.spare.pop() else { return weights.zeros() };
+        if !spare.iter().map(Vec::len).eq(weights.masters().iter().map(|master| master.len())) {
+            return weights.zeros();
+        }
+        spare.iter_mut().for_each(|gradient| gradient.fill(0.0));
+        spare
+    }
+
+    /// Takes gradients that are not needed any more; those of large models are freed.
+    pub fn give_back(&mut self, gradients: impl IntoIterator<Item = Gradients>) {
+        let is_small = |g: &Gradients| g.iter().map(Vec::len).sum::<usize>() * size_of::<f32>() <= HELD_BYTES_MAX;
+        self.spare.extend(gradients.into_iter().filter(is_small));
+        self.spare.truncate(SPARE_MAX);
     }
 }
 
@@ -68,7 +92,7 @@ pub fn gradient(
     mut slope: impl FnMut(usize, usize, f32) -> f32,
     gradients: &mut Gradients,
 ) {
-    let Workspace { forward: memory, backward } = workspace;
+    let Workspace { forward: memory, backward, .. } = workspace;
     let rows = sequences.iter().map(|s| s.tokens.len() - 1).sum();
     memory.tape.get_or_insert_default().begin(target.config(), rows, VALUES_BYTES_MAX);
     let forward = Forward::new(pool, target, sequences, inverse_temperature, memory);

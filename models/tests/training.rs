@@ -24,7 +24,7 @@ fn sequences(count: u32) -> Vec<Sequence> {
 
 fn tree_sum(parts: Vec<Gradients>) -> Gradients {
     let mut sum = TreeSum::new(parts.len());
-    parts.into_iter().enumerate().for_each(|(i, part)| sum.insert(i, part));
+    parts.into_iter().enumerate().for_each(|(i, part)| drop(sum.insert(i, part)));
     sum.take().unwrap()
 }
 

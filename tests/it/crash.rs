@@ -1,18 +1,33 @@
 //! R1: killed at any moment and resumed, a run ends with the weights of one that was left alone.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernels::NoiseKey;
+use taper::Report;
 
 use super::{at_work, completed, long, message, report, signalled, taper, text, workflow};
 
 #[test]
 fn a_run_killed_ten_times_ends_with_the_same_weights() {
     let folder = tempfile::tempdir().unwrap();
-    let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 60"));
-    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
-    completed(&["run", text(&file), "--out", text(&whole)]);
+    killed_ten_times(folder.path(), &workflow(folder.path(), |w| w.replace("steps: 10", "steps: 60")));
+}
+
+/// A version is published after each micro-batch of the drafter, and checkpoints hold it: kills meet that, too.
+#[test]
+fn so_does_one_that_is_killed_while_its_drafter_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = killed_ten_times(folder.path(), &long(folder.path()));
+    let versions = alone.history.iter().map(|m| m.drafter_version).max();
+    assert!(versions > Some(20), "{versions:?} versions");
+    assert!(alone.idle_used_s > 0.03 * alone.wall_s, "{} of {} s are for learning", alone.idle_used_s, alone.wall_s);
+}
+
+fn killed_ten_times(folder: &Path, file: &Path) -> Report {
+    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
+    completed(&["run", text(file), "--out", text(&whole)]);
     let alone = report(&whole);
     // Moments spread over a run's length, so that kills meet loading, training, decoding and checkpoints; short enough that the
     // run meets most of them on a machine that has become faster meanwhile.
@@ -21,7 +36,7 @@ fn a_run_killed_ten_times_ends_with_the_same_weights() {
     let mut kills = 0;
     for attempt in 0.. {
         let mut child = Command::new(env!("CARGO_BIN_EXE_taper"))
-            .args(["run", text(&file), "--out", text(&killed)])
+            .args(["run", text(file), "--out", text(&killed)])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -35,13 +50,44 @@ fn a_run_killed_ten_times_ends_with_the_same_weights() {
             break;
         }
     }
-    completed(&["run", text(&file), "--out", text(&killed)]);
+    completed(&["run", text(file), "--out", text(&killed)]);
     let resumed = report(&killed);
     assert_eq!(resumed.weights_sha256, alone.weights_sha256, "after {kills} kills");
     assert_eq!(resumed.history.len(), alone.history.len());
     assert!(kills >= 5, "only {kills} kills met the run");
-    let model = |dir: &std::path::Path| std::fs::read(dir.join("model/model.safetensors")).unwrap();
+    let model = |dir: &Path| std::fs::read(dir.join("model/model.safetensors")).unwrap();
     assert_eq!(model(&killed), model(&whole));
+    alone
+}
+
+/// An export that is killed leaves nothing or all of it, and does not stand in the way of the next one.
+#[test]
+fn an_export_killed_at_any_moment_is_whole_or_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, dir) = (long(folder.path()), folder.path().join("run"));
+    completed(&["run", text(&file), "--out", text(&dir)]);
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let export = |to: &Path| ["export", text(&dir), "--drafter", "sglang", "--to", text(to)].map(str::to_owned);
+    let began = Instant::now();
+    completed(&export(&whole).each_ref().map(String::as_str));
+    let length_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let files = |dir: &Path| ["config.json", "model.safetensors"].map(|name| std::fs::read(dir.join(name)).ok());
+    for attempt in 0..12 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_taper"))
+            .args(export(&killed))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros((length_ms * 1000.0 * f64::from(attempt) / 12.0) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!killed.exists() || files(&killed) == files(&whole), "a part of an export after kill {attempt}");
+    }
+    completed(&export(&killed).each_ref().map(String::as_str));
+    assert_eq!(files(&killed), files(&whole));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("partial")), "{left:?}");
 }
 
 #[test]

@@ -146,3 +146,31 @@ fn a_drafter_that_does_not_fit_is_left_out() {
         assert_eq!(report(dir).weights_sha256, expected);
     }
 }
+
+/// A disk that takes no more, for as long as files may not grow beyond `kilobytes`.
+fn refusal_on_a_full_disk(arguments: &[&str], kilobytes: u32) -> String {
+    let limited = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$@\"");
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", &limited, "bash", env!("CARGO_BIN_EXE_taper")]).args(arguments);
+    let output = command.output().unwrap();
+    let message = message(&output);
+    assert!(!output.status.success() && !message.contains("panicked"), "{message}");
+    assert_eq!(message.matches("error:").count(), 1, "{message}");
+    message
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_leaves_what_was_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, dir) = stopped(folder.path());
+    let before = checkpoints_of(&dir);
+    for kilobytes in [0, 20, 60, 150] {
+        let message = refusal_on_a_full_disk(&["resume", text(&dir)], kilobytes);
+        // A journal is read from a copy, which has no room either.
+        let is_placed = message.contains(text(&dir)) || message.contains("taper-journal");
+        assert!(is_placed && message.contains("File too large"), "{kilobytes} kB: {message}");
+        assert_eq!(checkpoints_of(&dir), before, "{kilobytes} kB");
+    }
+    completed(&["resume", text(&dir)]);
+    assert_eq!(report(&dir).weights_sha256, expected(folder.path()));
+}

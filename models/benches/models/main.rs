@@ -78,6 +78,9 @@ fn decoder(target: &Arc<Target>, requests: usize, pool: &Arc<Pool>) -> Decoder {
         let prompt: Vec<u32> = (0..100).map(|i| 1 + (i * 7 + group as u32) % 19).collect();
         decoder.admit(group, &prompt, &[(0, NoiseKey::new(1, 0, 0, group as u32, 0))]).unwrap();
     }
+    while decoder.decoding() < requests {
+        decoder.cycle(None).unwrap();
+    }
     decoder
 }
 
