@@ -1,7 +1,11 @@
 //! Makes progress durable: checkpoints first, then the event that names them.
 
+use std::sync::{Arc, Weak};
+
+use models::Weights;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use state::journal::{Event, Journal, SledJournal};
+use state::metrics::StepMetrics;
 
 use crate::error::Result;
 use crate::folder::{Checkpoint, RunFolder};
@@ -9,8 +13,12 @@ use crate::supervisor::Message;
 
 /// What to record.
 pub(crate) enum Record {
-    /// An event, with the checkpoint that it names. The supervisor is told when both are durable.
-    Commit { event: Event, checkpoint: Option<(String, Box<Checkpoint>)> },
+    /// A step: the weights after it, and a checkpoint if one is due. The supervisor is told when all of it is durable.
+    Step { metrics: Box<StepMetrics>, weights: Arc<Weights>, checkpoint: Option<(String, Box<Checkpoint>)> },
+    /// The end of the run, with its last weights. The supervisor is told.
+    End { weights: Arc<Weights> },
+    /// The end of the session before that of the run. The supervisor is told.
+    Interruption,
     /// An event that need not be waited for.
     Note(Event),
 }
@@ -22,6 +30,8 @@ pub(crate) struct Books {
     journal: SledJournal,
     keep: usize,
     supervisor: ActorRef<Message>,
+    /// The weights of the last record, if they are still in use, and their hash.
+    last: (Weak<Weights>, String),
     /// A record could not be made. Later ones must not be: they would say that it had been.
     has_failed: bool,
 }
@@ -37,7 +47,7 @@ impl Actor for Recorder {
         args: Self::Arguments,
     ) -> std::result::Result<Books, ActorProcessingErr> {
         let (folder, journal, keep, supervisor) = args;
-        Ok(Books { folder, journal, keep, supervisor, has_failed: false })
+        Ok(Books { folder, journal, keep, supervisor, last: Default::default(), has_failed: false })
     }
 
     async fn handle(
@@ -67,7 +77,12 @@ impl Books {
     /// Whether the supervisor waits for it.
     fn record(&mut self, record: Record) -> Result<bool> {
         let (event, checkpoint, is_awaited) = match record {
-            Record::Commit { event, checkpoint } => (event, checkpoint, true),
+            Record::Step { metrics, weights, checkpoint } => {
+                let (weights_sha256, name) = (self.sha256(&weights), checkpoint.as_ref().map(|c| c.0.clone()));
+                (Event::StepCommitted { metrics, weights_sha256, checkpoint: name }, checkpoint, true)
+            }
+            Record::End { weights } => (Event::RunCompleted { weights_sha256: self.sha256(&weights) }, None, true),
+            Record::Interruption => (Event::Interrupted, None, true),
             Record::Note(event) => (event, None, false),
         };
         if let Some((name, checkpoint)) = &checkpoint {
@@ -80,5 +95,13 @@ impl Books {
             self.folder.prune(name, self.keep)?;
         }
         Ok(is_awaited)
+    }
+
+    /// Hashes weights here, where nobody waits for it.
+    fn sha256(&mut self, weights: &Arc<Weights>) -> String {
+        if !self.last.0.upgrade().is_some_and(|last| Arc::ptr_eq(&last, weights)) {
+            self.last = (Arc::downgrade(weights), weights.sha256());
+        }
+        self.last.1.clone()
     }
 }

@@ -97,7 +97,6 @@ pub(crate) struct State {
     clock: Instant,
     position: Position,
     weights: Arc<Weights>,
-    weights_sha256: String,
     adam: Arc<AdamW>,
     activity: Activity,
     metrics: StepMetrics,
@@ -137,7 +136,6 @@ impl Actor for Supervisor {
         let mut state = State {
             restarts: supervise::Supervisor::new(&job.plan.supervision),
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
-            weights_sha256: weights.sha256(),
             seats: devices.into_iter().map(seat).collect(),
             activity: Activity::Recording { then: None },
             metrics: StepMetrics::default(),
@@ -311,7 +309,7 @@ impl State {
     }
 
     fn interrupt(&mut self) {
-        self.record(Record::Commit { event: Event::Interrupted, checkpoint: None });
+        self.record(Record::Interruption);
         self.activity = Activity::Recording { then: Some(Ended::Interrupted) };
         self.observer.tell(Progress::Stopping);
     }

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use models::load::export::{Precision, export};
 use models::optim::AdamW;
-use state::journal::Event;
 use state::metrics::StepMetrics;
 use state::plan::{self, Export, Plan, Step};
 use state::run::{Position, steps_of};
@@ -102,20 +101,15 @@ impl State {
         // What the run waits for this record is part of the next step.
         self.metrics.checkpoint_s = self.waited_s;
         self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.waited_s;
-        let event = Event::StepCommitted {
-            metrics: Box::new(self.metrics.clone()),
-            weights_sha256: self.weights_sha256.clone(),
-            checkpoint: checkpoint.as_ref().map(|c| c.0.clone()),
-        };
-        self.record(Record::Commit { event, checkpoint });
+        let (metrics, weights) = (Box::new(self.metrics.clone()), self.weights.clone());
+        self.record(Record::Step { metrics, weights, checkpoint });
         self.waiting_from = Instant::now();
         self.activity = Activity::Recording { then: None };
         self.go_on();
     }
 
     fn complete(&mut self) {
-        let event = Event::RunCompleted { weights_sha256: self.weights_sha256.clone() };
-        self.record(Record::Commit { event, checkpoint: None });
+        self.record(Record::End { weights: self.weights.clone() });
         self.activity = Activity::Recording { then: Some(Ended::Complete) };
     }
 

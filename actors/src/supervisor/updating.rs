@@ -154,7 +154,6 @@ impl State {
             return self.end(Err(Error::NotFinite { stage, step, norm: outcome.norm }));
         }
         (self.weights, self.adam) = (outcome.weights, outcome.adam);
-        self.weights_sha256 = self.weights.sha256();
         self.append_timeline(now_s);
         self.commit();
     }
