@@ -17,8 +17,8 @@ pub(crate) enum Record {
     Step { metrics: Box<StepMetrics>, weights: Arc<Weights>, checkpoint: Option<(String, Box<Checkpoint>)> },
     /// The end of the run, with its last weights. The supervisor is told.
     End { weights: Arc<Weights> },
-    /// The end of the session before that of the run. The supervisor is told.
-    Interruption,
+    /// The end of the session before that of the run, with a checkpoint of the last step if it had none. The supervisor is told.
+    Interruption { checkpoint: Option<(String, Box<Checkpoint>)> },
     /// An event that need not be waited for.
     Note(Event),
 }
@@ -82,7 +82,10 @@ impl Books {
                 (Event::StepCommitted { metrics, weights_sha256, checkpoint: name }, checkpoint, true)
             }
             Record::End { weights } => (Event::RunCompleted { weights_sha256: self.sha256(&weights) }, None, true),
-            Record::Interruption => (Event::Interrupted, None, true),
+            Record::Interruption { checkpoint } => {
+                let name = checkpoint.as_ref().map(|c| c.0.clone());
+                (Event::Interrupted { checkpoint: name }, checkpoint, true)
+            }
             Record::Note(event) => (event, None, false),
         };
         if let Some((name, checkpoint)) = &checkpoint {

@@ -11,6 +11,7 @@ use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
 use state::plan::Plan;
 use state::run::{Position, RunState};
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
 
 use crate::engine::Fault;
@@ -41,14 +42,22 @@ pub struct Options {
 /// What is learned depends on the plan's model, data, steps, sampling and rewards alone; its devices, speculation,
 /// supervision and checkpoints may differ from those the run was begun with.
 ///
+/// Runs on a multi-threaded runtime of tokio: files are written while actors go on.
+///
 /// # Errors
-/// If the model, the data or the folder cannot be used, the folder holds another run, or devices fail too often.
+/// If the model, the data or the folder cannot be used, the folder holds another run, devices fail too often, or the runtime has
+/// one thread only.
 pub async fn run(
     plan: &Plan,
     options: Options,
     observer: impl Fn(Progress) + Send + Sync + 'static,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Ended> {
+    if tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        let reason = "a run needs tokio's multi-threaded runtime: `tokio::runtime::Builder::new_multi_thread()`, or \
+            `#[tokio::main]` without `flavor`";
+        return Err(Error::Runtime { reason: reason.into() });
+    }
     let (ended, end) = oneshot::channel();
     let setup = tokio::task::block_in_place(|| prepare(plan, options, Observer(Arc::new(observer)), ended))?;
     let Some(setup) = setup else { return Ok(Ended::Complete) };

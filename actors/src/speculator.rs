@@ -1,7 +1,7 @@
 //! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernels::{NoiseKey, Pool};
@@ -37,6 +37,8 @@ pub(crate) struct Speculator {
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
     learning: Mutex<Option<Learning>>,
+    /// Somebody waits for what the drafter has learned: a training in progress ends.
+    is_asked: AtomicBool,
     /// What an earlier session had learned, until learning goes on.
     earlier: Mutex<(Option<RawWeights>, Publication)>,
     pub(crate) buffer: Mutex<Buffer>,
@@ -69,6 +71,7 @@ impl Speculator {
             controller: Mutex::new(controller),
             published: Mutex::new(published),
             learning: Mutex::new(None),
+            is_asked: AtomicBool::new(false),
             earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(Buffer::new(plan.training.as_ref().map_or(0, |t| t.buffer_tokens_max))),
             seen: Mutex::new(seen),
@@ -173,7 +176,7 @@ impl Speculator {
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
         temperature: f32,
-        stop: impl FnMut() -> bool,
+        mut stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
         let (Some(training), Some(ffn)) = (&self.plan.training, self.plan.eagle_ffn()) else {
             return Ok(Learned::default());
@@ -189,12 +192,15 @@ impl Speculator {
                 held.insert(Learning::new((&self.config, ffn), training, self.seed, weights, earlier)?)
             }
         };
+        let stop = || stop() || self.is_asked.load(Ordering::Relaxed);
         learning.go_on(&Lesson { speculator: self, pool, vocabulary, temperature }, stop)
     }
 
-    /// What a checkpoint keeps.
+    /// What a checkpoint keeps. A device that trains the drafter meanwhile stops, within a window.
     pub(crate) fn experience(&self) -> Experience {
+        self.is_asked.store(true, Ordering::Relaxed);
         let learning = lock(&self.learning);
+        self.is_asked.store(false, Ordering::Relaxed);
         let (learner, publication) = match learning.as_ref() {
             Some(learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
             None => lock(&self.earlier).clone(),

@@ -98,6 +98,8 @@ pub(crate) struct State {
     position: Position,
     weights: Arc<Weights>,
     adam: Arc<AdamW>,
+    /// Name of a checkpoint of these, if none was made since the last step.
+    unsaved: Option<String>,
     activity: Activity,
     metrics: StepMetrics,
     began: Instant,
@@ -137,6 +139,7 @@ impl Actor for Supervisor {
             restarts: supervise::Supervisor::new(&job.plan.supervision),
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
             seats: devices.into_iter().map(seat).collect(),
+            unsaved: None,
             activity: Activity::Recording { then: None },
             metrics: StepMetrics::default(),
             began: Instant::now(),
@@ -309,7 +312,8 @@ impl State {
     }
 
     fn interrupt(&mut self) {
-        self.record(Record::Interruption);
+        let checkpoint = self.unsaved.take().map(|name| (name, self.checkpoint()));
+        self.record(Record::Interruption { checkpoint });
         self.activity = Activity::Recording { then: Some(Ended::Interrupted) };
         self.observer.tell(Progress::Stopping);
     }

@@ -68,7 +68,10 @@ pub enum Event {
         weights_sha256: String,
     },
     /// The session was asked to stop before the end.
-    Interrupted,
+    Interrupted {
+        /// Folder name of the checkpoint made after the last step, if that had none.
+        checkpoint: Option<String>,
+    },
 }
 
 /// Where events go.

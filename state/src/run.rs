@@ -106,7 +106,15 @@ impl RunState {
                 self.is_complete = true;
                 self.weights_sha256.clone_from(weights_sha256);
             }
-            Event::Interrupted => self.is_interrupted = true,
+            Event::Interrupted { checkpoint } => {
+                self.is_interrupted = true;
+                let last = self.history.last().map(|m| Position { stage: m.stage, step: m.step });
+                if let (Some(folder), Some(last), Some(plan)) = (checkpoint, last, &self.plan) {
+                    self.next = last.after(plan);
+                    self.checkpoint = Some(folder.clone());
+                    *is_ahead = false;
+                }
+            }
         }
     }
 

@@ -6,6 +6,17 @@ use std::sync::{Arc, Mutex};
 use taper::{Ended, Fault, Options, Progress, parse};
 
 #[test]
+fn a_runtime_of_one_thread_is_refused() {
+    let plan = parse(&super::WORKFLOW.replace("\\#", "#"), Path::new("/")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { dir: folder.path().join("run"), ..Options::default() };
+    let error = runtime.block_on(taper::run(&plan, options, |_| {}, std::future::pending())).unwrap_err();
+    assert!(error.to_string().contains("new_multi_thread"), "{error}");
+    assert!(!folder.path().join("run").exists());
+}
+
+#[test]
 fn a_lost_device_costs_time_only() {
     let folder = tempfile::tempdir().unwrap();
     let text = super::WORKFLOW.replace("\\#", "#");

@@ -93,11 +93,11 @@ impl State {
         let Position { stage, step } = self.position;
         let changes_weights = matches!(self.metrics.kind.as_str(), "sft" | "grpo");
         let is_due = (step + 1) % plan.checkpoint.every == 0 || step + 1 == self.metrics.steps;
-        let checkpoint = (changes_weights && is_due).then(|| {
-            let (weights, adam) = (self.weights.clone(), self.adam.clone());
-            let experience = self.speculator.experience();
-            (format!("{stage:03}-{:06}", step + 1), Box::new(Checkpoint { weights, adam, experience }))
-        });
+        let name = format!("{stage:03}-{:06}", step + 1);
+        if changes_weights {
+            self.unsaved = (!is_due).then(|| name.clone());
+        }
+        let checkpoint = (changes_weights && is_due).then(|| (name, self.checkpoint()));
         // What the run waits for this record is part of the next step.
         self.metrics.checkpoint_s = self.waited_s;
         self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.waited_s;
@@ -106,6 +106,12 @@ impl State {
         self.waiting_from = Instant::now();
         self.activity = Activity::Recording { then: None };
         self.go_on();
+    }
+
+    /// All that the run would go on from after its last step.
+    pub(super) fn checkpoint(&self) -> Box<Checkpoint> {
+        let (weights, adam) = (self.weights.clone(), self.adam.clone());
+        Box::new(Checkpoint { weights, adam, experience: self.speculator.experience() })
     }
 
     fn complete(&mut self) {

@@ -82,6 +82,25 @@ fn a_killed_run_goes_on_from_its_checkpoint() {
 }
 
 #[test]
+fn a_run_that_was_stopped_goes_on_after_its_last_step() {
+    let mut events = vec![
+        Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 },
+        session(0),
+        committed(0, 0, None),
+        committed(1, 0, None),
+        Event::Interrupted { checkpoint: Some("a".into()) },
+    ];
+    let place = |events: &[Event]| (RunState::replay(events).next, RunState::replay(events).checkpoint);
+    let after_the_first = (Position { stage: 1, step: 1 }, Some("a".into()));
+    assert_eq!(place(&events), after_the_first);
+    // Killed, and then stopped before its first step was done.
+    events.extend([session(1), session(2), Event::Interrupted { checkpoint: None }]);
+    assert_eq!(place(&events), after_the_first);
+    events.extend([session(3), committed(1, 1, Some("b"))]);
+    assert_eq!(place(&events), (Position { stage: 1, step: 2 }, Some("b".into())));
+}
+
+#[test]
 fn steps_done_again_from_an_older_checkpoint_do_not_pull_the_newer_one_back() {
     let events = [
         Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 },
