@@ -83,6 +83,9 @@ pub struct Decoder {
 /// many rows are computed about as fast as more.
 const PREFILL_ROWS: usize = 64;
 
+/// Rows that attend together.
+const ATTEND_ROWS: usize = 16;
+
 /// Rows that go through the target together: each request's last token and its draft, then stretches of prompts.
 #[derive(Default)]
 struct Batch {
@@ -385,9 +388,12 @@ impl Decoder {
             let of_slots = slots.iter().map(|s| [&s.cache.prefix[layer], &s.cache.own[layer]]);
             let of_prompts = entering.iter().map(|prompt| [&prompt.rows[layer], &none]);
             let shared: Vec<[&KeyValues; 2]> = of_slots.chain(of_prompts).take(batch.rows.len()).collect();
-            let context = |((shared, fresh), rows)| Context { shared, fresh, paths: &paths[rows] };
-            let requests = shared.iter().map(|s| &s[..]).zip(&*fresh).zip(batch.rows.iter().cloned());
-            attend_requests(pool, q, &requests.map(context).collect::<Vec<_>>(), shape, scratch, out);
+            // Many rows of one prompt are work for several threads.
+            let mut pieces = Vec::with_capacity(batch.rows.len());
+            for ((shared, fresh), rows) in shared.iter().zip(&*fresh).zip(&batch.rows) {
+                pieces.extend(paths[rows.clone()].chunks(ATTEND_ROWS).map(|paths| Context { shared, fresh, paths }));
+            }
+            attend_requests(pool, q, &pieces, shape, scratch, out);
             let (stored_keys, stored_values) = &mut layers[layer];
             stored_keys.clear();
             stored_keys.extend_from_slice(keys);
