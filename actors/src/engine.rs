@@ -16,7 +16,7 @@ use state::step::RequestId;
 use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
 use crate::rollout::{Group, Rollout};
-use crate::update::Update;
+use crate::update::{Objective, Update};
 
 /// What an engine is told.
 pub(crate) enum Command {
@@ -192,7 +192,7 @@ impl State {
             }
             Command::Finish { update } => {
                 // The next rollout needs no values of layers, and the optimiser their memory.
-                if matches!(update.objective, crate::update::Objective::Reward { .. }) {
+                if matches!(update.objective, Objective::Reward { .. }) {
                     self.workspace.trim();
                 }
                 update.finish(&self.pool);

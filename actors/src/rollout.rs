@@ -64,7 +64,6 @@ impl Counts {
 }
 
 /// Requests on their way, and the device at which they are: gone if that one is lost.
-#[derive(Default)]
 struct Loan {
     at: usize,
     requests: Vec<Running>,

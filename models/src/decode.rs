@@ -196,8 +196,8 @@ impl Decoder {
         out
     }
 
-    /// Takes half of the requests that are decoding out, rounded down, every second one by length: what is left to do is about as much here as where
-    /// they go. Drafters are to be told that they have left.
+    /// Takes half of the requests that are decoding out, rounded down, every second one by length: what is left to do is about as
+    /// much here as where they go. Drafters are to be told that they have left.
     pub fn halve(&mut self) -> Vec<Running> {
         self.sort();
         let (mut kept, mut out) = (Vec::new(), Vec::new());
