@@ -37,7 +37,7 @@ fn main() {
             [("forward", forward), ("backward", backward), ("attention", attention), ("small", small)];
         for (name, part) in all {
             if wants(name) {
-                part(&pool, floor, &mut table);
+                part(&pool, &mut table);
             }
         }
     }
@@ -45,7 +45,7 @@ fn main() {
 }
 
 /// Measures some of the kernels.
-type Part = fn(&Pool, Floor, &mut Table);
+type Part = fn(&Pool, &mut Table);
 
 /// What the machine can do.
 #[derive(Clone, Copy)]
@@ -62,6 +62,15 @@ impl Floor {
     fn seconds(self, bytes: f64, flops: f64) -> f64 {
         (bytes / self.bytes_per_s).max(flops / self.flops_per_s)
     }
+}
+
+/// Best of several runs, and what the machine would need at least for so many bytes and flops: measured just before and just
+/// after, because other work on the machine comes and goes within seconds.
+fn beside_floor(pool: &Pool, [bytes, flops]: [f64; 2], runs: usize, f: impl FnMut()) -> [f64; 2] {
+    let least = || Floor { bytes_per_s: bandwidth(pool), flops_per_s: peak(pool) }.seconds(bytes, flops);
+    let before = least();
+    let seconds = time(runs, f);
+    [seconds, before.midpoint(least())]
 }
 
 /// Best of several runs, in seconds.
@@ -117,53 +126,68 @@ fn plain_sum(data: &[f32]) -> [f32; 32] {
     sums
 }
 
-/// A product whose operands stay in the first-level cache.
+/// A product whose operands stay in the first-level cache, at the width of the variant in use.
 fn peak(pool: &Pool) -> f64 {
-    let rounds = 4000;
+    let rounds = 40_000;
     let one = || {
-        // Twelve independent chains of eight lanes hide the latency of the multiply-adds.
-        let mut sums = black_box([[0.1_f32; 8]; 12]);
-        let factor = black_box([0.999_f32; 8]);
-        for _ in 0..rounds * 16 {
-            chains(&mut sums, &factor);
-        }
+        // Twelve independent chains hide the latency of the multiply-adds.
+        let mut sums = black_box([[0.1_f32; 16]; 12]);
+        let factor = black_box([0.999_f32; 16]);
+        chains(&mut sums, &factor, rounds);
         black_box(sums);
     };
     let seconds = time(5, || pool.run(pool.threads(), &|_| one()));
-    (rounds * 16 * CHAIN * 12 * 8 * 2 * pool.threads()) as f64 / seconds
+    let lanes = if kernels::variant() == "avx512" { 16 } else { 8 };
+    (rounds * CHAIN * 12 * lanes * 2 * pool.threads()) as f64 / seconds
 }
 
+/// Multiply-adds of a chain in a round.
 const CHAIN: usize = 16;
 
 #[cfg(target_arch = "x86_64")]
-fn chains(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
-    #[target_feature(enable = "avx2,fma")]
-    fn inner(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
-        use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps};
-        // SAFETY: eight floats stand at each place.
-        unsafe {
-            let f = _mm256_loadu_ps(factor.as_ptr());
-            let mut acc: [_; 12] = std::array::from_fn(|i| _mm256_loadu_ps(sums[i].as_ptr()));
-            for _ in 0..CHAIN {
-                for a in &mut acc {
-                    *a = _mm256_fmadd_ps(*a, f, f);
+fn chains(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], rounds: usize) {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps};
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps};
+    macro_rules! chains {
+        ($name:ident, $features:literal, $load:ident, $multiply:ident, $store:ident) => {
+            #[target_feature(enable = $features)]
+            fn $name(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], rounds: usize) {
+                // SAFETY: sixteen floats stand at each place.
+                unsafe {
+                    let f = $load(factor.as_ptr());
+                    let mut acc: [_; 12] = std::array::from_fn(|i| $load(sums[i].as_ptr()));
+                    for _ in 0..rounds {
+                        for _ in 0..CHAIN {
+                            for a in &mut acc {
+                                *a = $multiply(*a, f, f);
+                            }
+                        }
+                    }
+                    for (a, s) in acc.iter().zip(sums) {
+                        $store(s.as_mut_ptr(), *a);
+                    }
                 }
             }
-            for (a, s) in acc.iter().zip(sums) {
-                _mm256_storeu_ps(s.as_mut_ptr(), *a);
-            }
-        }
+        };
     }
+    chains!(half, "avx2,fma", _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
+    chains!(whole, "avx512f", _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
     assert!(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "the bench needs AVX2");
-    // SAFETY: asked for just now.
-    unsafe { inner(sums, factor) };
+    match kernels::variant() {
+        // SAFETY: the variant is chosen by what the processor has.
+        "avx512" => unsafe { whole(sums, factor, rounds) },
+        // SAFETY: asked for just now.
+        _ => unsafe { half(sums, factor, rounds) },
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn chains(sums: &mut [[f32; 8]; 12], factor: &[f32; 8]) {
-    for _ in 0..CHAIN {
+fn chains(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], rounds: usize) {
+    for _ in 0..rounds * CHAIN {
         for sum in &mut *sums {
-            *sum = std::array::from_fn(|i| sum[i].mul_add(factor[i], factor[i]));
+            for i in 0..8 {
+                sum[i] = sum[i].mul_add(factor[i], factor[i]);
+            }
         }
     }
 }
@@ -180,7 +204,7 @@ fn weights(storage: Storage) -> Vec<Matrix> {
     (0..COUNT).map(|i| Matrix::new(&Arc::new(values(i as u32, kernels::packed_len(n, k))), n, k, storage)).collect()
 }
 
-fn forward(pool: &Pool, floor: Floor, table: &mut Table) {
+fn forward(pool: &Pool, table: &mut Table) {
     let [n, k] = SHAPE;
     let peer: Vec<Tensor> =
         (0..COUNT).map(|i| Tensor::from_vec(values(i as u32, n * k), (n, k), &Device::Cpu).unwrap()).collect();
@@ -190,14 +214,15 @@ fn forward(pool: &Pool, floor: Floor, table: &mut Table) {
         for rows in [1, 4, 8, 16, 64, 256] {
             let x = values(99, rows * k);
             let mut y = vec![0.0; rows * n];
-            let runs = if rows > 16 { 3 } else { 7 };
-            let seconds = time(runs, || weights.iter().for_each(|w| linear(pool, &x, w, &mut y)));
+            let runs = 7;
+            let bytes: usize = weights.iter().map(Matrix::bytes).sum();
+            let work = [bytes as f64, (2 * rows * n * k * COUNT) as f64];
+            let [seconds, least] =
+                beside_floor(pool, work, runs, || weights.iter().for_each(|w| linear(pool, &x, w, &mut y)));
             let candle = (pool.threads() == 2 && storage == Storage::F32).then(|| {
                 let x = Tensor::from_vec(x.clone(), (rows, k), &Device::Cpu).unwrap();
                 time(runs, || peer.iter().for_each(|w| drop(black_box(x.matmul(&w.t().unwrap()).unwrap()))))
             });
-            let bytes: usize = weights.iter().map(Matrix::bytes).sum();
-            let least = floor.seconds(bytes as f64, (2 * rows * n * k * COUNT) as f64);
             if rows == 1 {
                 one_row = seconds;
             }
@@ -207,24 +232,34 @@ fn forward(pool: &Pool, floor: Floor, table: &mut Table) {
     }
 }
 
-fn backward(pool: &Pool, floor: Floor, table: &mut Table) {
+fn backward(pool: &Pool, table: &mut Table) {
     let [n, k] = SHAPE;
     let weight = &weights(Storage::F32)[0];
     for rows in [256, 1024] {
         let (x, g) = (values(1, rows * k), values(2, rows * n));
         let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
-        let least = floor.seconds(0.0, (2 * rows * n * k) as f64);
+        let work = [0.0, (2 * rows * n * k) as f64];
         let (threads, dtype) = (pool.threads(), "f32");
-        let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
+        let row = |name, [seconds, least]: [f64; 2]| Row {
+            name,
+            rows,
+            threads,
+            dtype,
+            seconds,
+            least,
+            one_row: 0.0,
+            candle: None,
+        };
         let mut turned = Turned::default();
-        let by_input = time(3, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
-        table.add(row("input gradient", by_input));
-        table.add(row("weight gradient", time(3, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned))));
+        let input = beside_floor(pool, work, 7, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
+        table.add(row("input gradient", input));
+        let own = beside_floor(pool, work, 7, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
+        table.add(row("weight gradient", own));
     }
 }
 
 /// Matrices of the quickstart's model: few features, many rows.
-fn small(pool: &Pool, floor: Floor, table: &mut Table) {
+fn small(pool: &Pool, table: &mut Table) {
     for ([n, k], names) in [
         ([352, 128], ["wide linear", "wide input gradient", "wide weight gradient"]),
         ([128, 352], ["narrow linear", "narrow input gradient", "narrow weight gradient"]),
@@ -235,10 +270,19 @@ fn small(pool: &Pool, floor: Floor, table: &mut Table) {
             let (mut y, mut dx, mut dw) = (g.clone(), x.clone(), vec![0.0; kernels::packed_len(n, k)]);
             // What one call does is too short to time.
             let calls = 1536 / rows;
-            let least = floor.seconds(0.0, (2 * rows * n * k * calls) as f64);
-            let many = |f: &mut dyn FnMut()| time(7, || (0..calls).for_each(|_| f()));
+            let work = [0.0, (2 * rows * n * k * calls) as f64];
+            let many = |f: &mut dyn FnMut()| beside_floor(pool, work, 7, || (0..calls).for_each(|_| f()));
             let (threads, dtype) = (pool.threads(), "f32");
-            let row = |name, seconds| Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None };
+            let row = |name, [seconds, least]: [f64; 2]| Row {
+                name,
+                rows,
+                threads,
+                dtype,
+                seconds,
+                least,
+                one_row: 0.0,
+                candle: None,
+            };
             table.add(row(names[0], many(&mut || linear(pool, &x, &weight, &mut y))));
             if rows > 16 {
                 let mut turned = Turned::default();
@@ -251,7 +295,7 @@ fn small(pool: &Pool, floor: Floor, table: &mut Table) {
     }
 }
 
-fn attention(pool: &Pool, floor: Floor, table: &mut Table) {
+fn attention(pool: &Pool, table: &mut Table) {
     let shape = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
     let lengths = [256; 8];
     let rows = 2048;
@@ -260,18 +304,26 @@ fn attention(pool: &Pool, floor: Floor, table: &mut Table) {
     // Half of all pairs, two products forward, five backward.
     let flops = (lengths.len() * 256 * 256 / 2 * 576 * 2) as f64;
     let (threads, dtype) = (pool.threads(), "f32");
-    let row = |name, seconds, products: f64| {
-        let least = floor.seconds(0.0, flops * products);
-        Row { name, rows, threads, dtype, seconds, least, one_row: 0.0, candle: None }
+    let row = |name, [seconds, least]: [f64; 2]| Row {
+        name,
+        rows,
+        threads,
+        dtype,
+        seconds,
+        least,
+        one_row: 0.0,
+        candle: None,
     };
-    let seconds = time(3, || kernels::attend_sequences(pool, [&q, &kv, &kv], &lengths, shape, &mut y));
-    table.add(row("attention", seconds, 2.0));
+    let work = [0.0, flops * 2.0];
+    let forward =
+        beside_floor(pool, work, 7, || kernels::attend_sequences(pool, [&q, &kv, &kv], &lengths, shape, &mut y));
+    table.add(row("attention", forward));
     let (mut dq, mut dk, mut dv) = (y.clone(), kv.clone(), kv.clone());
-    let seconds = time(3, || {
+    let backward = beside_floor(pool, [0.0, flops * 5.0], 7, || {
         let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv };
         kernels::attend_sequences_gradient(pool, [&q, &kv, &kv], &lengths, shape, &g, to);
     });
-    table.add(row("attention backward", seconds, 5.0));
+    table.add(row("attention backward", backward));
 }
 
 struct Row {

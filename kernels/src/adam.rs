@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019, algorithm 2) on one tensor, in one pass over its numbers.
 
 use crate::dispatch::simd;
-use crate::matrix::{PANEL, round_lanes};
+use crate::matrix::{PANEL, round_steps};
 use crate::pool::{Pool, Shares};
 
 const EPSILON: f32 = 1e-8;
@@ -34,8 +34,8 @@ pub struct AdamTensor<'a> {
     pub first: &'a mut [f32],
     /// Second moments.
     pub second: &'a mut [f32],
-    /// The new numbers rounded, in the order of a packed bf16 [`Matrix`](crate::Matrix); empty if not wanted.
-    pub rounded: &'a mut [u16],
+    /// Where the new numbers go rounded, as a packed bf16 [`Matrix`](crate::Matrix) of so many input features, if wanted.
+    pub rounded: Option<(&'a mut [u16], usize)>,
 }
 
 /// One step.
@@ -46,15 +46,21 @@ pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
     let AdamTensor { old, new, first, second, rounded } = tensor;
     let len = new.len();
     assert!([old.len(), first.len(), second.len()].iter().all(|l| *l == len), "a step of {len} gradients");
-    let rounds = !rounded.is_empty();
-    assert!(!rounds || (rounded.len() == len && len.is_multiple_of(PANEL)), "{} rounded of {len}", rounded.len());
-    let (new, first, second, rounded) = (Shares::of(new), Shares::of(first), Shares::of(second), Shares::of(rounded));
-    pool.run(len.div_ceil(CHUNK), &|i| {
-        let at = i * CHUNK..len.min((i + 1) * CHUNK);
+    // Pairs of steps do not lie across two chunks.
+    let chunk = match &rounded {
+        Some((_, k)) if !k.is_multiple_of(2) => k * PANEL,
+        _ => CHUNK,
+    };
+    let fits = |(to, k): &(&mut [u16], usize)| to.len() == len && len.is_multiple_of(k * PANEL);
+    assert!(rounded.as_ref().is_none_or(fits), "{len} numbers do not round to a packed weight");
+    let rounded = rounded.map(|(to, _)| Shares::of(to));
+    let (new, first, second) = (Shares::of(new), Shares::of(first), Shares::of(second));
+    pool.run(len.div_ceil(chunk), &|i| {
+        let at = i * chunk..len.min((i + 1) * chunk);
         // SAFETY: chunks are disjoint.
         let [new, first, second] = [new, first, second].map(|s| unsafe { s.part(at.clone()) });
         step(rule, &old[at.clone()], new, first, second);
-        if rounds {
+        if let Some(rounded) = rounded {
             // SAFETY: as above.
             round(new, unsafe { rounded.part(at) });
         }
@@ -79,6 +85,6 @@ simd! {
 
 simd! {
     fn round(from: &[f32], to: &mut [u16]) {
-        from.as_chunks::<PANEL>().0.iter().zip(to.as_chunks_mut::<PANEL>().0).for_each(|(from, to)| round_lanes(from, to));
+        round_steps(from, to);
     }
 }

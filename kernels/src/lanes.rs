@@ -5,10 +5,16 @@
 pub(crate) trait Lanes: Copy {
     /// Rows and panels of the largest tile of a product whose accumulators stay in registers.
     const TILE: (usize, usize);
+    /// Rows of the largest tile that widens bf16, which takes registers of its own.
+    const TILE_BF16: usize;
     fn splat(value: f32) -> Self;
     fn load(from: &[f32; 16]) -> Self;
-    /// Sixteen bf16, stored as [`interleave`](crate::matrix) says: even places are lanes 0 to 7, odd ones 8 to 15.
+    /// Sixteen bf16.
     fn load_bf16(from: &[u16; 16]) -> Self;
+    /// Of two steps that take turns, lane by lane, the first: a shift widens it.
+    fn load_bf16_even(from: &[u16; 32]) -> Self;
+    /// The second: a mask widens it.
+    fn load_bf16_odd(from: &[u16; 32]) -> Self;
     fn store(self, to: &mut [f32; 16]);
     /// `self * factor + addend`, rounded once.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
@@ -18,21 +24,51 @@ pub(crate) trait Lanes: Copy {
 
 /// What a weight is stored as.
 pub(crate) trait Element: Copy + Sync {
+    /// Rows of the largest tile.
+    fn tile_rows<V: Lanes>() -> usize;
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V;
+    /// The first of two steps of a panel.
+    fn even<V: Lanes>(from: &[Self; 32]) -> V;
+    /// The second.
+    fn odd<V: Lanes>(from: &[Self; 32]) -> V;
 }
 
 impl Element for f32 {
     #[inline(always)]
+    fn tile_rows<V: Lanes>() -> usize {
+        V::TILE.0
+    }
+    #[inline(always)]
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V {
         V::load(from)
+    }
+    #[inline(always)]
+    fn even<V: Lanes>(from: &[Self; 32]) -> V {
+        V::load(&from.as_chunks().0[0])
+    }
+    #[inline(always)]
+    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
+        V::load(&from.as_chunks().0[1])
     }
 }
 
 /// The upper half of a float.
 impl Element for u16 {
     #[inline(always)]
+    fn tile_rows<V: Lanes>() -> usize {
+        V::TILE_BF16
+    }
+    #[inline(always)]
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V {
         V::load_bf16(from)
+    }
+    #[inline(always)]
+    fn even<V: Lanes>(from: &[Self; 32]) -> V {
+        V::load_bf16_even(from)
+    }
+    #[inline(always)]
+    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
+        V::load_bf16_odd(from)
     }
 }
 
@@ -42,6 +78,7 @@ pub(crate) struct Portable([f32; 16]);
 
 impl Lanes for Portable {
     const TILE: (usize, usize) = (4, 1);
+    const TILE_BF16: usize = 4;
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; 16])
@@ -52,7 +89,15 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load_bf16(from: &[u16; 16]) -> Self {
-        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i % 8 * 2 + i / 8]) << 16)))
+        Self(from.map(|half| f32::from_bits(u32::from(half) << 16)))
+    }
+    #[inline(always)]
+    fn load_bf16_even(from: &[u16; 32]) -> Self {
+        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2]) << 16)))
+    }
+    #[inline(always)]
+    fn load_bf16_odd(from: &[u16; 32]) -> Self {
+        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2 + 1]) << 16)))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 16]) {
@@ -64,19 +109,53 @@ impl Lanes for Portable {
     }
 }
 
+/// Four floats from each of four places, turned: column i goes to `to + i * stride`.
+///
+/// # Safety
+/// All of them are readable and writable.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
+    for (row, from) in from.into_iter().enumerate() {
+        for column in 0..4 {
+            // SAFETY: by the caller's promise.
+            unsafe { *to.add(column * stride + row) = *from.add(column) };
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, turn_square};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_permutexvar_epi32,
-        _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_storeu_ps,
+        __m256, __m512, _MM_HINT_T1, _MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps,
+        _mm256_and_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512,
+        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     use super::Lanes;
+
+    /// Four floats from each of four places, turned: column i goes to `to + i * stride`.
+    ///
+    /// # Safety
+    /// All of them are readable and writable.
+    #[inline(always)]
+    pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
+        // SAFETY: by the caller's promise; every x86-64 has SSE.
+        unsafe {
+            let [mut a, mut b, mut c, mut d] = from.map(|from| _mm_loadu_ps(from));
+            _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+            _mm_storeu_ps(to, a);
+            _mm_storeu_ps(to.add(stride), b);
+            _mm_storeu_ps(to.add(2 * stride), c);
+            _mm_storeu_ps(to.add(3 * stride), d);
+        }
+    }
 
     // These types are named only by functions that `simd!` calls after it asked the processor for their instruction
     // set; that is the reason for every `unsafe` below.
@@ -86,6 +165,7 @@ mod x86 {
 
     impl Lanes for Avx2 {
         const TILE: (usize, usize) = (6, 1);
+        const TILE_BF16: usize = 5;
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: the instruction set is there, see above.
@@ -100,10 +180,36 @@ mod x86 {
         fn load_bf16(from: &[u16; 16]) -> Self {
             // SAFETY: sixteen halves are readable; the instruction set is there, see above.
             unsafe {
-                let both = _mm256_loadu_si256(from.as_ptr().cast());
-                let even = _mm256_slli_epi32::<16>(both);
-                let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
-                Self(_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd))
+                let [low, high] = [0, 8].map(|at| {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(at).cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                });
+                Self(low, high)
+            }
+        }
+        #[inline(always)]
+        fn load_bf16_even(from: &[u16; 32]) -> Self {
+            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+            unsafe {
+                let low = _mm256_loadu_si256(from.as_ptr().cast());
+                let high = _mm256_loadu_si256(from.as_ptr().add(16).cast());
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
+            }
+        }
+        #[inline(always)]
+        fn load_bf16_odd(from: &[u16; 32]) -> Self {
+            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+            unsafe {
+                // Read anew: kept from the even ones, they would take the registers of two accumulators.
+                let mut from = from.as_ptr();
+                asm!("/* {0} */", inout(reg) from, options(pure, readonly, nostack, preserves_flags));
+                let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+                let low = _mm256_and_si256(_mm256_loadu_si256(from.cast()), upper);
+                let high = _mm256_and_si256(_mm256_loadu_si256(from.add(16).cast()), upper);
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
         #[inline(always)]
@@ -131,6 +237,7 @@ mod x86 {
 
     impl Lanes for Avx512 {
         const TILE: (usize, usize) = (12, 2);
+        const TILE_BF16: usize = 12;
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: the instruction set is there, see above.
@@ -146,9 +253,24 @@ mod x86 {
             // SAFETY: sixteen halves are readable; the instruction set is there, see above.
             unsafe {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
-                let order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-                let sorted = _mm512_permutexvar_epi32(order, wide);
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(sorted)))
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+        #[inline(always)]
+        fn load_bf16_even(from: &[u16; 32]) -> Self {
+            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+            unsafe {
+                let both = _mm512_loadu_si512(from.as_ptr().cast());
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)))
+            }
+        }
+        #[inline(always)]
+        fn load_bf16_odd(from: &[u16; 32]) -> Self {
+            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+            unsafe {
+                let both = _mm512_loadu_si512(from.as_ptr().cast());
+                let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                Self(_mm512_castsi512_ps(_mm512_and_si512(both, upper)))
             }
         }
         #[inline(always)]

@@ -28,7 +28,7 @@ pub struct Matrix {
 #[derive(Debug, Clone)]
 pub(crate) enum Panels {
     F32(Arc<Vec<f32>>),
-    /// In the order of [`interleave`].
+    /// In the order of [`place`].
     Bf16(Arc<Vec<u16>>),
 }
 
@@ -87,19 +87,25 @@ pub fn from_bf16(value: u16) -> f32 {
     f32::from_bits(u32::from(value) << 16)
 }
 
-/// Where lane `lane` of sixteen stands among their bf16: lanes 0 to 7 in even places, 8 to 15 in odd ones, so that one
-/// shift and one mask widen them.
+/// Where lane `lane` of step `i` stands among the bf16 of a panel of `k` steps: two steps take turns, lane by lane, so that
+/// one shift and one mask widen both. The last step of an odd k stands alone.
 #[inline(always)]
-const fn interleave(lane: usize) -> usize {
-    lane % 8 * 2 + lane / 8
+const fn place(k: usize, i: usize, lane: usize) -> usize {
+    if i + 1 == k && i.is_multiple_of(2) { i * PANEL + lane } else { i / 2 * 2 * PANEL + lane * 2 + i % 2 }
 }
 
-/// Rounds sixteen lanes into their places.
+/// Rounds steps of a panel into their places: pairs, and the last step of an odd k.
 #[inline(always)]
-pub(crate) fn round_lanes(from: &[f32; PANEL], to: &mut [u16; PANEL]) {
-    for (lane, value) in from.iter().enumerate() {
-        to[interleave(lane)] = to_bf16(*value);
+pub(crate) fn round_steps(from: &[f32], to: &mut [u16]) {
+    let (from, last) = from.as_chunks::<{ 2 * PANEL }>();
+    let (to, to_last) = to.as_chunks_mut::<{ 2 * PANEL }>();
+    for (from, to) in from.iter().zip(to) {
+        for lane in 0..PANEL {
+            to[2 * lane] = to_bf16(from[lane]);
+            to[2 * lane + 1] = to_bf16(from[PANEL + lane]);
+        }
     }
+    last.iter().zip(to_last).for_each(|(from, to)| *to = to_bf16(*from));
 }
 
 impl Matrix {
@@ -114,8 +120,8 @@ impl Matrix {
             Storage::F32 => Panels::F32(packed.clone()),
             Storage::Bf16 => {
                 let mut rounded = vec![0; packed.len()];
-                let (from, to) = (packed.as_chunks::<PANEL>().0, rounded.as_chunks_mut::<PANEL>().0);
-                from.iter().zip(to).for_each(|(from, to)| round_lanes(from, to));
+                let panels = packed.chunks_exact(k * PANEL).zip(rounded.chunks_exact_mut(k * PANEL));
+                panels.for_each(|(from, to)| round_steps(from, to));
                 Panels::Bf16(Arc::new(rounded))
             }
         };
@@ -169,10 +175,10 @@ impl Matrix {
     /// The sixteen numbers of input feature `i` in panel `panel`.
     #[inline(always)]
     pub(crate) fn lanes(&self, panel: usize, i: usize) -> [f32; PANEL] {
-        let at = (panel * self.k + i) * PANEL;
+        let base = panel * self.k * PANEL;
         match &self.panels {
-            Panels::F32(panels) => std::array::from_fn(|lane| panels[at + lane]),
-            Panels::Bf16(panels) => std::array::from_fn(|lane| from_bf16(panels[at + interleave(lane)])),
+            Panels::F32(panels) => std::array::from_fn(|lane| panels[base + i * PANEL + lane]),
+            Panels::Bf16(panels) => std::array::from_fn(|lane| from_bf16(panels[base + place(self.k, i, lane)])),
         }
     }
 
@@ -182,7 +188,7 @@ impl Matrix {
         match &self.panels {
             Panels::F32(panels) => to.extend((0..self.k).map(|i| panels[base + i * PANEL + lane])),
             Panels::Bf16(panels) => {
-                to.extend((0..self.k).map(|i| from_bf16(panels[base + i * PANEL + interleave(lane)])));
+                to.extend((0..self.k).map(|i| from_bf16(panels[base + place(self.k, i, lane)])));
             }
         }
     }

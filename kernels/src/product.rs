@@ -4,6 +4,10 @@
 //! and threads split outputs; a block of k ends by storing the chain and the next one takes it up again, which rounds
 //! nothing. So neither the number of rows nor the instruction set changes a bit.
 
+mod rows;
+mod tile;
+
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::dispatch::simd;
@@ -11,7 +15,10 @@ use crate::lanes::{Element, Lanes};
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shares};
 
-/// Depth of a block: its part of a panel stays in the first-level cache.
+use rows::Tiles;
+use tile::{Block, Place, sized};
+
+/// Depth of a block: its part of a panel stays in the first-level cache. Even, so that pairs of steps stay together.
 const DEPTH: usize = 512;
 /// Rows of a block: their part of x stays in the second-level cache.
 const ROWS: usize = 120;
@@ -20,15 +27,6 @@ const ROWS_FEW: usize = 24;
 
 /// From this depth on a single row reads several panels at once.
 const ROW_DEPTH: usize = 512;
-/// Rows of w that are fetched ahead where its panels stand side by side.
-const ROWS_AHEAD: usize = 24;
-
-/// Steps of k between two looks at the loop's end. Addresses are computed once for all of them: where another process has the
-/// other half of a core, instructions are what is short.
-const STEPS: usize = 8;
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
 /// Operands of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<'a, E> {
@@ -150,63 +148,41 @@ simd! {
 #[inline(always)]
 fn block<V: Lanes, E: Element>(operands: Operands<'_, E>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
     let k = operands.shape[1];
-    let depth = if rows.len() <= ROWS_FEW { k } else { DEPTH };
-    let mut gathered = Vec::new();
-    for first in rows.clone().step_by(ROWS) {
-        let some_rows = first..rows.end.min(first + ROWS);
+    let is_few = rows.len() <= ROWS_FEW;
+    let depth = if is_few { k } else { DEPTH };
+    // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
+    let widens = !is_few && E::tile_rows::<V>() < V::TILE.0;
+    let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
+    let [mut packed, mut wide] = SCRATCH.take();
+    let blocks = Tiles::of(rows, ROWS);
+    for tiles in (0..blocks.count).map(|i| Tiles::of(blocks.get(i), highest)) {
         for from in (0..k).step_by(depth) {
+            let steps = from..k.min(from + depth);
             let keep = operands.keep || from > 0;
-            let depth = depth.min(k - from);
-            let mut place = Place { row: 0, panel: 0, from, depth, keep, ahead: (0, 1), origin: [0, 0] };
-            let mut operands = operands;
-            if operands.strides.x_step > 1 {
-                gather(operands.x, operands.strides, some_rows.clone(), from..from + depth, &mut gathered);
-                operands.x = &gathered;
-                operands.strides = Strides { x_row: depth + PANEL, x_step: 1, ..operands.strides };
-                place.origin = [first, from];
+            let x = tiles.x(operands.x, operands.strides, steps.clone(), &mut packed);
+            let block = Block { x, from, depth: steps.len(), keep };
+            if widens {
+                widened::<V, E>(operands, y, &tiles, panels.clone(), block, &mut wide);
+            } else {
+                strip::<V, E>(operands, y, &tiles, panels.clone(), block);
             }
-            strip::<V, E>(operands, y, some_rows.clone(), panels.clone(), place);
         }
     }
+    SCRATCH.set([packed, wide]);
 }
 
-/// A block of an x whose rows stand in columns, packed row by row, square by square: its columns stand far apart. Rows get
-/// PANEL floats of room between them, so that they do not fall on each other in a cache.
+thread_local! {
+    /// Rows of x side by side, and widened panels: memory that products of a thread reuse.
+    static SCRATCH: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+}
+
+/// The first floats of what is only as long as it ever was.
 #[inline(always)]
-fn gather(x: &[f32], strides: Strides, rows: Range<usize>, steps: Range<usize>, to: &mut Vec<f32>) {
-    let stride = steps.len() + PANEL;
-    to.resize(rows.len() * stride, 0.0);
-    for first in rows.clone().step_by(PANEL) {
-        let height = PANEL.min(rows.end - first);
-        for from in steps.clone().step_by(PANEL) {
-            let width = PANEL.min(steps.end - from);
-            let mut square = [[0.0_f32; PANEL]; PANEL];
-            for step in 0..width {
-                let line = &x[first * strides.x_row + (from + step) * strides.x_step..][..height];
-                for (square, value) in square.iter_mut().zip(line) {
-                    square[step] = *value;
-                }
-            }
-            let to = &mut to[(first - rows.start) * stride + from - steps.start..];
-            for (row, square) in square[..height].iter().enumerate() {
-                to[row * stride..][..width].copy_from_slice(&square[..width]);
-            }
-        }
+fn first_of(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
     }
-}
-
-#[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    panel: usize,
-    /// First step of k, and how many.
-    from: usize,
-    depth: usize,
-    keep: bool,
-    /// Which of how many tiles over the same panels this is: each asks for its share of the panels that come next.
-    ahead: (usize, usize),
-    /// Row and step at which x begins.
-    origin: [usize; 2],
+    &mut scratch[..len]
 }
 
 /// All panels, each for all rows.
@@ -214,186 +190,75 @@ struct Place {
 fn strip<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    rows: Range<usize>,
+    tiles: &Tiles,
     panels: Range<usize>,
-    mut place: Place,
+    block: Block<'_>,
 ) {
-    // Tiles of about the same height keep more chains in flight than full ones and a rest.
-    let tiles = rows.len().div_ceil(V::TILE.0);
-    let height = rows.len().div_ceil(tiles);
+    let Strides { w_step, w_panel, .. } = operands.strides;
     // A row of its own reads several panels at once where they come from memory; else one after another is what caches and
     // their prefetchers like best.
-    let wide = match height {
-        1 if place.depth >= ROW_DEPTH => 4,
+    let wide = match tiles.rows.len().div_ceil(tiles.count) {
+        1 if block.depth >= ROW_DEPTH => 4,
         6.. => V::TILE.1,
         _ => 1,
     };
-    place.panel = panels.start;
-    while place.panel < panels.end {
-        let width = if place.panel + wide <= panels.end { wide } else { 1 };
-        for tile in 0..tiles {
-            let bound = |i: usize| rows.start + rows.len() * i / tiles;
-            place.row = bound(tile);
-            let height = bound(tile + 1) - place.row;
-            place.ahead = (tile, tiles);
-            // SAFETY: the asserts of `product` cover every tile; blocks of other threads have other outputs.
-            unsafe { sized::<V, E>(operands, y, place, height, width) };
-        }
-        place.panel += width;
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let width = if panel + wide <= panels.end { wide } else { 1 };
+        column::<V, E>(operands, y, tiles, (panel, panel * w_panel + block.from * w_step, width), block);
+        panel += width;
     }
 }
 
-/// Calls the tile of this size.
-///
-/// # Safety
-/// As for [`tile`].
+/// As [`strip`], for many rows of x: narrow panels are widened once for all of them, not once for each tile.
 #[inline(always)]
-unsafe fn sized<V: Lanes, E: Element>(
+fn widened<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    place: Place,
-    height: usize,
-    width: usize,
+    tiles: &Tiles,
+    panels: Range<usize>,
+    block: Block<'_>,
+    wide: &mut Vec<f32>,
 ) {
-    macro_rules! sizes {
-        ($($height:literal $width:literal),*) => {
-            match (height, width) {
-                // SAFETY: as for this function.
-                $(($height, $width) => unsafe { tile::<V, E, $height, $width>(operands, y, place) },)*
-                _ => unreachable!("no tile of {height} rows and {width} panels"),
+    let Operands { x, w, shape, strides, keep } = operands;
+    let size = block.depth * PANEL;
+    let wide = first_of(wide, V::TILE.1 * size);
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let width = if panel + V::TILE.1 <= panels.end { V::TILE.1 } else { 1 };
+        for (p, to) in wide.chunks_exact_mut(size).take(width).enumerate() {
+            let (pairs, last) = w[(panel + p) * strides.w_panel + block.from * PANEL..][..size].as_chunks();
+            let (to, to_last) = to.as_chunks_mut::<{ 2 * PANEL }>();
+            for (pair, to) in pairs.iter().zip(to) {
+                let to = to.as_chunks_mut().0;
+                E::even::<V>(pair).store(&mut to[0]);
+                E::odd::<V>(pair).store(&mut to[1]);
             }
-        };
+            for (step, to) in last.as_chunks().0.iter().zip(to_last.as_chunks_mut().0) {
+                E::lanes::<V>(step).store(to);
+            }
+        }
+        let strides = Strides { w_panel: size, ..strides };
+        let operands = Operands { x, w: &*wide, shape, strides, keep };
+        column::<V, f32>(operands, y, tiles, (panel, 0, width), block);
+        panel += width;
     }
-    sizes!(
-        1 4, 1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2
-    );
 }
 
-/// R rows times P panels; the accumulators stay in registers.
-///
-/// # Safety
-/// Rows `row..row + R` and panels `panel..panel + P` lie within the operands and y, nobody else uses these elements of y,
-/// and `from + depth <= k`.
-#[expect(clippy::needless_range_loop, reason = "constant indices keep the accumulators in registers")]
+/// All rows of the panels that stand side by side from a panel on, which begins at a place of w.
 #[inline(always)]
-unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
+fn column<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    place: Place,
+    tiles: &Tiles,
+    (panel, w, width): (usize, usize, usize),
+    block: Block<'_>,
 ) {
-    // Never asked for on this instruction set: its accumulators would not fit.
-    if R > V::TILE.0 || (R * P > V::TILE.0 * V::TILE.1 && P > 1) {
-        return;
+    for tile in 0..tiles.count {
+        let rows = tiles.get(tile);
+        let x = (rows.start - tiles.rows.start) * block.depth;
+        let place = Place { row: rows.start, panel, x, w, ahead: (tile, tiles.count) };
+        // SAFETY: the asserts of `product` cover every tile; blocks of other threads have other outputs.
+        unsafe { sized::<V, E>(operands, y, block, place, rows.len(), width) };
     }
-    let Operands { x, w, shape: [_, _, n], strides, .. } = operands;
-    let Strides { x_row, w_step, w_panel, y_row, y_panel, .. } = strides;
-    let Place { row, panel, from, depth, keep, ahead: (tile, tiles), origin } = place;
-    // SAFETY: inside x, by the promise above.
-    let xs: [*const f32; R] =
-        std::array::from_fn(|r| unsafe { x.as_ptr().add((row - origin[0] + r) * x_row + from - origin[1]) });
-    // SAFETY: inside w, by the promise above.
-    let ws: [*const E; P] = std::array::from_fn(|p| unsafe { w.as_ptr().add((panel + p) * w_panel + from * w_step) });
-    // Panels that stand behind each other: each tile fetches a stretch of the next ones while it computes. Panels side by
-    // side in rows: the rows to come.
-    let is_behind = w_panel > w_step;
-    let next = if is_behind { P * w_panel + depth * w_step * tile / tiles } else { ROWS_AHEAD * w_step };
-    let share = if is_behind { w_step.div_ceil(tiles) } else { w_step };
-    // SAFETY: inside y, by the promise above.
-    let at = |r: usize, p: usize| unsafe { y.pointer().add((row + r) * y_row + (panel + p) * y_panel) };
-    let width = |p: usize| PANEL.min(n - (panel + p) * PANEL);
-    let mut acc = [[V::splat(0.0); P]; R];
-    if keep {
-        for r in 0..R {
-            for p in 0..P {
-                // SAFETY: `width(p)` floats stand there, and no other thread uses them.
-                acc[r][p] = unsafe { load(at(r, p), width(p)) };
-            }
-        }
-    }
-    let mut ahead = ws.map(|w| w.wrapping_add(next));
-    let mut i = 0;
-    // Steps that stand side by side: a distance that is known makes them one address. A single row waits for memory only, and
-    // for that prefetches are best spread evenly.
-    if w_step == PANEL && R > 1 {
-        let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
-        while i + STEPS <= depth {
-            for p in 0..P {
-                let line = |i: usize| ahead[p].cast::<u8>().wrapping_add(i * LINE);
-                V::prefetch(line(0));
-                // Not a loop: the accumulators would fall out of their registers.
-                if lines > 1 {
-                    V::prefetch(line(1));
-                }
-                if lines > 2 {
-                    V::prefetch(line(2));
-                    V::prefetch(line(3));
-                }
-                if lines > 4 {
-                    V::prefetch(line(4));
-                    V::prefetch(line(5));
-                    V::prefetch(line(6));
-                    V::prefetch(line(7));
-                }
-                ahead[p] = ahead[p].cast::<u8>().wrapping_add(lines * LINE).cast();
-            }
-            for step in 0..STEPS {
-                for p in 0..P {
-                    // SAFETY: step i < depth of a panel, so that the sixteen numbers lie inside w.
-                    let w: V = E::lanes(unsafe { &*ws[p].add((i + step) * PANEL).cast() });
-                    for r in 0..R {
-                        // SAFETY: i < depth, inside the row.
-                        acc[r][p] = V::splat(unsafe { *xs[r].add(i + step) }).mul_add(w, acc[r][p]);
-                    }
-                }
-            }
-            i += STEPS;
-        }
-    }
-    while i < depth {
-        for p in 0..P {
-            // SAFETY: step i < depth of a panel, so that the sixteen numbers lie inside w.
-            let w: V = E::lanes(unsafe { &*ws[p].add(i * w_step).cast() });
-            V::prefetch(ahead[p].cast());
-            ahead[p] = ahead[p].wrapping_add(share);
-            for r in 0..R {
-                // SAFETY: i < depth, inside the row.
-                acc[r][p] = V::splat(unsafe { *xs[r].add(i) }).mul_add(w, acc[r][p]);
-            }
-        }
-        i += 1;
-    }
-    for r in 0..R {
-        for p in 0..P {
-            // SAFETY: as for the loads.
-            unsafe { store(acc[r][p], at(r, p), width(p)) };
-        }
-    }
-}
-
-/// # Safety
-/// `width` floats are readable, at most sixteen.
-#[inline(always)]
-unsafe fn load<V: Lanes>(from: *const f32, width: usize) -> V {
-    if width == PANEL {
-        // SAFETY: sixteen floats are readable.
-        return V::load(unsafe { &*from.cast() });
-    }
-    let mut whole = [0.0; PANEL];
-    // SAFETY: `width` floats are readable.
-    whole[..width].copy_from_slice(unsafe { std::slice::from_raw_parts(from, width) });
-    V::load(&whole)
-}
-
-/// # Safety
-/// `width` floats are writable, at most sixteen.
-#[inline(always)]
-unsafe fn store<V: Lanes>(lanes: V, to: *mut f32, width: usize) {
-    if width == PANEL {
-        // SAFETY: sixteen floats are writable.
-        return lanes.store(unsafe { &mut *to.cast() });
-    }
-    let mut whole = [0.0; PANEL];
-    lanes.store(&mut whole);
-    // SAFETY: `width` floats are writable.
-    unsafe { std::slice::from_raw_parts_mut(to, width) }.copy_from_slice(&whole[..width]);
 }

@@ -28,7 +28,7 @@ const STORAGES: [Storage; 2] = [Storage::F32, Storage::Bf16];
 
 #[test]
 fn linear_does_not_see_its_batch() {
-    for (rows, k, n) in [(1, 5, 3), (2, 64, 48), (7, 33, 96), (13, 128, 352), (130, 600, 17), (40, 300, 80)] {
+    for (rows, k, n) in [(1, 5, 3), (2, 64, 48), (7, 33, 96), (13, 128, 352), (130, 600, 17), (40, 601, 80)] {
         let x = values(1, rows * k);
         let w = values(2, n * k);
         assert_eq!(bits(&unpack(&pack(&w, n, k), n, k)), bits(&w));
@@ -150,6 +150,10 @@ fn fingerprint() -> String {
         let [dq, dk, dv] = &mut d;
         attend_sequences_gradient(&pool, [&x, &x, &x], &[4, 5], heads, &dh, SequencesGradient { dq, dk, dv });
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
+        // Many rows, more than a block of k, an odd number of features.
+        let mut many = vec![0.0; 40 * 50];
+        linear(&pool, &values(4, 40 * 601), &matrix(5, 50, 601, storage), &mut many);
+        all.extend(many);
     }
     format!("{:x?}", bits(&all))
 }

@@ -119,16 +119,16 @@ impl AdamW {
         let scale = if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
         let (mut masters, mut rounded) = (Vec::new(), Vec::new());
         for (i, (old, mut new)) in weights.masters().iter().zip(gradients).enumerate() {
-            let is_matrix = weights.is_matrix(i);
-            let decay = if is_matrix { optimizer.weight_decay } else { 0.0 };
-            let rounds = is_matrix && weights.storage() == Storage::Bf16;
-            let mut halves = vec![0; if rounds { old.len() } else { 0 }];
+            let features = weights.features(i);
+            let decay = if features.is_some() { optimizer.weight_decay } else { 0.0 };
+            let rounds = features.filter(|_| weights.storage() == Storage::Bf16);
+            let mut halves = vec![0; if rounds.is_some() { old.len() } else { 0 }];
             let tensor = AdamTensor {
                 old,
                 new: &mut new,
                 first: &mut self.first[i],
                 second: &mut self.second[i],
-                rounded: &mut halves,
+                rounded: rounds.map(|features| (halves.as_mut_slice(), features)),
             };
             adam_step(pool, rule(optimizer, lr, decay, scale, self.steps), tensor);
             masters.push(new);

@@ -133,9 +133,9 @@ impl Weights {
         &self.masters
     }
 
-    /// Whether parameter `i` is a matrix.
-    pub(crate) fn is_matrix(&self, i: usize) -> bool {
-        self.matrices[i].is_some()
+    /// Input features of parameter `i`, if it is a matrix.
+    pub(crate) fn features(&self, i: usize) -> Option<usize> {
+        self.matrices[i].as_ref().map(Matrix::k)
     }
 
     /// The same layout with other masters, and what they round to where matrices are bf16.

@@ -1,0 +1,79 @@
+//! Rows of x as the tiles read them.
+
+use std::ops::Range;
+
+use super::{Strides, first_of};
+use crate::lanes::turn_square;
+
+/// Rows in tiles of about the same height, which keep more chains in flight than full ones and a rest.
+pub(super) struct Tiles {
+    pub(super) rows: Range<usize>,
+    pub(super) count: usize,
+}
+
+impl Tiles {
+    pub(super) fn of(rows: Range<usize>, most: usize) -> Self {
+        let count = rows.len().div_ceil(most);
+        Self { rows, count }
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self, tile: usize) -> Range<usize> {
+        let bound = |i: usize| self.rows.start + self.rows.len() * i / self.count;
+        bound(tile)..bound(tile + 1)
+    }
+
+    /// Some steps of x as tiles read it: tile after tile, each step's rows side by side, so that all addresses of a tile
+    /// are distances from one.
+    #[inline(always)]
+    pub(super) fn x<'a>(
+        &self,
+        x: &'a [f32],
+        strides: Strides,
+        steps: Range<usize>,
+        packed: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let Strides { x_row, x_step, .. } = strides;
+        if self.rows.len() == 1 && x_step == 1 {
+            return &x[self.rows.start * x_row..][steps];
+        }
+        let packed = first_of(packed, self.rows.len() * steps.len());
+        let mut rest = &mut *packed;
+        for tile in 0..self.count {
+            let rows = self.get(tile);
+            let (to, after) = rest.split_at_mut(rows.len() * steps.len());
+            if x_step == 1 {
+                turn(&x[rows.start * x_row + steps.start..], x_row, rows.len(), to);
+            } else {
+                let lines = x[steps.start * x_step + rows.start * x_row..].chunks(x_step);
+                to.chunks_exact_mut(rows.len())
+                    .zip(lines)
+                    .for_each(|(to, line)| to.copy_from_slice(&line[..rows.len()]));
+            }
+            rest = after;
+        }
+        packed
+    }
+}
+
+/// Rows of x, `stride` floats apart, side by side.
+#[inline(always)]
+fn turn(x: &[f32], stride: usize, rows: usize, to: &mut [f32]) {
+    let steps = to.len() / rows;
+    let (whole_rows, whole_steps) = (rows / 4 * 4, steps / 4 * 4);
+    for row in (0..whole_rows).step_by(4) {
+        let lines: [&[f32]; 4] = std::array::from_fn(|i| &x[(row + i) * stride..][..steps]);
+        for step in (0..whole_steps).step_by(4) {
+            // SAFETY: four steps of lines of `steps` floats, and of rows of `to`, which holds `steps` of them.
+            unsafe {
+                turn_square(lines.map(|line| line.as_ptr().add(step)), to.as_mut_ptr().add(step * rows + row), rows)
+            };
+        }
+        for step in whole_steps..steps {
+            (0..4).for_each(|i| to[step * rows + row + i] = lines[i][step]);
+        }
+    }
+    for row in whole_rows..rows {
+        to[row..].iter_mut().step_by(rows).zip(&x[row * stride..][..steps]).for_each(|(to, x)| *to = *x);
+    }
+}
