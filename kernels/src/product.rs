@@ -149,7 +149,8 @@ simd! {
 fn block<V: Lanes, E: Element>(operands: Operands<'_, E>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
     let k = operands.shape[1];
     let is_few = rows.len() <= ROWS_FEW;
-    let depth = if is_few { k } else { DEPTH };
+    // Blocks of about the same depth: a short rest would cost as much to begin and to end as a whole one.
+    let depth = if is_few { k } else { k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2) };
     // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
     let widens = !is_few && E::tile_rows::<V>() < V::TILE.0;
     let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
@@ -196,11 +197,12 @@ fn strip<V: Lanes, E: Element>(
 ) {
     let Strides { w_step, w_panel, .. } = operands.strides;
     // A row of its own reads several panels at once where they come from memory; else one after another is what caches and
-    // their prefetchers like best.
+    // their prefetchers like best. Panels side by side in rows are one stream, and few rows need them to fill the pipeline.
     let wide = match tiles.rows.len().div_ceil(tiles.count) {
         1 if block.depth >= ROW_DEPTH => 4,
-        6.. => V::TILE.1,
-        _ => 1,
+        1 => 1,
+        2..=5 if V::TILE.1 > 1 && w_step > PANEL => 4,
+        _ => V::TILE.1,
     };
     let mut panel = panels.start;
     while panel < panels.end {

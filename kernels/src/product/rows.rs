@@ -46,14 +46,20 @@ impl Tiles {
                 turn(&x[rows.start * x_row + steps.start..], x_row, rows.len(), to);
             } else {
                 let lines = x[steps.start * x_step + rows.start * x_row..].chunks(x_step);
-                to.chunks_exact_mut(rows.len())
-                    .zip(lines)
-                    .for_each(|(to, line)| to.copy_from_slice(&line[..rows.len()]));
+                to.chunks_exact_mut(rows.len()).zip(lines).for_each(|(to, line)| copy_few(&line[..rows.len()], to));
             }
             rest = after;
         }
         packed
     }
+}
+
+/// A copy of a dozen floats, without the call that a longer one is worth.
+#[inline(always)]
+fn copy_few(from: &[f32], to: &mut [f32]) {
+    let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<4>(), to.as_chunks_mut::<4>());
+    from.iter().zip(to).for_each(|(from, to)| *to = *from);
+    from_rest.iter().zip(to_rest).for_each(|(from, to)| *to = *from);
 }
 
 /// Rows of x, `stride` floats apart, side by side.
@@ -73,7 +79,23 @@ fn turn(x: &[f32], stride: usize, rows: usize, to: &mut [f32]) {
             (0..4).for_each(|i| to[step * rows + row + i] = lines[i][step]);
         }
     }
-    for row in whole_rows..rows {
-        to[row..].iter_mut().step_by(rows).zip(&x[row * stride..][..steps]).for_each(|(to, x)| *to = *x);
+    let at = whole_rows * stride;
+    match rows - whole_rows {
+        1 => turn_rest::<1>(&x[at..], stride, rows, to),
+        2 => turn_rest::<2>(&x[at..], stride, rows, to),
+        3 => turn_rest::<3>(&x[at..], stride, rows, to),
+        _ => {}
+    }
+}
+
+/// The last N rows of `to`.
+#[inline(always)]
+fn turn_rest<const N: usize>(x: &[f32], stride: usize, rows: usize, to: &mut [f32]) {
+    let steps = to.len() / rows;
+    let lines: [&[f32]; N] = std::array::from_fn(|i| &x[i * stride..][..steps]);
+    for (step, to) in to.chunks_exact_mut(rows).enumerate() {
+        for i in 0..N {
+            to[rows - N + i] = lines[i][step];
+        }
     }
 }
