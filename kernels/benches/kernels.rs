@@ -3,12 +3,19 @@
 //!     cargo bench -p taper-kernels [-- forward backward attention small]
 //!
 //! Prints a table and writes it to target/bench/kernels.json: name, rows, threads, dtype, ms, the ratio of the time to the
-//! floor (bytes over bandwidth or flops over peak, whichever is longer), and the peer's time over ours.
+//! floor (bytes over bandwidth or flops over peak, whichever is longer), and the times of peers over ours: candle's matmul, and
+//! torch's where it is installed:
+//!
+//!     python3 -m venv target/peers && target/peers/bin/pip install torch
 
 #![expect(clippy::print_stdout, reason = "a bench reports")]
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::num::NonZero;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -23,15 +30,16 @@ const COUNT: usize = 24;
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let wants = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
+    #[cfg(target_arch = "x86_64")]
+    assert!(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "the bench needs AVX2");
     let mut table = Table::default();
     for threads in [1, 2] {
         let pool = Pool::new(threads);
-        let floor = Floor::measure(&pool);
         println!(
             "{threads} thread(s), {}: streaming {:.1} GB/s, multiply-add peak {:.1} GFLOP/s",
             kernels::variant(),
-            floor.bytes_per_s / 1e9,
-            floor.flops_per_s / 1e9
+            bandwidth(&pool) / 1e9,
+            peak(&pool) / 1e9
         );
         let all: [(&str, Part); 4] =
             [("forward", forward), ("backward", backward), ("attention", attention), ("small", small)];
@@ -47,27 +55,13 @@ fn main() {
 /// Measures some of the kernels.
 type Part = fn(&Pool, &mut Table);
 
-/// What the machine can do.
-#[derive(Clone, Copy)]
-struct Floor {
-    bytes_per_s: f64,
-    flops_per_s: f64,
-}
-
-impl Floor {
-    fn measure(pool: &Pool) -> Self {
-        Self { bytes_per_s: bandwidth(pool), flops_per_s: peak(pool) }
-    }
-
-    fn seconds(self, bytes: f64, flops: f64) -> f64 {
-        (bytes / self.bytes_per_s).max(flops / self.flops_per_s)
-    }
-}
-
 /// Best of several runs, and what the machine would need at least for so many bytes and flops: measured just before and just
 /// after, because other work on the machine comes and goes within seconds.
 fn beside_floor(pool: &Pool, [bytes, flops]: [f64; 2], runs: usize, f: impl FnMut()) -> [f64; 2] {
-    let least = || Floor { bytes_per_s: bandwidth(pool), flops_per_s: peak(pool) }.seconds(bytes, flops);
+    let least = || {
+        let streaming = if bytes > 0.0 { bytes / bandwidth(pool) } else { 0.0 };
+        streaming.max(flops / peak(pool))
+    };
     let before = least();
     let seconds = time(runs, f);
     [seconds, before.midpoint(least())]
@@ -86,7 +80,8 @@ fn time(runs: usize, mut f: impl FnMut()) -> f64 {
 
 /// Reads 512 MB and adds them up.
 fn bandwidth(pool: &Pool) -> f64 {
-    let data = vec![1.0_f32; 128 << 20];
+    static DATA: OnceLock<Vec<f32>> = OnceLock::new();
+    let data = DATA.get_or_init(|| vec![1.0_f32; 128 << 20]);
     let seconds = time(5, || {
         pool.split(data.len(), 1 << 16, |range| {
             black_box(sum(&data[range]));
@@ -101,7 +96,7 @@ fn sum(data: &[f32]) -> [f32; 32] {
     fn inner(data: &[f32]) -> [f32; 32] {
         plain_sum(data)
     }
-    // SAFETY: `peak` asks for the instruction sets.
+    // SAFETY: `main` has asked for the instruction sets.
     unsafe { inner(data) }
 }
 
@@ -172,11 +167,10 @@ fn chains(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], rounds: usize) {
     }
     chains!(half, "avx2,fma", _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
     chains!(whole, "avx512f", _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
-    assert!(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "the bench needs AVX2");
     match kernels::variant() {
         // SAFETY: the variant is chosen by what the processor has.
         "avx512" => unsafe { whole(sums, factor, rounds) },
-        // SAFETY: asked for just now.
+        // SAFETY: `main` has asked for the instruction sets.
         _ => unsafe { half(sums, factor, rounds) },
     }
 }
@@ -204,8 +198,51 @@ fn weights(storage: Storage) -> Vec<Matrix> {
     (0..COUNT).map(|i| Matrix::new(&Arc::new(values(i as u32, kernels::packed_len(n, k))), n, k, storage)).collect()
 }
 
+/// torch beside us, if it is installed.
+struct Torch {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Torch {
+    fn start(threads: usize) -> Option<Self> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let numbers = [threads, SHAPE[0], SHAPE[1], COUNT].map(|number| number.to_string());
+        let mut process = Command::new(here.join("../target/peers/bin/python"))
+            .arg(here.join("benches/torch_linear.py"))
+            .args(numbers)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut torch = Self { answers: BufReader::new(process.stdout.take().unwrap()), process };
+        let mut ready = String::new();
+        torch.answers.read_line(&mut ready).unwrap();
+        (ready.trim() == "ready").then_some(torch)
+    }
+
+    /// Best seconds for so many rows.
+    fn seconds(&mut self, rows: usize) -> f64 {
+        let mut answer = String::new();
+        writeln!(self.process.stdin.as_mut().unwrap(), "{rows}").unwrap();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().parse().expect("seconds")
+    }
+}
+
+impl Drop for Torch {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+    }
+}
+
 fn forward(pool: &Pool, table: &mut Table) {
     let [n, k] = SHAPE;
+    let mut torch = Torch::start(pool.threads());
+    // As many threads as candle uses.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let peer: Vec<Tensor> =
         (0..COUNT).map(|i| Tensor::from_vec(values(i as u32, n * k), (n, k), &Device::Cpu).unwrap()).collect();
     for (storage, dtype) in [(Storage::F32, "f32"), (Storage::Bf16, "bf16")] {
@@ -219,15 +256,17 @@ fn forward(pool: &Pool, table: &mut Table) {
             let work = [bytes as f64, (2 * rows * n * k * COUNT) as f64];
             let [seconds, least] =
                 beside_floor(pool, work, runs, || weights.iter().for_each(|w| linear(pool, &x, w, &mut y)));
-            let candle = (pool.threads() == 2 && storage == Storage::F32).then(|| {
+            let candle = (pool.threads() == cores && storage == Storage::F32).then(|| {
                 let x = Tensor::from_vec(x.clone(), (rows, k), &Device::Cpu).unwrap();
                 time(runs, || peer.iter().for_each(|w| drop(black_box(x.matmul(&w.t().unwrap()).unwrap()))))
             });
+            let torch = torch.as_mut().filter(|_| storage == Storage::F32).map(|torch| torch.seconds(rows));
             if rows == 1 {
                 one_row = seconds;
             }
-            let row = Row { name: "linear", rows, threads: pool.threads(), dtype, seconds, least, one_row, candle };
-            table.add(row);
+            let peers = [candle, torch];
+            let row = Row::new("linear", (pool, rows, dtype), [seconds, least]);
+            table.add(Row { one_row: Some(one_row), peers, ..row });
         }
     }
 }
@@ -239,22 +278,11 @@ fn backward(pool: &Pool, table: &mut Table) {
         let (x, g) = (values(1, rows * k), values(2, rows * n));
         let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
         let work = [0.0, (2 * rows * n * k) as f64];
-        let (threads, dtype) = (pool.threads(), "f32");
-        let row = |name, [seconds, least]: [f64; 2]| Row {
-            name,
-            rows,
-            threads,
-            dtype,
-            seconds,
-            least,
-            one_row: 0.0,
-            candle: None,
-        };
         let mut turned = Turned::default();
         let input = beside_floor(pool, work, 7, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
-        table.add(row("input gradient", input));
+        table.add(Row::new("input gradient", (pool, rows, "f32"), input));
         let own = beside_floor(pool, work, 7, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
-        table.add(row("weight gradient", own));
+        table.add(Row::new("weight gradient", (pool, rows, "f32"), own));
     }
 }
 
@@ -272,24 +300,14 @@ fn small(pool: &Pool, table: &mut Table) {
             let calls = 1536 / rows;
             let work = [0.0, (2 * rows * n * k * calls) as f64];
             let many = |f: &mut dyn FnMut()| beside_floor(pool, work, 7, || (0..calls).for_each(|_| f()));
-            let (threads, dtype) = (pool.threads(), "f32");
-            let row = |name, [seconds, least]: [f64; 2]| Row {
-                name,
-                rows,
-                threads,
-                dtype,
-                seconds,
-                least,
-                one_row: 0.0,
-                candle: None,
-            };
-            table.add(row(names[0], many(&mut || linear(pool, &x, &weight, &mut y))));
+            let forth = many(&mut || linear(pool, &x, &weight, &mut y));
+            table.add(Row::new(names[0], (pool, rows, "f32"), forth));
             if rows > 16 {
                 let mut turned = Turned::default();
                 let by_input = many(&mut || input_gradient(pool, &g, &weight, &mut dx, false, &mut turned));
-                table.add(row(names[1], by_input));
+                table.add(Row::new(names[1], (pool, rows, "f32"), by_input));
                 let seconds = many(&mut || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
-                table.add(row(names[2], seconds));
+                table.add(Row::new(names[2], (pool, rows, "f32"), seconds));
             }
         }
     }
@@ -303,27 +321,16 @@ fn attention(pool: &Pool, table: &mut Table) {
     let mut y = vec![0.0; q.len()];
     // Half of all pairs, two products forward, five backward.
     let flops = (lengths.len() * 256 * 256 / 2 * 576 * 2) as f64;
-    let (threads, dtype) = (pool.threads(), "f32");
-    let row = |name, [seconds, least]: [f64; 2]| Row {
-        name,
-        rows,
-        threads,
-        dtype,
-        seconds,
-        least,
-        one_row: 0.0,
-        candle: None,
-    };
     let work = [0.0, flops * 2.0];
     let forward =
         beside_floor(pool, work, 7, || kernels::attend_sequences(pool, [&q, &kv, &kv], &lengths, shape, &mut y));
-    table.add(row("attention", forward));
+    table.add(Row::new("attention", (pool, rows, "f32"), forward));
     let (mut dq, mut dk, mut dv) = (y.clone(), kv.clone(), kv.clone());
     let backward = beside_floor(pool, [0.0, flops * 5.0], 7, || {
         let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv };
         kernels::attend_sequences_gradient(pool, [&q, &kv, &kv], &lengths, shape, &g, to);
     });
-    table.add(row("attention backward", backward));
+    table.add(Row::new("attention backward", (pool, rows, "f32"), backward));
 }
 
 struct Row {
@@ -333,8 +340,16 @@ struct Row {
     dtype: &'static str,
     seconds: f64,
     least: f64,
-    one_row: f64,
-    candle: Option<f64>,
+    /// Seconds of one row.
+    one_row: Option<f64>,
+    /// Seconds of candle and of torch.
+    peers: [Option<f64>; 2],
+}
+
+impl Row {
+    fn new(name: &'static str, (pool, rows, dtype): (&Pool, usize, &'static str), [seconds, least]: [f64; 2]) -> Self {
+        Self { name, rows, threads: pool.threads(), dtype, seconds, least, one_row: None, peers: [None; 2] }
+    }
 }
 
 #[derive(Default)]
@@ -344,31 +359,32 @@ struct Table {
 
 impl Table {
     fn add(&mut self, row: Row) {
-        let Row { name, rows, threads, dtype, seconds, least, one_row, candle } = row;
+        let Row { name, rows, threads, dtype, seconds, least, one_row, peers } = row;
         let ms = seconds * 1e3;
         if self.rows.is_empty() {
             println!(
-                "{:<22} {:>5} {:>7} {:>5} {:>9} {:>8} {:>7} {:>9}",
-                "", "rows", "threads", "", "ms", "of floor", "to 1", "to candle"
+                "{:<22} {:>5} {:>7} {:>5} {:>9} {:>8} {:>7} {:>9} {:>9}",
+                "", "rows", "threads", "", "ms", "of floor", "to 1", "to candle", "to torch"
             );
         }
         let times = |t: Option<f64>| t.map_or(String::new(), |t| format!("{t:.2}x"));
-        let to_one = (one_row > 0.0).then(|| seconds / one_row);
-        let to_candle = candle.map(|c| c / seconds);
+        let to_one = one_row.map(|one_row| seconds / one_row);
+        let [to_candle, to_torch] = peers.map(|peer| peer.map(|peer| peer / seconds));
         println!(
-            "{name:<22} {rows:>5} {threads:>7} {dtype:>5} {ms:>9.2} {:>7.0}% {:>7} {:>9}",
+            "{name:<22} {rows:>5} {threads:>7} {dtype:>5} {ms:>9.2} {:>7.0}% {:>7} {:>9} {:>9}",
             least / seconds * 100.0,
             times(to_one),
-            times(to_candle)
+            times(to_candle),
+            times(to_torch)
         );
         self.rows.push(serde_json::json!({
             "name": name, "rows": rows, "threads": threads, "dtype": dtype, "ms": ms,
-            "floor_ratio": seconds / least, "one_row_ratio": to_one, "candle_ratio": to_candle,
+            "floor_ratio": seconds / least, "one_row_ratio": to_one, "candle_ratio": to_candle, "torch_ratio": to_torch,
         }));
     }
 
     fn write(&self) {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
         std::fs::create_dir_all(&folder).unwrap();
         let text = serde_json::to_string_pretty(&self.rows).unwrap();
         std::fs::write(folder.join("kernels.json"), text).unwrap();

@@ -41,12 +41,12 @@ pub struct AdamTensor<'a> {
 /// One step.
 ///
 /// # Panics
-/// If lengths differ, or a tensor to be rounded is not packed.
+/// If lengths differ, or that of a tensor to be rounded is not a packed one.
 pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
     let AdamTensor { old, new, first, second, rounded } = tensor;
     let len = new.len();
     assert!([old.len(), first.len(), second.len()].iter().all(|l| *l == len), "a step of {len} gradients");
-    // Pairs of steps do not lie across two chunks.
+    // Pairs of steps do not lie across two chunks: where k is odd, a chunk is a panel.
     let chunk = match &rounded {
         Some((_, k)) if !k.is_multiple_of(2) => k * PANEL,
         _ => CHUNK,

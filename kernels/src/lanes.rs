@@ -9,7 +9,7 @@ pub(crate) trait Lanes: Copy {
     const TILE_BF16: usize;
     fn splat(value: f32) -> Self;
     fn load(from: &[f32; 16]) -> Self;
-    /// Sixteen bf16.
+    /// Sixteen bf16 of a step that stands alone.
     fn load_bf16(from: &[u16; 16]) -> Self;
     /// Of two steps that take turns, lane by lane, the first: a shift widens it.
     fn load_bf16_even(from: &[u16; 32]) -> Self;
@@ -24,8 +24,11 @@ pub(crate) trait Lanes: Copy {
 
 /// What a weight is stored as.
 pub(crate) trait Element: Copy + Sync {
+    /// Whether steps stand in pairs, so that they have to stand beside each other.
+    const IS_IN_PAIRS: bool;
     /// Rows of the largest tile.
     fn tile_rows<V: Lanes>() -> usize;
+    /// A step; of a storage in pairs, the last one of an odd number.
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V;
     /// The first of two steps of a panel.
     fn even<V: Lanes>(from: &[Self; 32]) -> V;
@@ -34,6 +37,7 @@ pub(crate) trait Element: Copy + Sync {
 }
 
 impl Element for f32 {
+    const IS_IN_PAIRS: bool = false;
     #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
         V::TILE.0
@@ -54,6 +58,7 @@ impl Element for f32 {
 
 /// The upper half of a float.
 impl Element for u16 {
+    const IS_IN_PAIRS: bool = true;
     #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
         V::TILE_BF16
@@ -112,7 +117,7 @@ impl Lanes for Portable {
 /// Four floats from each of four places, turned: column i goes to `to + i * stride`.
 ///
 /// # Safety
-/// All of them are readable and writable.
+/// Four floats are readable from each place, and writable from `to + i * stride` for i < 4; the two do not overlap.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
 pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
@@ -143,7 +148,7 @@ mod x86 {
     /// Four floats from each of four places, turned: column i goes to `to + i * stride`.
     ///
     /// # Safety
-    /// All of them are readable and writable.
+    /// Four floats are readable from each place, and writable from `to + i * stride` for i < 4; the two do not overlap.
     #[inline(always)]
     pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
         // SAFETY: by the caller's promise; every x86-64 has SSE.
@@ -201,7 +206,8 @@ mod x86 {
         }
         #[inline(always)]
         fn load_bf16_odd(from: &[u16; 32]) -> Self {
-            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+            // SAFETY: 32 halves are readable; the instruction set is there, see above. The assembly is empty: the pointer comes
+            // out as it went in.
             unsafe {
                 // Read anew: kept from the even ones, they would take the registers of two accumulators.
                 let mut from = from.as_ptr();

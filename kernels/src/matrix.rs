@@ -1,7 +1,8 @@
 //! Weights packed for the tiles of [`product`](crate::product).
 //!
 //! A packed weight has shape `(p, k, PANEL)`: panel `i` holds output features `i * PANEL ..`, padded with zeros, so that
-//! the innermost loop streams. Stored as f32, or as bf16 that is widened in registers: half the bytes to stream.
+//! the innermost loop streams. Stored as f32, or as bf16 that is widened in registers: half the bytes to stream. Steps of bf16
+//! stand in pairs, lane by lane ([`place`]): only [`Matrix::new`] and [`adam_step`](crate::adam_step) write them.
 
 use std::sync::Arc;
 
@@ -77,7 +78,9 @@ pub fn unpack(packed: &[f32], n: usize, k: usize) -> Vec<f32> {
 #[must_use]
 pub fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+    // Rounding would carry some of what is not a number into its sign.
+    let rounded = if value.is_nan() { bits | 1 << 22 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) };
+    (rounded >> 16) as u16
 }
 
 /// Widens a bf16.
@@ -204,5 +207,10 @@ mod tests {
             assert_eq!(to_bf16(value), want, "{value}");
         }
         assert_eq!(from_bf16(to_bf16(-0.15625)), -0.15625);
+        assert!(
+            [0x7fff_ffff, 0x7f80_0001, 0xffff_8000]
+                .iter()
+                .all(|bits| from_bf16(to_bf16(f32::from_bits(*bits))).is_nan())
+        );
     }
 }

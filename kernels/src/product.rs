@@ -15,10 +15,10 @@ use crate::lanes::{Element, Lanes};
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shares};
 
-use rows::Tiles;
+use rows::Parts;
 use tile::{Block, Place, sized};
 
-/// Depth of a block: its part of a panel stays in the first-level cache. Even, so that pairs of steps stay together.
+/// Depth of a block, at most: its part of a panel stays in the nearest cache that holds it.
 const DEPTH: usize = 512;
 /// Rows of a block: their part of x stays in the second-level cache.
 const ROWS: usize = 120;
@@ -27,6 +27,9 @@ const ROWS_FEW: usize = 24;
 
 /// From this depth on a single row reads several panels at once.
 const ROW_DEPTH: usize = 512;
+/// Rows of w that are fetched ahead where its panels stand side by side.
+const ROWS_AHEAD: usize = 24;
+
 /// Operands of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<'a, E> {
@@ -62,32 +65,48 @@ impl Strides {
     }
 }
 
-impl<E> Operands<'_, E> {
-    /// What the unchecked accesses of the tiles rely on.
-    fn check(&self, y: &[f32]) {
+impl<'a, E: Element> Operands<'a, E> {
+    /// Operands and result of a product in which every access of the tiles lies inside.
+    ///
+    /// # Panics
+    /// If one would not, or strides are none that tiles can read.
+    fn check(self, y: &'a mut [f32]) -> Checked<'a, E> {
         let [rows, k, n] = self.shape;
         let Strides { x_row, x_step, w_step, w_panel, y_row, y_panel } = self.strides;
         let last = n.div_ceil(PANEL) - 1;
+        let y_width = last * y_panel + (n - last * PANEL);
         let x_len = (rows - 1) * x_row + (k - 1) * x_step + 1;
         let w_len = last * w_panel + (k - 1) * w_step + PANEL;
-        let y_len = (rows - 1) * y_row + last * y_panel + (n - last * PANEL);
-        let fits = x_len <= self.x.len() && w_len <= self.w.len() && y_len <= y.len();
-        assert!(fits, "a product of {:?} and {:?} into {} floats", self.shape, self.strides, y.len());
+        let fits = x_len <= self.x.len() && w_len <= self.w.len() && (rows - 1) * y_row + y_width <= y.len();
+        let reads = (x_row == 1 || x_step == 1) && (w_step == PANEL || !E::IS_IN_PAIRS);
+        // Rows of y stand one after another, or its panels do: no two elements share a place.
+        let by_rows = y_width <= y_row || rows == 1;
+        let by_panels = (rows - 1) * y_row + PANEL <= y_panel || last == 0;
+        let is_disjoint = (by_rows && (y_panel >= PANEL || last == 0)) || (by_panels && (y_row >= PANEL || rows == 1));
+        let len = y.len();
+        assert!(fits && reads && is_disjoint, "a product of {:?} and {:?} into {len} floats", self.shape, self.strides);
+        Checked { operands: self, y: Shares::of(y) }
     }
 }
 
+/// Made by [`Operands::check`] only.
+#[derive(Clone, Copy)]
+pub(crate) struct Checked<'a, E> {
+    operands: Operands<'a, E>,
+    y: Shares<'a>,
+}
+
 /// The product on all threads. Lanes beyond n are not written.
-pub(crate) fn product<E: Chosen>(pool: &Pool, operands: Operands<'_, E>, y: &mut [f32]) {
+pub(crate) fn product<E: Weight>(pool: &Pool, operands: Operands<'_, E>, y: &mut [f32]) {
     let [rows, k, n] = operands.shape;
     if rows == 0 || n == 0 || k == 0 {
         return nothing(operands, y);
     }
-    operands.check(y);
-    let (y, panels) = (Shares::of(y), n.div_ceil(PANEL));
+    let (checked, panels) = (operands.check(y), n.div_ceil(PANEL));
     if rows >= ROWS_FEW * 2 * pool.threads() || pool.threads() == 1 {
-        pool.split(rows, 12, |rows| E::block(operands, y, rows, 0..panels));
+        pool.split(rows, 12, |rows| E::block(checked, rows, 0..panels));
     } else {
-        pool.split(panels, 4, |panels| E::block(operands, y, 0..rows, panels));
+        pool.split(panels, 4, |panels| E::block(checked, 0..rows, panels));
     }
 }
 
@@ -97,8 +116,7 @@ pub(crate) fn multiply(operands: Operands<'_, f32>, y: &mut [f32]) {
     if rows == 0 || n == 0 || k == 0 {
         return nothing(operands, y);
     }
-    operands.check(y);
-    block_f32(operands, Shares::of(y), 0..rows, 0..n.div_ceil(PANEL));
+    block_f32(operands.check(y), 0..rows, 0..n.div_ceil(PANEL));
 }
 
 /// An empty sum is zero.
@@ -116,51 +134,55 @@ fn nothing<E>(operands: Operands<'_, E>, y: &mut [f32]) {
 }
 
 /// Weights that have a block for each instruction set.
-pub(crate) trait Chosen: Element {
+pub(crate) trait Weight: Element {
     /// Rows times panels of a product; blocks that run at the same time have no element in common.
-    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>);
+    fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>);
 }
 
-impl Chosen for f32 {
-    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
-        block_f32(operands, y, rows, panels);
+impl Weight for f32 {
+    fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>) {
+        block_f32(checked, rows, panels);
     }
 }
 
-impl Chosen for u16 {
-    fn block(operands: Operands<'_, Self>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
-        block_bf16(operands, y, rows, panels);
-    }
-}
-
-simd! {
-    fn block_f32<V>(operands: Operands<'_, f32>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
-        block::<V, f32>(operands, y, rows, panels);
+impl Weight for u16 {
+    fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>) {
+        block_bf16(checked, rows, panels);
     }
 }
 
 simd! {
-    fn block_bf16<V>(operands: Operands<'_, u16>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
-        block::<V, u16>(operands, y, rows, panels);
+    fn block_f32<V>(checked: Checked<'_, f32>, rows: Range<usize>, panels: Range<usize>) {
+        block::<V, f32>(checked, rows, panels);
+    }
+}
+
+simd! {
+    fn block_bf16<V>(checked: Checked<'_, u16>, rows: Range<usize>, panels: Range<usize>) {
+        block::<V, u16>(checked, rows, panels);
     }
 }
 
 #[inline(always)]
-fn block<V: Lanes, E: Element>(operands: Operands<'_, E>, y: Shares<'_>, rows: Range<usize>, panels: Range<usize>) {
-    let k = operands.shape[1];
+fn block<V: Lanes, E: Element>(checked: Checked<'_, E>, rows: Range<usize>, panels: Range<usize>) {
+    let Checked { operands, y } = checked;
+    let [all_rows, k, n] = operands.shape;
+    assert!(rows.end <= all_rows && panels.end <= n.div_ceil(PANEL), "rows {rows:?}, panels {panels:?}");
     let is_few = rows.len() <= ROWS_FEW;
-    // Blocks of about the same depth: a short rest would cost as much to begin and to end as a whole one.
-    let depth = if is_few { k } else { k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2) };
+    // Blocks of about the same depth: a short rest would cost as much to begin and to end as a whole one. Even, so that pairs of
+    // steps stay together.
+    let is_whole = is_few && rows.len() * k <= ROWS * DEPTH;
+    let depth = if is_whole { k } else { k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2) };
     // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
     let widens = !is_few && E::tile_rows::<V>() < V::TILE.0;
     let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
     let [mut packed, mut wide] = SCRATCH.take();
-    let blocks = Tiles::of(rows, ROWS);
-    for tiles in (0..blocks.count).map(|i| Tiles::of(blocks.get(i), highest)) {
+    let blocks = Parts::of(rows, ROWS);
+    for tiles in (0..blocks.count).map(|i| Parts::of(blocks.get(i), highest)) {
         for from in (0..k).step_by(depth) {
             let steps = from..k.min(from + depth);
             let keep = operands.keep || from > 0;
-            let x = tiles.x(operands.x, operands.strides, steps.clone(), &mut packed);
+            let x = tiles.side_by_side(operands.x, operands.strides, steps.clone(), &mut packed);
             let block = Block { x, from, depth: steps.len(), keep };
             if widens {
                 widened::<V, E>(operands, y, &tiles, panels.clone(), block, &mut wide);
@@ -177,7 +199,7 @@ thread_local! {
     static SCRATCH: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
 
-/// The first floats of what is only as long as it ever was.
+/// The first `len` floats of scratch that only grows.
 #[inline(always)]
 fn first_of(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len {
@@ -191,7 +213,7 @@ fn first_of(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 fn strip<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    tiles: &Tiles,
+    tiles: &Parts,
     panels: Range<usize>,
     block: Block<'_>,
 ) {
@@ -206,8 +228,13 @@ fn strip<V: Lanes, E: Element>(
     };
     let mut panel = panels.start;
     while panel < panels.end {
-        let width = if panel + wide <= panels.end { wide } else { 1 };
-        column::<V, E>(operands, y, tiles, (panel, panel * w_panel + block.from * w_step, width), block);
+        let fits = |width: &usize| *width <= wide && panel + width <= panels.end;
+        let width = [4, V::TILE.1].into_iter().find(fits).unwrap_or(1);
+        // Panels that stand behind each other: tiles fetch the next ones while they compute. Panels side by side: rows to come.
+        let is_behind = w_panel > w_step;
+        let next = if is_behind { (width * w_panel, block.depth * w_step) } else { (ROWS_AHEAD * w_step, 0) };
+        let column = Column { panel, width, w: panel * w_panel + block.from * w_step, next };
+        tiles_of::<V, E>(operands, y, tiles, column, block);
         panel += width;
     }
 }
@@ -217,7 +244,7 @@ fn strip<V: Lanes, E: Element>(
 fn widened<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    tiles: &Tiles,
+    tiles: &Parts,
     panels: Range<usize>,
     block: Block<'_>,
     wide: &mut Vec<f32>,
@@ -242,25 +269,40 @@ fn widened<V: Lanes, E: Element>(
         }
         let strides = Strides { w_panel: size, ..strides };
         let operands = Operands { x, w: &*wide, shape, strides, keep };
-        column::<V, f32>(operands, y, tiles, (panel, 0, width), block);
+        // What is asked for ahead is there already.
+        let column = Column { panel, width, w: 0, next: (0, size) };
+        tiles_of::<V, f32>(operands, y, tiles, column, block);
         panel += width;
     }
 }
 
-/// All rows of the panels that stand side by side from a panel on, which begins at a place of w.
+/// Some panels for all rows of a block.
+#[derive(Clone, Copy)]
+struct Column {
+    panel: usize,
+    width: usize,
+    /// Where its first panel begins in w.
+    w: usize,
+    /// What is fetched ahead: how far from its first panel it begins, and how long it is.
+    next: (usize, usize),
+}
+
 #[inline(always)]
-fn column<V: Lanes, E: Element>(
+fn tiles_of<V: Lanes, E: Element>(
     operands: Operands<'_, E>,
     y: Shares<'_>,
-    tiles: &Tiles,
-    (panel, w, width): (usize, usize, usize),
+    tiles: &Parts,
+    column: Column,
     block: Block<'_>,
 ) {
+    let Column { panel, width, w, next: (next, size) } = column;
     for tile in 0..tiles.count {
         let rows = tiles.get(tile);
         let x = (rows.start - tiles.rows.start) * block.depth;
-        let place = Place { row: rows.start, panel, x, w, ahead: (tile, tiles.count) };
-        // SAFETY: the asserts of `product` cover every tile; blocks of other threads have other outputs.
+        let next = next + size * tile / tiles.count;
+        let place = Place { row: rows.start, panel, x, w, next, tiles: tiles.count };
+        // SAFETY: `Operands::check` has seen that these rows and panels lie in y and w, or `widened` has just written these panels;
+        // `Parts::side_by_side` has laid x; blocks of other threads have other outputs.
         unsafe { sized::<V, E>(operands, y, block, place, rows.len(), width) };
     }
 }

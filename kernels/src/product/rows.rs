@@ -5,28 +5,28 @@ use std::ops::Range;
 use super::{Strides, first_of};
 use crate::lanes::turn_square;
 
-/// Rows in tiles of about the same height, which keep more chains in flight than full ones and a rest.
-pub(super) struct Tiles {
+/// Rows in parts of about the same height: as tiles they keep more chains in flight than full ones and a rest.
+pub(super) struct Parts {
     pub(super) rows: Range<usize>,
     pub(super) count: usize,
 }
 
-impl Tiles {
+impl Parts {
     pub(super) fn of(rows: Range<usize>, most: usize) -> Self {
         let count = rows.len().div_ceil(most);
         Self { rows, count }
     }
 
     #[inline(always)]
-    pub(super) fn get(&self, tile: usize) -> Range<usize> {
+    pub(super) fn get(&self, part: usize) -> Range<usize> {
         let bound = |i: usize| self.rows.start + self.rows.len() * i / self.count;
-        bound(tile)..bound(tile + 1)
+        bound(part)..bound(part + 1)
     }
 
     /// Some steps of x as tiles read it: tile after tile, each step's rows side by side, so that all addresses of a tile
     /// are distances from one.
     #[inline(always)]
-    pub(super) fn x<'a>(
+    pub(super) fn side_by_side<'a>(
         &self,
         x: &'a [f32],
         strides: Strides,

@@ -5,8 +5,6 @@ use crate::lanes::{Element, Lanes};
 use crate::matrix::PANEL;
 use crate::pool::Shares;
 
-/// Rows of w that are fetched ahead where its panels stand side by side.
-const ROWS_AHEAD: usize = 24;
 /// Steps of k between two looks at the loop's end. Addresses are computed once for all of them: where another process has the
 /// other half of a core, instructions are what is short.
 const STEPS: usize = 8;
@@ -16,7 +14,7 @@ const LINE: usize = 64;
 /// Some steps of k, for some rows.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
-    /// As [`Tiles::x`] lays it.
+    /// As [`Parts::side_by_side`](super::rows::Parts::side_by_side) lays it.
     pub(super) x: &'a [f32],
     /// First step of k, and how many.
     pub(super) from: usize,
@@ -24,6 +22,7 @@ pub(super) struct Block<'a> {
     pub(super) keep: bool,
 }
 
+/// Where a tile reads and writes.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) row: usize,
@@ -31,8 +30,9 @@ pub(super) struct Place {
     /// Where this tile's x begins in the block's, and its first panel in w.
     pub(super) x: usize,
     pub(super) w: usize,
-    /// Which of how many tiles over the same panels this is: each asks for its share of the panels that come next.
-    pub(super) ahead: (usize, usize),
+    /// How far from its first panel begins what it fetches ahead: a share of what comes next, for each of `tiles`.
+    pub(super) next: usize,
+    pub(super) tiles: usize,
 }
 
 /// Calls the tile of this size.
@@ -58,15 +58,16 @@ pub(super) unsafe fn sized<V: Lanes, E: Element>(
         };
     }
     sizes!(
-        1 4, 2 4, 3 4, 4 4, 5 4, 2 2, 3 2, 4 2, 5 2, 1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2
+        1 4, 1 2, 2 4, 3 4, 4 4, 5 4, 2 2, 3 2, 4 2, 5 2, 1 1, 2 1, 3 1, 4 1, 5 1, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2
     );
 }
 
 /// R rows times P panels; the accumulators stay in registers.
 ///
 /// # Safety
-/// Rows `row..row + R` and panels `panel..panel + P` lie within the operands and y, nobody else uses these elements of y,
-/// the block's x holds `depth` steps of R rows from `x` on, and `from + depth <= k`.
+/// Rows `row..row + R` and panels `panel..panel + P` lie within y, and nobody else uses these elements of it. The block's x holds
+/// `depth * R` floats from `x` on. For each p of P, w holds `depth` steps of PANEL numbers, `w_step` apart, from
+/// `place.w + p * w_panel` on; beside each other and in pairs if it is bf16.
 #[expect(clippy::needless_range_loop, reason = "constant indices keep the accumulators in registers")]
 #[inline(always)]
 unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
@@ -75,21 +76,16 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     block: Block<'_>,
     place: Place,
 ) {
-    // Never asked for on this instruction set: its accumulators would not fit.
-    if R > V::TILE.0 || (R * P > V::TILE.0 * V::TILE.1 && P > 1) {
-        return;
+    if R > E::tile_rows::<V>() || (R * P > V::TILE.0 * V::TILE.1 && R > 1) {
+        unreachable!("accumulators of {R} rows and {P} panels do not fit into these registers");
     }
     let Operands { w, shape: [_, _, n], strides: Strides { w_step, w_panel, y_row, y_panel, .. }, .. } = operands;
-    let (Block { depth, keep, .. }, Place { row, panel, ahead: (tile, tiles), .. }) = (block, place);
+    let (Block { depth, keep, .. }, Place { row, panel, next, tiles, .. }) = (block, place);
     // SAFETY: inside the block's x, by the promise above.
     let mut x = unsafe { block.x.as_ptr().add(place.x) };
     // SAFETY: inside w, by the promise above.
     let mut ws: [*const E; P] = std::array::from_fn(|p| unsafe { w.as_ptr().add(place.w + p * w_panel) });
-    // Panels that stand behind each other: each tile fetches a stretch of the next ones while it computes. Panels side by
-    // side in rows: the rows to come.
-    let is_behind = w_panel > w_step;
-    let next = if is_behind { P * w_panel + depth * w_step * tile / tiles } else { ROWS_AHEAD * w_step };
-    let share = if is_behind { w_step.div_ceil(tiles) } else { w_step };
+    let share = if w_panel > w_step { w_step.div_ceil(tiles) } else { w_step };
     // SAFETY: inside y, by the promise above.
     let at = |r: usize, p: usize| unsafe { y.pointer().add((row + r) * y_row + (panel + p) * y_panel) };
     let width = |p: usize| PANEL.min(n - (panel + p) * PANEL);
@@ -119,6 +115,26 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     }
     let mut ahead = ws.map(|w| w.wrapping_add(next));
     let mut rest = depth;
+    // Two steps from the one `$first` from here. Not a closure: it would not be compiled for the instruction set.
+    macro_rules! pair {
+        ($first:expr) => {
+            for step in 0..2 {
+                let mut w = [V::splat(0.0); P];
+                for p in 0..P {
+                    // SAFETY: two steps that are left of a panel.
+                    let both = unsafe { &*ws[p].add($first * PANEL).cast() };
+                    w[p] = if step == 0 { E::even(both) } else { E::odd(both) };
+                }
+                for r in 0..R {
+                    // SAFETY: a step of R rows that is left.
+                    let x = V::splat(unsafe { *x.add(($first + step) * R + r) });
+                    for p in 0..P {
+                        acc[r][p] = x.mul_add(w[p], acc[r][p]);
+                    }
+                }
+            }
+        };
+    }
     // Steps that stand side by side: a distance that is known makes them one address. A single row waits for memory only, and
     // for that prefetches are best spread evenly.
     if w_step == PANEL && R > 1 {
@@ -144,21 +160,7 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
                 ahead[p] = ahead[p].cast::<u8>().wrapping_add(lines * LINE).cast();
             }
             for pair in 0..STEPS / 2 {
-                for step in 0..2 {
-                    let mut w = [V::splat(0.0); P];
-                    for p in 0..P {
-                        // SAFETY: two of the next STEPS steps of a panel.
-                        let both = unsafe { &*ws[p].add(pair * 2 * PANEL).cast() };
-                        w[p] = if step == 0 { E::even(both) } else { E::odd(both) };
-                    }
-                    for r in 0..R {
-                        // SAFETY: one of the next STEPS steps of R rows.
-                        let x = V::splat(unsafe { *x.add((pair * 2 + step) * R + r) });
-                        for p in 0..P {
-                            acc[r][p] = x.mul_add(w[p], acc[r][p]);
-                        }
-                    }
-                }
+                pair!(pair * 2);
             }
             // SAFETY: at most one past the last step.
             unsafe {
@@ -174,25 +176,12 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
             V::prefetch(ahead[p].wrapping_add(share).cast());
             ahead[p] = ahead[p].wrapping_add(2 * share);
         }
-        for step in 0..2 {
-            let mut w = [V::splat(0.0); P];
-            for p in 0..P {
-                // SAFETY: two steps of a panel.
-                let both = unsafe { &*ws[p].cast() };
-                w[p] = if step == 0 { E::even(both) } else { E::odd(both) };
-            }
-            for r in 0..R {
-                // SAFETY: one of two steps of R rows.
-                let x = V::splat(unsafe { *x.add(step * R + r) });
-                for p in 0..P {
-                    acc[r][p] = x.mul_add(w[p], acc[r][p]);
-                }
-            }
-        }
+        pair!(0);
         ws = ws.map(|w| w.wrapping_add(2 * PANEL));
         x = x.wrapping_add(2 * R);
         rest -= 2;
     }
+    // Addresses may pass the end once the last step is read.
     while rest > 0 {
         let mut w = [V::splat(0.0); P];
         for p in 0..P {
