@@ -4,7 +4,10 @@
 //! the innermost loop streams. Stored as f32, or as bf16 that is widened in registers: half the bytes to stream. Steps of bf16
 //! stand in pairs, lane by lane ([`place`]): only [`Matrix::new`] and [`adam_step`](crate::adam_step) write them.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use crate::lanes::{Element as _, Lanes};
 
 /// Output features in a panel.
 pub const PANEL: usize = 16;
@@ -175,14 +178,23 @@ impl Matrix {
         &self.panels
     }
 
-    /// The sixteen numbers of input feature `i` in panel `panel`.
+    /// At most sixteen input features of panel `panel`, sixteen numbers each, from an even one on; zeros behind them.
     #[inline(always)]
-    pub(crate) fn lanes(&self, panel: usize, i: usize) -> [f32; PANEL] {
-        let base = panel * self.k * PANEL;
+    pub(crate) fn square<V: Lanes>(&self, panel: usize, inputs: Range<usize>) -> [[f32; PANEL]; PANEL] {
+        let at = (panel * self.k + inputs.start) * PANEL..(panel * self.k + inputs.end) * PANEL;
+        let mut square = [[0.0; PANEL]; PANEL];
         match &self.panels {
-            Panels::F32(panels) => std::array::from_fn(|lane| panels[base + i * PANEL + lane]),
-            Panels::Bf16(panels) => std::array::from_fn(|lane| from_bf16(panels[base + place(self.k, i, lane)])),
+            Panels::F32(panels) => square[..inputs.len()].as_flattened_mut().copy_from_slice(&panels[at]),
+            Panels::Bf16(panels) => {
+                let (pairs, last) = panels[at].as_chunks();
+                for (pair, to) in pairs.iter().zip(square.as_chunks_mut::<2>().0) {
+                    u16::even::<V>(pair).store(&mut to[0]);
+                    u16::odd::<V>(pair).store(&mut to[1]);
+                }
+                last.as_chunks().0.iter().for_each(|last| u16::lanes::<V>(last).store(&mut square[inputs.len() - 1]));
+            }
         }
+        square
     }
 
     /// Row `row` (all its input features), appended to `to`.
