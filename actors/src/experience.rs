@@ -1,6 +1,7 @@
 //! What speculation has learned, as a checkpoint keeps it. Losing it costs time and changes no token.
 
 use models::RawWeights;
+use models::drafter::buffer::Buffer;
 use serde::{Deserialize, Serialize};
 use state::drafter::Publication;
 use state::speculation::Controller;
@@ -15,6 +16,8 @@ pub(crate) struct Experience {
     /// The drafter in training, with its optimiser's moments.
     pub(crate) learner: Option<RawWeights>,
     pub(crate) habits: Option<Habits>,
+    /// What the drafter learns from.
+    pub(crate) buffer: Option<Buffer>,
 }
 
 /// Its small parts.

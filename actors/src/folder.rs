@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use models::drafter::buffer::Buffer;
 use models::load::export::{Precision, write_tensors};
 use models::load::load_part;
 use models::optim::AdamW;
@@ -75,13 +76,14 @@ impl RunFolder {
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
         let own = |name, raw| (name, Cow::Owned(raw));
         let mut parts = vec![own("weights", checkpoint.weights.to_raw()), own("moments", checkpoint.adam.to_raw())];
-        let Experience { published, learner, habits } = &checkpoint.experience;
+        let Experience { published, learner, habits, buffer } = &checkpoint.experience;
         if let Some(drafter) = published {
             let mut raw = drafter.weights.to_raw();
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
             parts.push(own("drafter", raw));
         }
         parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(raw))));
+        parts.extend(buffer.as_ref().and_then(Buffer::to_raw).map(|raw| own("examples", raw)));
         let mut hashes = BTreeMap::new();
         for (name, raw) in parts {
             let path = folder.join(format!("{name}.safetensors"));
@@ -113,6 +115,7 @@ impl RunFolder {
         if let Some(like) = like {
             experience.published = usable(self.drafter(name, like), &mut errors);
             experience.learner = usable(self.part(name, "learner"), &mut errors);
+            experience.buffer = usable(self.part(name, "examples"), &mut errors).as_ref().and_then(Buffer::from_raw);
         }
         experience.habits = usable(self.habits(name), &mut errors);
         (experience, errors)

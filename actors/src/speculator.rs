@@ -60,7 +60,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Speculator {
     pub(crate) fn new(plan: &Speculation, config: &Config, seed: u64, experience: Experience, seen: Vec<u64>) -> Self {
-        let Experience { published, learner, habits } = experience;
+        let Experience { published, learner, habits, buffer } = experience;
+        let buffer_tokens_max = plan.training.as_ref().map_or(0, |training| training.buffer_tokens_max);
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));
         let controller = controller.cloned().unwrap_or_else(|| Controller::new(&plan.controller));
@@ -73,7 +74,7 @@ impl Speculator {
             learning: Mutex::new(None),
             is_asked: AtomicBool::new(false),
             earlier: Mutex::new((learner, publication)),
-            buffer: Mutex::new(Buffer::new(plan.training.as_ref().map_or(0, |t| t.buffer_tokens_max))),
+            buffer: Mutex::new(buffer.unwrap_or_default().with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             calibration: Arc::default(),
             watchdog: Mutex::default(),
@@ -207,7 +208,7 @@ impl Speculator {
         };
         let controller = lock(&self.controller).clone();
         let habits = Some(Habits { controller, publication, seen: self.seen() });
-        Experience { published: self.published(), learner, habits }
+        Experience { published: self.published(), learner, habits, buffer: Some(lock(&self.buffer).clone()) }
     }
 
     pub(crate) fn publish(&self, weights: &Weights) {

@@ -41,6 +41,18 @@ impl NoiseKey {
         Self { key: [mixed[0], mixed[1]], prompt, sample }
     }
 
+    /// The key itself, to be kept.
+    #[must_use]
+    pub fn to_words(&self) -> [u32; 4] {
+        [self.key[0], self.key[1], self.prompt, self.sample]
+    }
+
+    /// Of words that [`NoiseKey::to_words`] gave.
+    #[must_use]
+    pub fn from_words([first, second, prompt, sample]: [u32; 4]) -> Self {
+        Self { key: [first, second], prompt, sample }
+    }
+
     /// Four random words for block `block` at `position`.
     #[inline(always)]
     #[must_use]

@@ -127,22 +127,23 @@ fn a_drafter_that_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let (_, dir) = stopped(folder.path());
     let newest = checkpoints_of(&dir).pop().unwrap();
-    let (other, third) = (folder.path().join("other"), folder.path().join("third"));
-    copy(&dir, &other);
-    copy(&dir, &third);
+    let [other, third, fourth] = ["other", "third", "fourth"].map(|name| folder.path().join(name));
+    [&other, &third, &fourth].into_iter().for_each(|to| copy(&dir, to));
     let spoil_part = |dir: &Path, part: &str| spoil(&dir.join("checkpoints").join(&newest).join(part));
     spoil_part(&dir, "drafter.safetensors");
     spoil_part(&third, "speculation.json");
+    // What a drafter learns from goes along, so that a run that goes on teaches it at once.
+    spoil_part(&fourth, "examples.safetensors");
     let expected = expected(folder.path());
     let shape = "speculation: (drafters: [Eagle(ffn: 48)]), devices:";
     let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 120").replace("devices:", shape));
     let resume = |dir| ["resume", text(dir)];
-    let runs = [&resume(&dir)[..], &resume(&third), &["run", text(&file), "--out", text(&other)]];
+    let runs = [&resume(&dir)[..], &resume(&third), &resume(&fourth), &["run", text(&file), "--out", text(&other)]];
     for arguments in runs {
         let warnings = resumed(arguments);
         assert!(warnings.contains("drafter") && warnings.lines().count() == 1, "{warnings}");
     }
-    for dir in [&dir, &other, &third] {
+    for dir in [&dir, &other, &third, &fourth] {
         assert_eq!(report(dir).weights_sha256, expected);
     }
 }

@@ -39,3 +39,23 @@ fn what_was_just_written_stays() {
     folder.prune("000-000004", 0).unwrap();
     assert_eq!(names(&folder), ["000-000004", "000-000008", "000-000010"]);
 }
+
+#[test]
+fn what_a_drafter_learns_from_is_kept() {
+    let shape = state::plan::TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 16, positions_max: 32 };
+    let config = models::Config::tiny(&shape).unwrap();
+    let weights = Weights::random(&config, 1).unwrap();
+    let numbers = vec![4.0, 1.0, 0.0, 1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0];
+    let tensors = [("examples", 11, numbers), ("tokens", 1, vec![5.0; 4]), ("hidden", 16, vec![0.5; 48])];
+    let tensor =
+        |(name, width, values): (&str, usize, Vec<f32>)| (name.to_owned(), (vec![values.len() / width, width], values));
+    let raw = RawWeights { tensors: tensors.into_iter().map(tensor).collect() };
+    let experience = Experience { buffer: Buffer::from_raw(&raw), ..Experience::default() };
+    assert_eq!(experience.buffer.as_ref().map(Buffer::tokens), Some(4));
+    let (_dir, folder) = folder(&[]);
+    let checkpoint = Checkpoint { adam: Arc::new(AdamW::new(&weights)), weights: Arc::new(weights), experience };
+    folder.write("000-000001", &checkpoint).unwrap();
+    let (again, errors) = folder.experience("000-000001", Some(&checkpoint.weights));
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(again.buffer.unwrap().to_raw(), Some(raw));
+}

@@ -2,6 +2,8 @@
 //! target is needed. Micro-batches are windows drawn at random, from long answers as many times as they hold windows: no order of
 //! lengths or ages shapes what is learned. Some rollouts are held out, to see what was learned.
 
+mod keep;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -71,8 +73,8 @@ const HELD_OUT_EVERY: u64 = 8;
 /// Tokens that are held out, those of the newest examples.
 pub const HELD_OUT_TOKENS: usize = 1024;
 
-/// Recent examples, bounded in tokens.
-#[derive(Debug, Default)]
+/// Recent examples, bounded in tokens. Clones share them.
+#[derive(Debug, Default, Clone)]
 pub struct Buffer {
     examples: VecDeque<Arc<Example>>,
     tokens: usize,
@@ -121,10 +123,22 @@ impl Buffer {
         }
         self.tokens += example.tokens.len();
         self.examples.push_back(Arc::new(example));
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
         while self.tokens > self.tokens_max {
             let Some(oldest) = self.examples.pop_front() else { break };
             self.tokens -= oldest.tokens.len();
         }
+    }
+
+    /// The same with room for so many tokens.
+    #[must_use]
+    pub fn with_room(mut self, tokens_max: usize) -> Self {
+        self.tokens_max = tokens_max;
+        self.make_room();
+        self
     }
 
     /// All that is held out, in windows of at most `tokens_max` tokens; a few hundred tokens more than [`HELD_OUT_TOKENS`].
