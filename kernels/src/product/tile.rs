@@ -135,32 +135,12 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
             }
         };
     }
-    // Steps that stand side by side: a distance that is known makes them one address. A single row waits for memory only, and
-    // for that prefetches are best spread evenly.
-    if w_step == PANEL && R > 1 {
-        let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
-        while rest >= STEPS {
-            for p in 0..P {
-                let line = |i: usize| ahead[p].cast::<u8>().wrapping_add(i * LINE);
-                V::prefetch(line(0));
-                // Not a loop: the accumulators would fall out of their registers.
-                if lines > 1 {
-                    V::prefetch(line(1));
-                }
-                if lines > 2 {
-                    V::prefetch(line(2));
-                    V::prefetch(line(3));
-                }
-                if lines > 4 {
-                    V::prefetch(line(4));
-                    V::prefetch(line(5));
-                    V::prefetch(line(6));
-                    V::prefetch(line(7));
-                }
-                ahead[p] = ahead[p].cast::<u8>().wrapping_add(lines * LINE).cast();
-            }
-            for pair in 0..STEPS / 2 {
-                pair!(pair * 2);
+    // The same STEPS / 2 times, with something before each.
+    macro_rules! steps {
+        ($pair:ident, $before:block) => {
+            for $pair in 0..STEPS / 2 {
+                $before
+                pair!($pair * 2);
             }
             // SAFETY: at most one past the last step.
             unsafe {
@@ -168,7 +148,38 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
                 ws = ws.map(|w| w.add(STEPS * PANEL));
             }
             rest -= STEPS;
+        };
+    }
+    // Steps that stand side by side: a distance that is known makes them one address. A single row waits for memory only, and
+    // for that prefetches are best spread evenly.
+    let is_packed = w_step == PANEL && R > 1;
+    let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
+    // A tile alone spreads them over its steps, too: at once they would stand in the way of what is needed now. Of bf16 they are
+    // half as many.
+    while is_packed && tiles == 1 && size_of::<E>() == size_of::<f32>() && rest >= STEPS {
+        steps!(pair, {
+            for p in 0..P {
+                V::prefetch(ahead[p].wrapping_add(pair * PANEL).cast());
+                V::prefetch(ahead[p].wrapping_add((pair + STEPS / 2) * PANEL).cast());
+            }
+        });
+        ahead = ahead.map(|ahead| ahead.wrapping_add(STEPS * PANEL));
+    }
+    while is_packed && rest >= STEPS {
+        for p in 0..P {
+            let line = |i: usize| ahead[p].cast::<u8>().wrapping_add(i * LINE);
+            V::prefetch(line(0));
+            // Not a loop: the accumulators would fall out of their registers.
+            if lines > 1 {
+                V::prefetch(line(1));
+            }
+            if lines > 2 {
+                V::prefetch(line(2));
+                V::prefetch(line(3));
+            }
+            ahead[p] = ahead[p].cast::<u8>().wrapping_add(lines * LINE).cast();
         }
+        steps!(pair, {});
     }
     while w_step == PANEL && rest >= 2 {
         for p in 0..P {
