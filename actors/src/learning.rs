@@ -256,3 +256,6 @@ impl Learning {
 fn share(count: usize, guesses: &Guesses) -> f64 {
     count as f64 / guesses.right.len().max(1) as f64
 }
+
+#[cfg(test)]
+mod tests;

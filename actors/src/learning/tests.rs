@@ -1,0 +1,156 @@
+//! A drafter that learns from the answers of a small random target.
+
+use std::sync::Arc;
+
+use models::{Answer, Decoder, Decoding, Target};
+use state::plan::{self, Speculation, TinyShape};
+
+use super::*;
+use crate::experience::Experience;
+
+const FFN: usize = 32;
+
+/// A device with something to learn from.
+struct Device {
+    config: Config,
+    pool: Arc<Pool>,
+    target: Arc<Target>,
+    speculator: Speculator,
+}
+
+impl Device {
+    fn new(publish_every: usize) -> Self {
+        let shape = TinyShape { hidden: 32, layers: 1, heads: 2, kv_heads: 1, ffn: 64, positions_max: 128 };
+        let config = Config::tiny(&shape).unwrap();
+        // Large weights, so that the target is sure of something that can be learned.
+        let mut raw = Weights::random(&config, 3).unwrap().to_raw();
+        raw.tensors.values_mut().filter(|(shape, _)| shape.len() == 2).flat_map(|(_, v)| v).for_each(|v| *v *= 12.0);
+        let weights = Weights::from_raw(&config, &raw).unwrap();
+        let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+        let training = plan::DrafterTraining { lr: 3e-3, tokens_max: 128, publish_every, buffer_tokens_max: 1 << 14 };
+        let speculation = Speculation {
+            drafters: vec![plan::Drafter::Eagle { ffn: FFN, weights: None }],
+            controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
+            training: Some(training),
+            lending: false,
+        };
+        let seen = vec![1; config.vocab];
+        let speculator = Speculator::new(&speculation, &config, 3, Experience::default(), seen);
+        let device = Self { config, pool: Arc::default(), target, speculator };
+        device.speculator.collect(&device.answers());
+        device
+    }
+
+    fn answers(&self) -> Vec<Answer> {
+        let decoding =
+            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 60, eos: Vec::new(), stop: None, keep_hidden: true };
+        let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
+        for group in 0..16 {
+            let prompt = [1, 2 + group % 8, 3];
+            decoder.admit(group as usize, &prompt, &[(0, NoiseKey::new(3, 1, 0, group, 0))]).unwrap();
+        }
+        let mut answers = Vec::new();
+        while answers.len() < 16 {
+            answers.extend(decoder.cycle(None).unwrap().ended);
+        }
+        answers
+    }
+
+    fn learning(&self, earlier: (Option<&RawWeights>, Publication)) -> Learning {
+        let training = self.speculator.plan.training.as_ref().unwrap();
+        Learning::new((&self.config, FFN), training, 3, None, earlier).unwrap()
+    }
+
+    /// Learns for as long as `go_on` answers yes.
+    fn teach(&self, learning: &mut Learning, mut go_on: impl FnMut() -> bool) -> Learned {
+        let vocabulary = Vocabulary::whole(&self.target);
+        let lesson =
+            Lesson { speculator: &self.speculator, pool: &self.pool, vocabulary: &vocabulary, temperature: 1.0 };
+        learning.go_on(&lesson, || !go_on()).unwrap()
+    }
+
+    /// Learns until there have been so many looks at whether to stop.
+    fn teach_for(&self, learning: &mut Learning, mut looks: u32) -> Learned {
+        self.teach(learning, || {
+            looks = looks.saturating_sub(1);
+            looks > 0
+        })
+    }
+}
+
+#[test]
+fn an_order_to_stop_is_obeyed_within_a_window() {
+    let device = Device::new(4);
+    let mut learning = device.learning((None, Publication::default()));
+    assert_eq!(device.teach_for(&mut learning, 0), Learned::default());
+    let whole = learning.draw(&device.speculator).len();
+    assert!(whole > 1, "a micro-batch of one window shows nothing");
+    // One window is read; the others wait.
+    assert_eq!(device.teach_for(&mut learning, 2).batches, 0);
+    assert_eq!((learning.pending.len(), learning.learner.steps()), (whole - 1, 0));
+    // What was begun goes on; a stop that is said once holds.
+    let mut looks = 0;
+    device.teach(&mut learning, || {
+        looks += 1;
+        looks != 2
+    });
+    assert_eq!((learning.pending.len(), looks), (whole - 2, 2));
+}
+
+#[test]
+fn versions_come_when_they_are_due_and_guess_better() {
+    let device = Device::new(64);
+    let mut learning = device.learning((None, Publication::default()));
+    let until = |learning: &mut Learning, version: u64| {
+        let mut learned = Learned::default();
+        let mut looks = 0;
+        while device.speculator.version() < version && looks < 5_000 {
+            let now = device.teach_for(learning, 6);
+            learned = Learned { held_out: now.held_out.or(learned.held_out), ..now };
+            looks += 1;
+        }
+        learned.held_out.unwrap().0
+    };
+    // Nothing to draft with is worse than a young drafter.
+    let first = until(&mut learning, 1);
+    let steps = learning.learner.steps();
+    assert!((FIRST_AFTER..FIRST_AFTER + 4).contains(&steps), "{steps} steps");
+    let last = until(&mut learning, 6);
+    assert!(learning.learner.steps() >= 5 * 64 && last > first, "{first} and {last}");
+}
+
+#[test]
+fn a_version_that_guesses_worse_is_not_used() {
+    let device = Device::new(32);
+    let mut learning = device.learning((None, Publication::default()));
+    while device.speculator.version() < 4 {
+        device.teach_for(&mut learning, 8);
+    }
+    let in_use = device.speculator.published().unwrap();
+    // Weights that a step has spoiled.
+    let mut spoiled = in_use.weights.to_raw();
+    spoiled.tensors.values_mut().flat_map(|(_, values)| values).for_each(|value| *value *= -3.0);
+    learning
+        .learner
+        .restart(Weights::with_layout(in_use.weights.layout().to_vec(), in_use.weights.storage(), &spoiled).unwrap());
+    (learning.is_due, learning.exam) = (true, None);
+    let mut learned = Learned::default();
+    while learning.is_due {
+        learned = device.teach_for(&mut learning, 3);
+    }
+    assert_eq!(learned.discarded, 1);
+    let still = device.speculator.published().unwrap();
+    assert!(still.version == in_use.version && Arc::ptr_eq(&still.weights, &in_use.weights));
+}
+
+#[test]
+fn it_goes_on_from_what_was_kept() {
+    let device = Device::new(16);
+    let mut learning = device.learning((None, Publication::default()));
+    device.teach_for(&mut learning, 40);
+    let (raw, publication) = (learning.learner().to_raw(), learning.publication().clone());
+    let again = device.learning((Some(&raw), publication));
+    assert!(again.learner().steps() > 0);
+    assert_eq!(again.learner().to_raw(), raw);
+    assert_eq!(again.publication(), learning.publication());
+}
