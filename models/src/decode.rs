@@ -144,7 +144,7 @@ impl Decoder {
             let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
             Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs }
         };
-        self.enter(prompt, samples.iter().map(request).collect());
+        self.enter(samples.iter().map(request).collect());
         Ok(())
     }
 
@@ -159,7 +159,7 @@ impl Decoder {
         if tokens >= tokens_max {
             return Err(Error::AnswerLength { tokens, tokens_max });
         }
-        self.enter(&request.tokens.clone(), vec![request]);
+        self.enter(vec![request]);
         Ok(())
     }
 
@@ -226,16 +226,17 @@ impl Decoder {
         self.next_id += 1;
     }
 
-    /// All but the last of these tokens are to go through the target; then the requests begin.
-    fn enter(&mut self, tokens: &[u32], requests: Vec<Request>) {
+    /// Their tokens, the same in all, are to go through the target, the last one left out; then the requests begin.
+    fn enter(&mut self, requests: Vec<Request>) {
         let rows = no_rows(self.target.config().layers, heads(self.target.config()));
-        let tokens = tokens[..tokens.len() - 1].to_vec();
-        self.entering.push_back(Entering { tokens, requests, rows, hidden: Vec::new() });
+        if !requests.is_empty() {
+            self.entering.push_back(Entering { requests, rows, hidden: Vec::new() });
+        }
     }
 
     /// Requests whose prompt has been through the target begin, in the order of their admission.
     fn begin(&mut self) {
-        while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens.len()) {
+        while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens().len()) {
             let Some(Entering { requests, rows, hidden, .. }) = self.entering.pop_front() else { return };
             let (prefix, hidden) = (Arc::new(rows), Arc::new(hidden));
             for request in requests {
@@ -341,8 +342,8 @@ impl Decoder {
         let mut room = PREFILL_ROWS;
         for prompt in &self.entering {
             let (first, done) = (batch.ids.len(), prompt.done());
-            let count = room.min(prompt.tokens.len() - done);
-            batch.ids.extend(&prompt.tokens[done..done + count]);
+            let count = room.min(prompt.tokens().len() - done);
+            batch.ids.extend(&prompt.tokens()[done..done + count]);
             batch.positions.extend((done..done + count).map(|at| u32::try_from(at).unwrap_or(u32::MAX)));
             batch.paths.extend((0..count).map(|last| (0..=last).collect()));
             batch.rows.push(first..first + count);

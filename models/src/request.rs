@@ -25,10 +25,10 @@ pub struct Request {
     pub log_probs: Vec<f32>,
 }
 
-/// Tokens on their way through the target, a stretch a cycle, and the requests that begin behind them.
+/// Requests whose tokens are on their way through the target, a stretch a cycle; they begin behind them.
 #[derive(Debug)]
 pub(crate) struct Entering {
-    pub(crate) tokens: Vec<u32>,
+    /// At least one, with the same tokens.
     pub(crate) requests: Vec<Request>,
     /// Keys and values of the first tokens, and their hidden states.
     pub(crate) rows: Layers,
@@ -36,9 +36,14 @@ pub(crate) struct Entering {
 }
 
 impl Entering {
+    /// All tokens but the last: those that go through the target before a request begins.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        self.requests[0].tokens.split_last().map_or(&[], |(_, tokens)| tokens)
+    }
+
     /// Tokens that have been through the target.
     pub(crate) fn done(&self) -> usize {
-        self.rows.first().map_or(self.tokens.len(), KeyValues::rows)
+        self.rows.first().map_or(self.tokens().len(), KeyValues::rows)
     }
 }
 

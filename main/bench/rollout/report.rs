@@ -97,10 +97,10 @@ pub(super) fn overhead(decoded: &Decoded) -> f64 {
     1.0 - (sum(|m| m.draft_s) + sum(|m| m.target_s)) / sum(|m| m.seconds).max(1e-9)
 }
 
-/// Tokens and seconds in each bucket of batch sizes.
+/// Tokens and seconds in each bucket of batch sizes. Cycles of prompts alone are in none.
 fn buckets(decoded: &Decoded) -> [(f64, f64); BUCKETS] {
     let mut buckets = [(0.0, 0.0); BUCKETS];
-    for m in &decoded.cycles {
+    for m in decoded.cycles.iter().filter(|m| m.requests > 0) {
         let (tokens, seconds) = &mut buckets[bucket(m.requests)];
         *tokens += m.tokens as f64;
         *seconds += m.seconds;
