@@ -17,7 +17,7 @@ pub(crate) struct Experience {
     pub(crate) learner: Option<RawWeights>,
     pub(crate) habits: Option<Habits>,
     /// What the drafter learns from.
-    pub(crate) buffer: Option<Buffer>,
+    pub(crate) buffer: Buffer,
 }
 
 /// Its small parts.

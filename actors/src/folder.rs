@@ -83,7 +83,7 @@ impl RunFolder {
             parts.push(own("drafter", raw));
         }
         parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(raw))));
-        parts.extend(buffer.as_ref().and_then(Buffer::to_raw).map(|raw| own("examples", raw)));
+        parts.extend(buffer.to_raw().map(|raw| own("examples", raw)));
         let mut hashes = BTreeMap::new();
         for (name, raw) in parts {
             let path = folder.join(format!("{name}.safetensors"));
@@ -115,7 +115,8 @@ impl RunFolder {
         if let Some(like) = like {
             experience.published = usable(self.drafter(name, like), &mut errors);
             experience.learner = usable(self.part(name, "learner"), &mut errors);
-            experience.buffer = usable(self.part(name, "examples"), &mut errors).as_ref().and_then(Buffer::from_raw);
+            let examples = usable(self.part(name, "examples"), &mut errors);
+            experience.buffer = examples.as_ref().and_then(Buffer::from_raw).unwrap_or_default();
         }
         experience.habits = usable(self.habits(name), &mut errors);
         (experience, errors)

@@ -74,7 +74,7 @@ impl Speculator {
             learning: Mutex::new(None),
             is_asked: AtomicBool::new(false),
             earlier: Mutex::new((learner, publication)),
-            buffer: Mutex::new(buffer.unwrap_or_default().with_room(buffer_tokens_max)),
+            buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             calibration: Arc::default(),
             watchdog: Mutex::default(),
@@ -208,7 +208,7 @@ impl Speculator {
         };
         let controller = lock(&self.controller).clone();
         let habits = Some(Habits { controller, publication, seen: self.seen() });
-        Experience { published: self.published(), learner, habits, buffer: Some(lock(&self.buffer).clone()) }
+        Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
     pub(crate) fn publish(&self, weights: &Weights) {

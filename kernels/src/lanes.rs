@@ -77,6 +77,21 @@ impl Element for u16 {
     }
 }
 
+/// Steps of a panel as floats, of the same length: pairs, and the last one of an odd number.
+#[inline(always)]
+pub(crate) fn widen<V: Lanes, E: Element>(from: &[E], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "steps to widen");
+    let ((pairs, last), (to, to_last)) = (from.as_chunks(), to.as_chunks_mut::<32>());
+    for (pair, to) in pairs.iter().zip(to) {
+        let to = to.as_chunks_mut().0;
+        E::even::<V>(pair).store(&mut to[0]);
+        E::odd::<V>(pair).store(&mut to[1]);
+    }
+    for (step, to) in last.as_chunks().0.iter().zip(to_last.as_chunks_mut().0) {
+        E::lanes::<V>(step).store(to);
+    }
+}
+
 /// For any processor.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; 16]);
@@ -114,53 +129,21 @@ impl Lanes for Portable {
     }
 }
 
-/// Four floats from each of four places, turned: column i goes to `to + i * stride`.
-///
-/// # Safety
-/// Four floats are readable from each place, and writable from `to + i * stride` for i < 4; the two do not overlap.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
-    for (row, from) in from.into_iter().enumerate() {
-        for column in 0..4 {
-            // SAFETY: by the caller's promise.
-            unsafe { *to.add(column * stride + row) = *from.add(column) };
-        }
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512, turn_square};
+pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps,
-        _mm256_and_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512,
-        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+        __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
+        _mm512_storeu_ps,
     };
 
     use super::Lanes;
-
-    /// Four floats from each of four places, turned: column i goes to `to + i * stride`.
-    ///
-    /// # Safety
-    /// Four floats are readable from each place, and writable from `to + i * stride` for i < 4; the two do not overlap.
-    #[inline(always)]
-    pub(crate) unsafe fn turn_square(from: [*const f32; 4], to: *mut f32, stride: usize) {
-        // SAFETY: by the caller's promise; every x86-64 has SSE.
-        unsafe {
-            let [mut a, mut b, mut c, mut d] = from.map(|from| _mm_loadu_ps(from));
-            _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-            _mm_storeu_ps(to, a);
-            _mm_storeu_ps(to.add(stride), b);
-            _mm_storeu_ps(to.add(2 * stride), c);
-            _mm_storeu_ps(to.add(3 * stride), d);
-        }
-    }
 
     // These types are named only by functions that `simd!` calls after it asked the processor for their instruction
     // set; that is the reason for every `unsafe` below.

@@ -27,6 +27,7 @@ mod product;
 pub mod reference;
 mod rope;
 mod swiglu;
+mod turn;
 
 pub use adam::{AdamRule, AdamTensor, adam_step};
 pub use attention::{

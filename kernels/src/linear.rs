@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use crate::dispatch::simd;
-use crate::lanes::turn_square;
 use crate::matrix::{Matrix, PANEL, Panels};
 use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, product};
+use crate::turn::turn;
 
 /// `y = x Wᵀ`: x `(r, k)`, y `(r, n)`.
 ///
@@ -60,7 +60,7 @@ pub(crate) fn turn_weight(pool: &Pool, weight: &Matrix, turned: &mut Vec<f32>) {
     pool.split(panels, 1, |panels| {
         // SAFETY: ranges of a split are disjoint.
         let to = unsafe { shares.part(panels.start * n * PANEL..panels.end * n * PANEL) };
-        turn(weight, panels.start, to);
+        turn_panels(weight, panels.start, to);
     });
 }
 
@@ -80,33 +80,14 @@ pub(crate) fn turned_product(
 
 simd! {
     /// Packs panels of input features, from panel `first` on: `(panels, n, PANEL)`.
-    fn turn<V>(weight: &Matrix, first: usize, to: &mut [f32]) {
+    fn turn_panels<V>(weight: &Matrix, first: usize, to: &mut [f32]) {
         let (n, k) = (weight.n(), weight.k());
         for (i, panel) in to.chunks_exact_mut(n * PANEL).enumerate() {
             let inputs = (first + i) * PANEL..k.min((first + i + 1) * PANEL);
             for (outputs, block) in panel.chunks_mut(PANEL * PANEL).enumerate() {
                 let square = weight.square::<V>(outputs, inputs.clone());
-                if block.len() == PANEL * PANEL {
-                    turn_block(&square, block);
-                } else {
-                    for (column, lanes) in block.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
-                        *lanes = std::array::from_fn(|row| square[row][column]);
-                    }
-                }
+                turn(square.as_flattened(), PANEL, PANEL, block);
             }
-        }
-    }
-}
-
-/// Sixteen rows of sixteen become columns.
-#[inline(always)]
-fn turn_block(square: &[[f32; PANEL]; PANEL], to: &mut [f32]) {
-    assert_eq!(to.len(), PANEL * PANEL, "a block");
-    for row in (0..PANEL).step_by(4) {
-        for column in (0..PANEL).step_by(4) {
-            let from = [0, 1, 2, 3].map(|i| square[row + i][column..].as_ptr());
-            // SAFETY: rows and columns up to 16 of a square, and of a block of the same size.
-            unsafe { turn_square(from, to.as_mut_ptr().add(column * PANEL + row), PANEL) };
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::lanes::{Element as _, Lanes};
+use crate::lanes::{Lanes, widen};
 
 /// Output features in a panel.
 pub const PANEL: usize = 16;
@@ -183,16 +183,10 @@ impl Matrix {
     pub(crate) fn square<V: Lanes>(&self, panel: usize, inputs: Range<usize>) -> [[f32; PANEL]; PANEL] {
         let at = (panel * self.k + inputs.start) * PANEL..(panel * self.k + inputs.end) * PANEL;
         let mut square = [[0.0; PANEL]; PANEL];
+        let to = &mut square.as_flattened_mut()[..at.len()];
         match &self.panels {
-            Panels::F32(panels) => square[..inputs.len()].as_flattened_mut().copy_from_slice(&panels[at]),
-            Panels::Bf16(panels) => {
-                let (pairs, last) = panels[at].as_chunks();
-                for (pair, to) in pairs.iter().zip(square.as_chunks_mut::<2>().0) {
-                    u16::even::<V>(pair).store(&mut to[0]);
-                    u16::odd::<V>(pair).store(&mut to[1]);
-                }
-                last.as_chunks().0.iter().for_each(|last| u16::lanes::<V>(last).store(&mut square[inputs.len() - 1]));
-            }
+            Panels::F32(panels) => widen::<V, f32>(&panels[at], to),
+            Panels::Bf16(panels) => widen::<V, u16>(&panels[at], to),
         }
         square
     }

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use crate::dispatch::simd;
-use crate::lanes::{Element, Lanes};
+use crate::lanes::{Element, Lanes, widen};
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shares};
 
@@ -256,16 +256,7 @@ fn widened<V: Lanes, E: Element>(
     while panel < panels.end {
         let width = if panel + V::TILE.1 <= panels.end { V::TILE.1 } else { 1 };
         for (p, to) in wide.chunks_exact_mut(size).take(width).enumerate() {
-            let (pairs, last) = w[(panel + p) * strides.w_panel + block.from * PANEL..][..size].as_chunks();
-            let (to, to_last) = to.as_chunks_mut::<{ 2 * PANEL }>();
-            for (pair, to) in pairs.iter().zip(to) {
-                let to = to.as_chunks_mut().0;
-                E::even::<V>(pair).store(&mut to[0]);
-                E::odd::<V>(pair).store(&mut to[1]);
-            }
-            for (step, to) in last.as_chunks().0.iter().zip(to_last.as_chunks_mut().0) {
-                E::lanes::<V>(step).store(to);
-            }
+            widen::<V, E>(&w[(panel + p) * strides.w_panel + block.from * PANEL..][..size], to);
         }
         let strides = Strides { w_panel: size, ..strides };
         let operands = Operands { x, w: &*wide, shape, strides, keep };

@@ -237,7 +237,7 @@ impl Decoder {
     /// Requests whose prompt has been through the target begin, in the order of their admission.
     fn begin(&mut self) {
         while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens().len()) {
-            let Some(Entering { requests, rows, hidden, .. }) = self.entering.pop_front() else { return };
+            let Some(Entering { requests, rows, hidden }) = self.entering.pop_front() else { return };
             let (prefix, hidden) = (Arc::new(rows), Arc::new(hidden));
             for request in requests {
                 let tokens_max = self.decoding.tokens_max;

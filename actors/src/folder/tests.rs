@@ -50,12 +50,12 @@ fn what_a_drafter_learns_from_is_kept() {
     let tensor =
         |(name, width, values): (&str, usize, Vec<f32>)| (name.to_owned(), (vec![values.len() / width, width], values));
     let raw = RawWeights { tensors: tensors.into_iter().map(tensor).collect() };
-    let experience = Experience { buffer: Buffer::from_raw(&raw), ..Experience::default() };
-    assert_eq!(experience.buffer.as_ref().map(Buffer::tokens), Some(4));
+    let experience = Experience { buffer: Buffer::from_raw(&raw).unwrap(), ..Experience::default() };
+    assert_eq!(experience.buffer.tokens(), 4);
     let (_dir, folder) = folder(&[]);
     let checkpoint = Checkpoint { adam: Arc::new(AdamW::new(&weights)), weights: Arc::new(weights), experience };
     folder.write("000-000001", &checkpoint).unwrap();
     let (again, errors) = folder.experience("000-000001", Some(&checkpoint.weights));
     assert!(errors.is_empty(), "{errors:?}");
-    assert_eq!(again.buffer.unwrap().to_raw(), Some(raw));
+    assert_eq!(again.buffer.to_raw(), Some(raw));
 }

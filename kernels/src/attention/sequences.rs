@@ -10,6 +10,7 @@ use crate::dispatch::simd;
 use crate::math;
 use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, multiply};
+use crate::turn::turn;
 
 /// Rows of a sequence that attend together, forward.
 const BLOCK: usize = 16;
@@ -180,7 +181,7 @@ impl Head {
         let w = self.keys_by_feature.as_slice();
         multiply(Operands { x: &self.ds, w, shape: [rows, keys, padded], strides, keep: false }, &mut self.dq);
         for (i, (weights, sums)) in [(&self.ds, &mut self.dk), (&self.p, &mut self.dv)].into_iter().enumerate() {
-            turn(weights, keys, &mut self.turned[i]);
+            turn_rows(weights, keys, &mut self.turned[i]);
             let (x, w) = (self.turned[i].as_slice(), self.block_by_feature[i].as_slice());
             let (shape, strides) = ([keys, rows, padded], Strides::packed(rows, padded));
             multiply(Operands { x, w, shape, strides, keep: true }, sums);
@@ -257,13 +258,8 @@ simd! {
 
 simd! {
     /// Columns of `(rows, keys)` become rows.
-    fn turn(from: &[f32], keys: usize, to: &mut Vec<f32>) {
-        let rows = from.len() / keys;
+    fn turn_rows(from: &[f32], keys: usize, to: &mut Vec<f32>) {
         to.resize(from.len(), 0.0);
-        for (row, from) in from.chunks_exact(keys).enumerate() {
-            for (key, value) in from.iter().enumerate() {
-                to[key * rows + row] = *value;
-            }
-        }
+        turn(from, keys, from.len() / keys, to);
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Strides, first_of};
-use crate::lanes::turn_square;
+use crate::turn::turn;
 
 /// Rows in parts of about the same height: as tiles they keep more chains in flight than full ones and a rest.
 pub(super) struct Parts {
@@ -60,42 +60,4 @@ fn copy_few(from: &[f32], to: &mut [f32]) {
     let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<4>(), to.as_chunks_mut::<4>());
     from.iter().zip(to).for_each(|(from, to)| *to = *from);
     from_rest.iter().zip(to_rest).for_each(|(from, to)| *to = *from);
-}
-
-/// Rows of x, `stride` floats apart, side by side.
-#[inline(always)]
-fn turn(x: &[f32], stride: usize, rows: usize, to: &mut [f32]) {
-    let steps = to.len() / rows;
-    let (whole_rows, whole_steps) = (rows / 4 * 4, steps / 4 * 4);
-    for row in (0..whole_rows).step_by(4) {
-        let lines: [&[f32]; 4] = std::array::from_fn(|i| &x[(row + i) * stride..][..steps]);
-        for step in (0..whole_steps).step_by(4) {
-            // SAFETY: four steps of lines of `steps` floats, and of rows of `to`, which holds `steps` of them.
-            unsafe {
-                turn_square(lines.map(|line| line.as_ptr().add(step)), to.as_mut_ptr().add(step * rows + row), rows)
-            };
-        }
-        for step in whole_steps..steps {
-            (0..4).for_each(|i| to[step * rows + row + i] = lines[i][step]);
-        }
-    }
-    let at = whole_rows * stride;
-    match rows - whole_rows {
-        1 => turn_rest::<1>(&x[at..], stride, rows, to),
-        2 => turn_rest::<2>(&x[at..], stride, rows, to),
-        3 => turn_rest::<3>(&x[at..], stride, rows, to),
-        _ => {}
-    }
-}
-
-/// The last N rows of `to`.
-#[inline(always)]
-fn turn_rest<const N: usize>(x: &[f32], stride: usize, rows: usize, to: &mut [f32]) {
-    let steps = to.len() / rows;
-    let lines: [&[f32]; N] = std::array::from_fn(|i| &x[i * stride..][..steps]);
-    for (step, to) in to.chunks_exact_mut(rows).enumerate() {
-        for i in 0..N {
-            to[rows - N + i] = lines[i][step];
-        }
-    }
 }

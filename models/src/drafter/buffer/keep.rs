@@ -69,25 +69,9 @@ impl Buffer {
 }
 
 impl Example {
-    fn numbers(&self, held_out: bool) -> [f32; NUMBERS] {
-        let words = self.noise.to_words();
-        let mut numbers = [
-            self.tokens.len() as f32,
-            self.prompt as f32,
-            f32::from(u8::from(held_out)),
-            0.,
-            0.,
-            0.,
-            0.,
-            0.,
-            0.,
-            0.,
-            0.,
-        ];
-        for (halves, word) in numbers[3..].as_chunks_mut::<2>().0.iter_mut().zip(words) {
-            *halves = [(word & 0xffff) as f32, (word >> 16) as f32];
-        }
-        numbers
+    fn numbers(&self, held_out: bool) -> impl Iterator<Item = f32> {
+        let halves = self.noise.to_words().into_iter().flat_map(|word| [(word & 0xffff) as f32, (word >> 16) as f32]);
+        [self.tokens.len() as f32, self.prompt as f32, f32::from(u8::from(held_out))].into_iter().chain(halves)
     }
 }
 
