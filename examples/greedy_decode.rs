@@ -10,7 +10,7 @@ use std::sync::Arc;
 use taper::kernels::NoiseKey;
 use taper::models::load::load_tiny;
 use taper::models::tokenizer::Tokenizer;
-use taper::models::{Config, Decoder, Decoding, Target, Weights};
+use taper::models::{Config, Decoder, Decoding, Hidden, Target, Weights};
 use taper::plan::TinyShape;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tokens_max: 256,
         eos: config.eos.clone(),
         stop: None,
-        keep_hidden: false,
+        hidden: Hidden::Nothing,
     };
     let mut decoder = Decoder::new(target, decoding, Arc::default());
     decoder.admit(0, &tokenizer.encode(&question)?, &[(0, NoiseKey::new(0, 0, 0, 0, 0))])?;

@@ -15,8 +15,8 @@ use taper::models::drafter::learn::Learner;
 use taper::models::drafter::{Drafter, Vocabulary};
 use taper::models::load::load_tiny;
 use taper::models::tokenizer::Tokenizer;
-use taper::models::{Answer, Config, Decoder, Decoding, Target, Weights};
-use taper::plan::{Strategy, TinyShape};
+use taper::models::{Answer, Config, Decoder, Decoding, Hidden, Target, Weights};
+use taper::plan::{DrafterShape, Strategy, TinyShape};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -30,7 +30,7 @@ fn decode(
     mut drafter: Option<&mut dyn Drafter>,
 ) -> Result<(Vec<Answer>, usize)> {
     let eos = target.config().eos.clone();
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 200, eos, stop: None, keep_hidden: true };
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 200, eos, stop: None, hidden: Hidden::Last };
     let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
     for (group, question) in questions.iter().enumerate() {
         let noise = |sample: u32| NoiseKey::new(1, 0, 0, group as u32, sample);
@@ -56,7 +56,8 @@ fn main() -> Result<()> {
 
     let pool = Arc::new(Pool::default());
     let vocabulary = Arc::new(Vocabulary::whole(&target));
-    let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1)?, 2e-3);
+    let shape = DrafterShape::eagle(0);
+    let mut learner = Learner::new(&config, shape, Learner::fresh(&target, shape, 1)?, 2e-3);
     let (answers, _) = decode(&target, &LEARNED, None)?;
     let windows: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
     for _ in 0..60 {
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
     }
 
     let (plain, plain_forwards) = decode(&target, &ASKED, None)?;
-    let mut eagle = Eagle::new(vocabulary, learner.weights(), 0, pool)?;
+    let mut eagle = Eagle::new(vocabulary, learner.weights(), shape, pool)?;
     let (drafted, drafted_forwards) = decode(&target, &ASKED, Some(&mut eagle))?;
     for (plain, drafted) in plain.iter().zip(&drafted) {
         assert_eq!(plain.tokens, drafted.tokens, "speculation changes no token");

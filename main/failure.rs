@@ -28,10 +28,10 @@ pub(crate) enum Failure {
     #[error("speculation and lending of {} are off: there is nothing to compare; give it drafters and a controller, or `lending: true`", path.display())]
     NothingToCompare { path: PathBuf },
     /// A workflow without a drafter that learns while a policy does.
-    #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` among `speculation.drafters`", path.display())]
+    #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` or `Eagle3` among `speculation.drafters`", path.display())]
     NothingToTeach { path: PathBuf },
     /// A model without a drafter that learned.
-    #[error("{} has no drafter that learns: give it `Eagle` among `speculation.drafters`, `training`, and more of `--learn-from` and `--learn-s`", path.display())]
+    #[error("{} has no drafter that learns: give it `Eagle` or `Eagle3` among `speculation.drafters`, `training`, and more of `--learn-from` and `--learn-s`", path.display())]
     NothingToDraft { path: PathBuf },
     /// A file that cannot be written.
     #[error("cannot write {}; check the path and free space", path.display())]

@@ -30,8 +30,18 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The drafter to begin with is of another kind than the plan's.
+    #[error("the drafter in {} is an `{found:?}` where the workflow says `{expected:?}`; write `{found:?}(…)` among `speculation.drafters`, and in strategies", path.display())]
+    DrafterNetwork {
+        /// Its folder.
+        path: PathBuf,
+        /// Its kind.
+        found: state::plan::Network,
+        /// The plan's.
+        expected: state::plan::Network,
+    },
     /// The drafter to begin with is not the one that the plan describes.
-    #[error("the drafter in {} has a feed-forward network of width {found} where the workflow says {expected}; write `Eagle(ffn: {found}, …)`", path.display())]
+    #[error("the drafter in {} has a feed-forward network of width {found} where the workflow says {expected}; write `ffn: {found}`", path.display())]
     DrafterWidth {
         /// Its folder.
         path: PathBuf,
@@ -42,7 +52,7 @@ pub enum Error {
     },
     /// A run without a learned drafter.
     #[error(
-        "{name} has no learned drafter to export; its workflow needs `Eagle` among `speculation.drafters`, and time to train it"
+        "{name} has no learned drafter to export; its workflow needs `Eagle` or `Eagle3` among `speculation.drafters`, and time to train it"
     )]
     NoDrafter {
         /// The run's name.

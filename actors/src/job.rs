@@ -64,7 +64,9 @@ impl Job {
         };
         let rope = Target::rope_table(&config);
         let seen = vec![0; config.vocab];
-        let drafter = plan.drafter_weights().map(|folder| drafter(plan, &config, folder)).transpose()?;
+        let drafter =
+            plan.drafter_weights().map(|folder| drafter(plan, &Target::new(&config, &initial, &rope)?, folder));
+        let drafter = drafter.transpose()?;
         let plan = plan.clone();
         let tokenizer = Arc::new(tokenizer);
         let stop = Stop::new(&plan.sampling.stop, &tokenizer);
@@ -79,8 +81,8 @@ impl Job {
     }
 
     /// The weights in a folder of an exported drafter.
-    pub(crate) fn read_drafter(&self, folder: &Path) -> Result<Weights> {
-        drafter(&self.plan, &self.config, folder)
+    pub(crate) fn read_drafter(&self, target: &Target, folder: &Path) -> Result<Weights> {
+        drafter(&self.plan, target, folder)
     }
 
     /// Finds problems that would stop the run later on, and counts tokens.
@@ -140,12 +142,16 @@ impl Job {
 }
 
 /// A drafter that was exported for this target.
-fn drafter(plan: &Plan, config: &Config, folder: &Path) -> Result<Weights> {
-    let (raw, found) = load_drafter(folder, config)?;
-    let ffn = plan.speculation.eagle_ffn().unwrap_or_default();
-    let expected = eagle::config(config, ffn).ffn;
-    if found != expected {
-        return Err(Error::DrafterWidth { path: folder.into(), found, expected });
+fn drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<Weights> {
+    let (raw, found) = load_drafter(folder, target)?;
+    let config = target.config();
+    let shape = plan.speculation.shape().unwrap_or(found);
+    let width = |shape| eagle::config(config, shape).ffn;
+    if shape.network != found.network {
+        return Err(Error::DrafterNetwork { path: folder.into(), found: found.network, expected: shape.network });
     }
-    Ok(eagle::weights(config, ffn, &raw)?)
+    if width(found) != width(shape) {
+        return Err(Error::DrafterWidth { path: folder.into(), found: width(found), expected: width(shape) });
+    }
+    Ok(eagle::weights(config, shape, &raw)?)
 }

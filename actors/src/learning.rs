@@ -7,9 +7,9 @@ use kernels::{NoiseKey, Pool};
 use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, Learner, guess};
-use models::{Config, RawWeights, Weights};
+use models::{RawWeights, Target, Weights};
 use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
-use state::plan::DrafterTraining;
+use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
 use crate::speculator::{Speculator, lock};
@@ -24,7 +24,7 @@ const WINDOW_MIN: usize = 96;
 /// The learner of a drafter, and what becomes of its versions.
 pub(crate) struct Learning {
     training: DrafterTraining,
-    ffn: usize,
+    shape: DrafterShape,
     seed: u64,
     learner: Learner,
     publication: Publication,
@@ -79,23 +79,25 @@ struct Paper {
 impl Learning {
     /// Goes on from an earlier learner or `published` weights, or begins with fresh ones.
     pub(crate) fn new(
-        (config, ffn): (&Config, usize),
+        (target, shape): (&Target, DrafterShape),
         training: &DrafterTraining,
         seed: u64,
         published: Option<&Weights>,
         (learner, publication): (Option<&RawWeights>, Publication),
     ) -> Result<Self> {
         // One of another shape is as good as none.
-        let earlier = learner.and_then(|raw| Learner::from_raw((config, ffn), raw, training.lr).ok());
+        let config = target.config();
+        let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, training.lr).ok());
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
-            (None, Some(weights)) => Learner::new(config, ffn, weights.clone(), training.lr),
-            (None, None) => Learner::new(config, ffn, Learner::fresh(config, ffn, seed)?, training.lr),
+            (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr),
+            (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
         };
+        let learner = learner.with_levels(training.levels);
         let training = training.clone();
         Ok(Self {
             training,
-            ffn,
+            shape,
             seed,
             learner,
             publication,
@@ -244,7 +246,7 @@ impl Learning {
                 return Ok(false);
             }
             let one = std::slice::from_ref(window);
-            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.ffn), one, lesson.temperature)?;
+            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.shape), one, lesson.temperature)?;
             paper.guesses.right.extend(guesses.right);
             paper.guesses.among_three += guesses.among_three;
             paper.read += 1;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::Weights;
-use models::drafter::learn::Learner;
+use models::drafter::eagle::parameters;
 use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
@@ -116,7 +116,7 @@ fn prepare(
         None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
-    let speculator = Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, experience, job.seen.clone()));
+    let speculator = Arc::new(Speculator::new(&plan.speculation, plan.seed, experience, job.seen.clone()));
     Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, options, observer, ended }))
 }
 
@@ -212,6 +212,6 @@ fn device_names(plan: &Plan) -> Vec<String> {
 
 /// A drafter of the plan's shape, to read a checkpoint into.
 pub(crate) fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
-    let ffn = job.plan.speculation.eagle_ffn();
-    Ok(ffn.map(|ffn| Learner::fresh(&job.config, ffn, job.plan.seed)).transpose()?)
+    let blank = |shape| Weights::random_layout(parameters(&job.config, shape), job.config.storage, 0, 1);
+    Ok(job.plan.speculation.shape().map(blank).transpose()?)
 }

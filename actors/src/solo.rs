@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use kernels::{NoiseKey, Pool};
 use models::data::Problem;
+use models::drafter::eagle::reads;
 use models::drafter::{Calibration, Vocabulary};
 use models::load::eagle::{self, Layout};
 use models::load::export::{self, Precision};
-use models::{Answer, Cycle, Decoder, Decoding, Stop, Target, Weights};
+use models::{Answer, Cycle, Decoder, Decoding, Hidden, Stop, Target, Weights};
 use state::metrics::add_levels;
 use state::plan::{self, Plan, Speculation, Strategy};
 
@@ -57,7 +58,7 @@ pub struct DecodeOptions {
     pub tokens_max: usize,
     /// Texts that end an answer.
     pub stop: Vec<String>,
-    /// Keep hidden states of answers, to train a drafter with.
+    /// Keep hidden states of answers, to train the drafter with.
     pub keep_hidden: bool,
     /// Guesses are ranked with the noise that the target is sampled with. Without, only to compare.
     pub is_coupled: bool,
@@ -197,11 +198,11 @@ impl Solo {
     /// # Errors
     /// If there is none, or the folder cannot be written.
     pub fn export_drafter(&self, folder: &Path, layout: Layout, precision: Precision) -> Result<()> {
-        let (Some(published), Some(ffn)) = (self.learning.published(), self.job.plan.speculation.eagle_ffn()) else {
+        let (Some(published), Some(shape)) = (self.learning.published(), self.job.plan.speculation.shape()) else {
             return Err(Error::NoDrafter { name: self.job.plan.name.clone() });
         };
         let raw = published.weights.to_raw();
-        Ok(eagle::export_drafter(folder, &self.job.config, (&raw, ffn), layout, precision)?)
+        Ok(eagle::export_drafter(folder, &self.vocabulary(), (&raw, shape), layout, precision)?)
     }
 
     /// The same model with the drafter of such a folder.
@@ -209,7 +210,7 @@ impl Solo {
     /// # Errors
     /// If there is no drafter of this model in it.
     pub fn with_drafter(self, folder: &Path) -> Result<Self> {
-        let weights = Arc::new(self.job.read_drafter(folder)?);
+        let weights = Arc::new(self.job.read_drafter(&self.target, folder)?);
         let learning = learning(&self.job, Some(Published { version: 1, weights }));
         Ok(Self { learning, calibration: Arc::default(), ..self })
     }
@@ -294,8 +295,7 @@ impl Solo {
         let (job, plan) = (&self.job, &self.job.plan.speculation);
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
-        let speculator =
-            Speculator::new(&speculation, &job.config, job.plan.seed, with(self.learning.published()), seen);
+        let speculator = Speculator::new(&speculation, job.plan.seed, with(self.learning.published()), seen);
         // Without the noise gaps mean something else.
         let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
         let speculator = Arc::new(speculator.calibrated(calibration));
@@ -305,7 +305,7 @@ impl Solo {
             tokens_max: options.tokens_max,
             eos: job.config.eos.clone(),
             stop: self.stop(options),
-            keep_hidden: options.keep_hidden || speculator.wants_hidden(),
+            hidden: if options.keep_hidden { plan.shape().map_or(Hidden::Nothing, reads) } else { speculator.reads() },
         };
         let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
         drafting.is_coupled = options.is_coupled;
@@ -357,7 +357,7 @@ impl Solo {
 
 fn learning(job: &Job, drafter: Option<Published>) -> Arc<Speculator> {
     let (plan, seen) = (&job.plan, job.seen.clone());
-    Arc::new(Speculator::new(&plan.speculation, &job.config, plan.seed, with(drafter), seen))
+    Arc::new(Speculator::new(&plan.speculation, plan.seed, with(drafter), seen))
 }
 
 fn with(published: Option<Published>) -> Experience {

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
-use models::drafter::eagle::Eagle;
+use models::drafter::eagle::{Eagle, reads};
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
-use models::{Answer, Config, RawWeights, Target, Weights};
+use models::{Answer, Hidden, RawWeights, Target, Weights};
 use state::drafter::{Publication, Watchdog};
 use state::plan::{self, Speculation};
 use state::speculation::Controller;
@@ -33,7 +33,6 @@ pub(crate) struct Published {
 
 pub(crate) struct Speculator {
     pub(crate) plan: Speculation,
-    config: Config,
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
     learning: Mutex<Option<Learning>>,
@@ -59,7 +58,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Speculator {
-    pub(crate) fn new(plan: &Speculation, config: &Config, seed: u64, experience: Experience, seen: Vec<u64>) -> Self {
+    pub(crate) fn new(plan: &Speculation, seed: u64, experience: Experience, seen: Vec<u64>) -> Self {
         let Experience { published, learner, habits, buffer } = experience;
         let buffer_tokens_max = plan.training.as_ref().map_or(0, |training| training.buffer_tokens_max);
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
@@ -68,7 +67,6 @@ impl Speculator {
         let (seen, publication) = habits.map_or((seen, Publication::default()), |h| (h.seen, h.publication));
         Self {
             plan: plan.clone(),
-            config: config.clone(),
             controller: Mutex::new(controller),
             published: Mutex::new(published),
             learning: Mutex::new(None),
@@ -110,10 +108,10 @@ impl Speculator {
         lock(&self.seen).clone()
     }
 
-    /// Whether rollouts keep hidden states.
-    pub(crate) fn wants_hidden(&self) -> bool {
+    /// Hidden states that rollouts keep.
+    pub(crate) fn reads(&self) -> Hidden {
         let is_off = matches!(self.plan.controller, plan::Controller::Off) && self.plan.training.is_none();
-        self.plan.eagle_ffn().is_some() && !is_off
+        self.plan.shape().filter(|_| !is_off).map_or(Hidden::Nothing, reads)
     }
 
     pub(crate) fn published(&self) -> Option<Published> {
@@ -126,7 +124,7 @@ impl Speculator {
 
     /// The tokens that are drafted for this target, from what was seen so far.
     pub(crate) fn vocabulary(&self, target: &Arc<Target>) -> Arc<Vocabulary> {
-        let ids = self.plan.eagle_ffn().and_then(|_| frequent(&lock(&self.seen)));
+        let ids = self.plan.shape().and_then(|_| frequent(&lock(&self.seen)));
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 
@@ -146,11 +144,11 @@ impl Speculator {
                 (plan::Drafter::Suffix { match_min, match_max }, _) => {
                     Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
                 }
-                (plan::Drafter::Eagle { ffn, .. }, Some(p)) => {
-                    let eagle = Eagle::new(vocabulary.clone(), &p.weights, *ffn, pool.clone())?;
+                (plan::Drafter::Learned { shape, .. }, Some(p)) => {
+                    let eagle = Eagle::new(vocabulary.clone(), &p.weights, *shape, pool.clone())?;
                     Some(Box::new(eagle.calibrated(self.calibration.clone())))
                 }
-                (plan::Drafter::Eagle { .. }, None) => None,
+                (plan::Drafter::Learned { .. }, None) => None,
             })
         };
         self.plan.drafters.iter().map(drafter).collect()
@@ -179,7 +177,7 @@ impl Speculator {
         temperature: f32,
         mut stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
-        let (Some(training), Some(ffn)) = (&self.plan.training, self.plan.eagle_ffn()) else {
+        let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
             return Ok(Learned::default());
         };
         let mut held = lock(&self.learning);
@@ -190,7 +188,7 @@ impl Speculator {
                 let weights = published.as_ref().map(|p| &*p.weights);
                 let (learner, publication) = std::mem::take(&mut *lock(&self.earlier));
                 let earlier = (learner.as_ref(), publication);
-                held.insert(Learning::new((&self.config, ffn), training, self.seed, weights, earlier)?)
+                held.insert(Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?)
             }
         };
         let stop = || stop() || self.is_asked.load(Ordering::Relaxed);

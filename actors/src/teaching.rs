@@ -119,9 +119,9 @@ impl Solo {
     fn fresh_learner(&self) -> Result<Learner> {
         let plan = &self.plan().speculation;
         let none = || Error::NoDrafter { name: self.plan().name.clone() };
-        let ffn = plan.eagle_ffn().ok_or_else(none)?;
-        let lr = plan.training.as_ref().ok_or_else(none)?.lr;
-        let config = self.target().config();
-        Ok(Learner::new(config, ffn, Learner::fresh(config, ffn, self.plan().seed)?, lr))
+        let shape = plan.shape().ok_or_else(none)?;
+        let training = plan.training.as_ref().ok_or_else(none)?;
+        let fresh = Learner::fresh(self.target(), shape, self.plan().seed)?;
+        Ok(Learner::new(self.target().config(), shape, fresh, training.lr).with_levels(training.levels))
     }
 }

@@ -327,8 +327,8 @@ fn attention(pool: &Pool, table: &mut Table) {
     table.add(Row::new("attention", (pool, rows, "f32"), forward));
     let (mut dq, mut dk, mut dv) = (y.clone(), kv.clone(), kv.clone());
     let backward = beside_floor(pool, [0.0, flops * 5.0], 7, || {
-        let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        kernels::attend_sequences_gradient(pool, [&q, &kv, &kv], &lengths, shape, &g, to);
+        let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv, ahead: &mut [] };
+        kernels::attend_ahead_gradient(pool, [&q, &kv, &kv], &[], &lengths, shape, &g, to);
     });
     table.add(Row::new("attention backward", (pool, rows, "f32"), backward));
 }

@@ -6,7 +6,7 @@
 
 mod sequences;
 
-pub use sequences::{SequencesGradient, attend_sequences, attend_sequences_gradient};
+pub use sequences::{SequencesGradient, attend_ahead, attend_ahead_gradient, attend_sequences};
 
 use crate::dispatch::simd;
 use crate::math;

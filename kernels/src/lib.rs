@@ -31,8 +31,8 @@ mod turn;
 
 pub use adam::{AdamRule, AdamTensor, adam_step};
 pub use attention::{
-    Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_requests, attend_sequences,
-    attend_sequences_gradient,
+    Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_ahead, attend_ahead_gradient,
+    attend_requests, attend_sequences,
 };
 pub use dispatch::variant;
 pub use embed::{embed, embed_gradient};

@@ -46,9 +46,9 @@ pub fn rope(x: &[f64], width: usize, head_dim: usize, theta: f64, positions: &[u
     y
 }
 
-/// Causal grouped-query attention within each sequence.
+/// Causal grouped-query attention within each sequence, and of each row to its own row of each of `ahead`: keys and values.
 #[must_use]
-pub fn attention(q: &[f64], k: &[f64], v: &[f64], lengths: &[usize], shape: crate::Heads) -> Vec<f64> {
+pub fn attention([q, k, v]: [&[f64]; 3], ahead: &[[&[f64]; 2]], lengths: &[usize], shape: crate::Heads) -> Vec<f64> {
     let crate::Heads { heads, kv_heads, head_dim } = shape;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let mut y = vec![0.0; q.len()];
@@ -58,14 +58,16 @@ pub fn attention(q: &[f64], k: &[f64], v: &[f64], lengths: &[usize], shape: crat
             for head in 0..heads {
                 let kv = head / (heads / kv_heads) * head_dim;
                 let query = &q[row * width + head * head_dim..][..head_dim];
-                let score = |t: usize| {
+                let before = (start..=row).map(|t| (k, v, t));
+                let seen: Vec<_> = before.chain(ahead.iter().map(|[k, v]| (*k, *v, row))).collect();
+                let score = |(k, _, t): &(&[f64], &[f64], usize)| {
                     let key = &k[t * kv_width + kv..][..head_dim];
                     query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (head_dim as f64).sqrt()
                 };
-                let scores: Vec<f64> = (start..=row).map(score).collect();
+                let scores: Vec<f64> = seen.iter().map(score).collect();
                 let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
                 let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                for (t, score) in (start..=row).zip(scores) {
+                for ((_, v, t), score) in seen.into_iter().zip(scores) {
                     for i in 0..head_dim {
                         y[row * width + head * head_dim + i] += (score - max).exp() / total * v[t * kv_width + kv + i];
                     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kernels::{
     Chosen, Context, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned, add_linear,
-    attend, attend_sequences, attend_sequences_gradient, embed, input_gradient, linear, log_prob, log_probs,
+    attend, attend_ahead_gradient, attend_sequences, embed, input_gradient, linear, log_prob, log_probs,
     log_probs_gradient, pack, rms_norm, swiglu, unpack, weight_gradient,
 };
 
@@ -128,9 +128,10 @@ fn gradients_do_not_see_threads() {
         let mut d = [vec![0.0; rows * k], vec![0.0; rows * 20], vec![0.0; rows * 20]];
         let [dq, dk, dv] = &mut d;
         let kv = &g[..rows * 20];
-        let to = SequencesGradient { dq, dk, dv };
-        attend_sequences_gradient(&pool, [&x, kv, kv], &lengths, shape, &x, to);
-        bits(&[dx, dw, d.concat()].concat())
+        let mut by_ahead = [[vec![0.0; rows * 20], vec![0.0; rows * 20]]];
+        let to = SequencesGradient { dq, dk, dv, ahead: &mut by_ahead };
+        attend_ahead_gradient(&pool, [&x, kv, kv], &[[kv, kv]], &lengths, shape, &x, to);
+        bits(&[dx, dw, d.concat(), by_ahead.concat().concat()].concat())
     };
     assert_eq!(run(1), run(3));
 }
@@ -203,7 +204,8 @@ fn fingerprint() -> String {
         log_probs_gradient(&pool, &a, &w, chosen, &mut |row, _| x[row], &mut dh, &mut dw);
         let mut d = [vec![0.0; 9 * 64], vec![0.0; 9 * 64], vec![0.0; 9 * 64]];
         let [dq, dk, dv] = &mut d;
-        attend_sequences_gradient(&pool, [&x, &x, &x], &[4, 5], heads, &dh, SequencesGradient { dq, dk, dv });
+        let to = SequencesGradient { dq, dk, dv, ahead: &mut [] };
+        attend_ahead_gradient(&pool, [&x, &x, &x], &[], &[4, 5], heads, &dh, to);
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
         // Many rows, more than a block of k, an odd number of features.
         let mut many = vec![0.0; 40 * 50];

@@ -135,44 +135,56 @@ fn tables_and_heads_match() {
 
 #[test]
 fn attention_matches() {
-    let pool = Pool::new(2);
+    let few: &[usize] = &[3, 6];
     let long: &[usize] = &[61, 50];
-    for (heads, kv_heads, head_dim, lengths) in [(4, 2, 8, &[3, 6][..]), (3, 1, 20, &[7]), (2, 2, 16, long)] {
-        let shape = Heads { heads, kv_heads, head_dim };
-        let rows: usize = lengths.iter().sum();
-        let (q, g) = (random(1, rows * heads * head_dim), random(2, rows * heads * head_dim));
-        let (k, v) = (random(3, rows * kv_heads * head_dim), random(4, rows * kv_heads * head_dim));
-        let mut y = vec![0.0; q.len()];
-        kernels::attend_sequences(&pool, [&q, &k, &v], lengths, shape, &mut y);
-        let f = |i: &[Vec<f64>]| reference::attention(&i[0], &i[1], &i[2], lengths, shape);
-        close("attention", &y, &f(&[wide(&q), wide(&k), wide(&v)]));
-        let mut d = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
-        let [dq, dk, dv] = &mut d;
-        let to = SequencesGradient { dq, dk, dv };
-        kernels::attend_sequences_gradient(&pool, [&q, &k, &v], lengths, shape, &g, to);
-        if rows < 20 {
-            check("attention", &[&q, &k, &v], &g, &d, &f);
-        } else {
-            // A few directions instead of every number.
-            for stream in 10..16 {
-                let inputs = [&q, &k, &v].map(|i| wide(i));
-                let directions: Vec<Vec<f64>> =
-                    inputs.iter().enumerate().map(|(i, v)| wide(&random(stream * 3 + i as u32, v.len()))).collect();
-                let at = |by: f64| -> f64 {
-                    let moved: Vec<Vec<f64>> = inputs
-                        .iter()
-                        .zip(&directions)
-                        .map(|(i, d)| i.iter().zip(d).map(|(i, d)| i + by * d).collect())
-                        .collect();
-                    f(&moved).iter().zip(wide(&g)).map(|(y, g)| y * g).sum()
-                };
-                let want = (at(1e-5) - at(-1e-5)) / 2e-5;
-                let dot =
-                    |(d, by): (&Vec<f32>, &Vec<f64>)| d.iter().zip(by).map(|(d, b)| f64::from(*d) * b).sum::<f64>();
-                let found: f64 = d.iter().zip(&directions).map(dot).sum();
-                assert!((found - want).abs() < 1e-4 * want.abs().max(10.0), "attention: {found} but {want}");
-            }
+    for (heads, kv_heads, head_dim, lengths) in [(4, 2, 8, few), (3, 1, 20, &[7]), (2, 2, 16, long)] {
+        for ahead in [0, 1, 3] {
+            attention_of(Heads { heads, kv_heads, head_dim }, lengths, ahead);
         }
+    }
+}
+
+/// Inputs: queries, keys, values, and keys and values of each step ahead.
+fn attention_of(shape: Heads, lengths: &[usize], ahead: usize) {
+    let pool = Pool::new(2);
+    let rows: usize = lengths.iter().sum();
+    let (width, kv_width) = (rows * shape.width(), rows * shape.kv_width());
+    let g = random(2, width);
+    let mut inputs = vec![random(1, width)];
+    inputs.extend((0..2 + 2 * ahead as u32).map(|i| random(3 + i, kv_width)));
+    let [q, k, v] = [0, 1, 2].map(|i| inputs[i].as_slice());
+    let beside: Vec<[&[f32]; 2]> = inputs[3..].as_chunks::<2>().0.iter().map(|[k, v]| [&k[..], &v[..]]).collect();
+    let f = |i: &[Vec<f64>]| {
+        let beside: Vec<[&[f64]; 2]> = i[3..].as_chunks::<2>().0.iter().map(|[k, v]| [&k[..], &v[..]]).collect();
+        reference::attention([&i[0], &i[1], &i[2]], &beside, lengths, shape)
+    };
+    let mut y = vec![0.0; width];
+    kernels::attend_ahead(&pool, [q, k, v], &beside, lengths, shape, &mut y);
+    close("attention", &y, &f(&inputs.iter().map(|i| wide(i)).collect::<Vec<_>>()));
+    let (mut dq, mut dk, mut dv) = (vec![0.0; width], vec![0.0; kv_width], vec![0.0; kv_width]);
+    // These go on from what they hold.
+    let mut by_ahead = vec![[vec![1.0; kv_width], vec![1.0; kv_width]]; ahead];
+    let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv, ahead: &mut by_ahead };
+    kernels::attend_ahead_gradient(&pool, [q, k, v], &beside, lengths, shape, &g, to);
+    by_ahead.iter_mut().flatten().flatten().for_each(|slope| *slope -= 1.0);
+    let d: Vec<Vec<f32>> = [dq, dk, dv].into_iter().chain(by_ahead.into_iter().flatten()).collect();
+    if rows < 20 {
+        let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+        return check("attention", &inputs, &g, &d, &f);
+    }
+    // A few directions instead of every number.
+    for stream in 10..16 {
+        let direction = |(i, v): (usize, &Vec<f32>)| wide(&random(stream * 9 + i as u32, v.len()));
+        let directions: Vec<Vec<f64>> = inputs.iter().enumerate().map(direction).collect();
+        let at = |by: f64| -> f64 {
+            let moved = |(i, d): (&Vec<f32>, &Vec<f64>)| wide(i).iter().zip(d).map(|(i, d)| i + by * d).collect();
+            let moved: Vec<Vec<f64>> = inputs.iter().zip(&directions).map(moved).collect();
+            f(&moved).iter().zip(wide(&g)).map(|(y, g)| y * g).sum()
+        };
+        let want = (at(1e-5) - at(-1e-5)) / 2e-5;
+        let dot = |(d, by): (&Vec<f32>, &Vec<f64>)| d.iter().zip(by).map(|(d, b)| f64::from(*d) * b).sum::<f64>();
+        let found: f64 = d.iter().zip(&directions).map(dot).sum();
+        assert!((found - want).abs() < 1e-4 * want.abs().max(10.0), "attention: {found} but {want}");
     }
 }
 

@@ -164,7 +164,7 @@ impl Bench<'_> {
             plan.speculation.training = None;
         }
         for drafter in &mut plan.speculation.drafters {
-            if let Drafts::Eagle { weights, .. } = drafter {
+            if let Drafts::Learned { weights, .. } = drafter {
                 *weights = from.map(Path::to_path_buf);
             }
         }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::layer::heads;
 use crate::request::{Answer, Entering, Request, Running};
 use crate::stop::Stop;
-use crate::target::{Memory, Target};
+use crate::target::{Hidden, Memory, Target};
 use state::speculation::tree::ROOT;
 use state::speculation::{Accepted, DraftTree, accept};
 
@@ -34,8 +34,8 @@ pub struct Decoding {
     pub eos: Vec<u32>,
     /// Texts that end an answer.
     pub stop: Option<Stop>,
-    /// Keep hidden states: drafters read them, and drafter training.
-    pub keep_hidden: bool,
+    /// Hidden states that are kept: a drafter reads them, and its training.
+    pub hidden: Hidden,
 }
 
 /// What one cycle did.
@@ -113,7 +113,8 @@ impl Decoder {
     #[must_use]
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
         let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
-        let (slots, entering, memory) = Default::default();
+        let (slots, entering) = Default::default();
+        let memory = Memory { keeps: decoding.hidden, ..Memory::default() };
         Self { target, decoding, pool, slots, entering, next_id: 0, memory, new }
     }
 
@@ -249,7 +250,7 @@ impl Decoder {
     /// One forward for all running requests; with a drafter, over their drafts too. Stretches of prompts go along.
     ///
     /// # Errors
-    /// If the drafter fails.
+    /// If the drafter fails, or reads hidden states that are not kept.
     pub fn cycle(&mut self, draft: Option<(&mut dyn Drafter, &Strategy)>) -> Result<Cycle> {
         self.begin();
         if self.running() == 0 {
@@ -283,6 +284,10 @@ impl Decoder {
     }
 
     fn drafts(&self, drafter: &mut dyn Drafter, strategy: &Strategy) -> Result<Vec<DraftTree>> {
+        let (reads, kept) = (drafter.reads(), self.decoding.hidden);
+        if reads != Hidden::Nothing && reads != kept {
+            return Err(Error::Hidden { reads, kept });
+        }
         let requests: Vec<drafter::Context<'_>> = self.slots.iter().map(|s| self.context(s)).collect();
         let trees = drafter.draft(&requests, strategy)?;
         for (tree, request) in trees.iter().zip(&requests) {
@@ -357,17 +362,15 @@ impl Decoder {
 
     /// Takes in what the target made of stretches of prompts; returns how many rows.
     fn entered(&mut self, batch: &Batch) -> usize {
-        let (config, hidden) = (self.target.config(), &self.memory.hidden);
-        let (kv_width, width) = (heads(config).kv_width(), config.hidden);
+        let (config, hidden) = (self.target.config(), self.memory.kept());
+        let (kv_width, width) = (heads(config).kv_width(), self.decoding.hidden.width(config));
         let stretches = &batch.rows[self.slots.len()..];
         for (prompt, rows) in self.entering.iter_mut().zip(stretches) {
             let at = rows.start * kv_width..rows.end * kv_width;
             for (known, (keys, values)) in prompt.rows.iter_mut().zip(&self.new.layers) {
                 known.extend(&keys[at.clone()], &values[at.clone()]);
             }
-            if self.decoding.keep_hidden {
-                prompt.hidden.extend_from_slice(&hidden[rows.start * width..rows.end * width]);
-            }
+            prompt.hidden.extend_from_slice(&hidden[rows.start * width..rows.end * width]);
         }
         stretches.iter().map(Range::len).sum()
     }
@@ -424,11 +427,11 @@ impl Decoder {
     /// Appends accepted tokens up to the end of the answer, and the rows that went through the target. Returns how many.
     fn emit(&mut self, slot: usize, accepted: &Accepted, first: usize) -> usize {
         let config = self.target.config();
-        let (vocab, width) = (config.vocab, config.hidden);
+        let (vocab, width) = (config.vocab, self.decoding.hidden.width(config));
         let inverse = if self.decoding.temperature == 0.0 { 1.0 } else { 1.0 / self.decoding.temperature };
         let shape = heads(config);
         let (slot, new, hidden, stop) =
-            (&mut self.slots[slot], &self.new, &self.memory.hidden, self.decoding.stop.as_ref());
+            (&mut self.slots[slot], &self.new, self.memory.kept(), self.decoding.stop.as_ref());
         let rows = std::iter::once(first).chain(accepted.nodes.iter().map(|n| first + 1 + n));
         let mut emitted = 0;
         for (row, token) in rows.zip(&accepted.tokens) {
@@ -436,9 +439,7 @@ impl Decoder {
             for (own, (keys, values)) in slot.cache.own.iter_mut().zip(&new.layers) {
                 own.push(&keys[at.clone()], &values[at.clone()]);
             }
-            if self.decoding.keep_hidden {
-                slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
-            }
+            slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
             slot.request.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
             slot.request.tokens.push(*token);
             emitted += 1;

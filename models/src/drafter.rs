@@ -14,6 +14,7 @@ use kernels::NoiseKey;
 use state::plan::Strategy;
 
 use crate::error::Result;
+use crate::target::Hidden;
 pub use calibration::Calibration;
 use state::speculation::{Accepted, DraftTree};
 pub use vocabulary::Vocabulary;
@@ -27,8 +28,8 @@ pub struct Context<'a> {
     pub tokens: &'a [u32],
     /// Length of the prompt.
     pub prompt: usize,
-    /// Target hidden states `(rows, hidden)` of the first tokens, shared by the group, and of the following ones.
-    /// Together one row for each token but the last; empty if no drafter asked for them.
+    /// Target hidden states, [`Hidden::width`] numbers a row, of the first tokens, shared by the group, and of the following ones.
+    /// Together one row for each token but the last; empty if none are kept.
     pub hidden: [&'a [f32]; 2],
     /// Noise of the answer.
     pub noise: NoiseKey,
@@ -40,9 +41,9 @@ pub struct Context<'a> {
 
 /// Proposes tokens.
 pub trait Drafter: Send {
-    /// Whether it reads hidden states.
-    fn wants_hidden(&self) -> bool {
-        false
+    /// Hidden states of the target that it reads.
+    fn reads(&self) -> Hidden {
+        Hidden::Nothing
     }
 
     /// One draft for each request.

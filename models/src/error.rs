@@ -26,6 +26,22 @@ pub enum Error {
         /// The longest answer.
         tokens_max: usize,
     },
+    /// An EAGLE-3 drafter whose taps an engine cannot tell apart.
+    #[error("engines read an EAGLE-3 drafter of a target of 4 layers or more; this one has {layers}")]
+    TooFewLayers {
+        /// Layers of the target.
+        layers: usize,
+    },
+    /// A drafter was given a decoder that does not keep what it reads.
+    #[error(
+        "the drafter reads hidden states `{reads:?}` where the decoder keeps `{kept:?}`; set `Decoding::hidden` to what `Drafter::reads` says"
+    )]
+    Hidden {
+        /// What the drafter reads.
+        reads: crate::target::Hidden,
+        /// What the decoder keeps.
+        kept: crate::target::Hidden,
+    },
     /// A problem of a data file cannot be used with this model.
     #[error("problem {number} of {} (`{question}`): {reason}", path.display())]
     Problem {

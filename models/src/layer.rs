@@ -20,24 +20,67 @@ pub(crate) type Attend<'a> = dyn FnMut([&[f32]; 3], &mut [f32]) + 'a;
 pub(crate) struct Rows<'a> {
     pub(crate) positions: &'a [u32],
     pub(crate) rope: &'a RopeTable,
+    /// What the attention of some layers reads beside the residual stream, `(r, hidden)`; else empty.
+    pub(crate) beside: &'a [f32],
 }
 
-/// Rows of whole sequences laid end to end.
+/// How rows attend in training, forward and backward.
+pub(crate) trait Attention {
+    /// What each row of queries attends to, as [`Attend`].
+    fn forth(&mut self, qkv: [&[f32]; 3], out: &mut [f32]);
+
+    /// Gradients by queries, keys and values, to be overwritten, from `d`, that by what was attended to.
+    fn back(&mut self, qkv: [&[f32]; 3], d: &[f32], by: [&mut [f32]; 3]);
+}
+
+/// Causal attention inside each of several sequences laid end to end.
 #[derive(Clone, Copy)]
 pub(crate) struct Sequences<'a> {
-    pub(crate) rows: Rows<'a>,
+    pub(crate) pool: &'a Pool,
     pub(crate) lengths: &'a [usize],
+    pub(crate) heads: Heads,
 }
 
-/// Parameters in a layer with both its norms.
+impl Attention for Sequences<'_> {
+    fn forth(&mut self, qkv: [&[f32]; 3], out: &mut [f32]) {
+        kernels::attend_sequences(self.pool, qkv, self.lengths, self.heads, out);
+    }
+
+    fn back(&mut self, qkv: [&[f32]; 3], d: &[f32], [dq, dk, dv]: [&mut [f32]; 3]) {
+        let to = SequencesGradient { dq, dk, dv, ahead: &mut [] };
+        kernels::attend_ahead_gradient(self.pool, qkv, &[], self.lengths, self.heads, d, to);
+    }
+}
+
+/// Parameters in a layer of a target.
 pub(crate) const PARAMETERS: usize = 9;
+
+/// What the attention of a layer reads, with the weights of its norms.
+#[derive(Debug, Clone)]
+pub(crate) enum Reads {
+    /// The residual stream, normalised.
+    Normed(Arc<Vec<f32>>),
+    /// The residual stream as it is (Li et al. 2024, "EAGLE").
+    Stream,
+    /// What stands beside, and then the stream, both normalised (Li et al. 2025, "EAGLE-3").
+    Both([Arc<Vec<f32>>; 2]),
+}
+
+impl Reads {
+    fn norms(&self) -> usize {
+        match self {
+            Self::Normed(_) => 1,
+            Self::Stream => 0,
+            Self::Both(_) => 2,
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
     heads: Heads,
     eps: f32,
-    /// A drafter's layer has none (Li et al. 2024, "EAGLE").
-    attention_norm: Option<Arc<Vec<f32>>>,
+    reads: Reads,
     q: Matrix,
     k: Matrix,
     v: Matrix,
@@ -82,10 +125,19 @@ pub(crate) struct Values {
     pub(crate) passing: Passing,
 }
 
+impl Values {
+    /// Keys, turned, and values of its rows.
+    pub(crate) fn keys_values(&self) -> [&[f32]; 2] {
+        [&self.k, &self.v]
+    }
+}
+
 /// The values that are made from others without a product: a backward makes them again, so that layers can share this memory.
 #[derive(Debug, Default)]
 pub(crate) struct Passing {
     normed: Vec<f32>,
+    /// Halves of `normed` where it has two.
+    halves: [Vec<f32>; 2],
     ffn_normed: Vec<f32>,
     gated: Vec<f32>,
     fed: Vec<f32>,
@@ -120,6 +172,7 @@ struct Work {
     x: Vec<f32>,
     wide: Vec<f32>,
     narrow: Vec<f32>,
+    halves: [Vec<f32>; 2],
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
@@ -130,15 +183,15 @@ impl Layer {
     /// Takes its parameters in the order of `layout::layer`.
     pub(crate) fn new(config: &Config, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         let norm = vector(parameters)?;
-        Some(Self { attention_norm: Some(norm), ..Self::without_norm(config, parameters)? })
+        Self::reading(config, Reads::Normed(norm), parameters)
     }
 
-    /// The same of `layout::layer_without_norm`.
-    pub(crate) fn without_norm(config: &Config, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
+    /// The same without norms before its attention.
+    pub(crate) fn reading(config: &Config, reads: Reads, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         Some(Self {
             heads: heads(config),
             eps: config.eps,
-            attention_norm: None,
+            reads,
             q: matrix(parameters)?,
             k: matrix(parameters)?,
             v: matrix(parameters)?,
@@ -171,12 +224,12 @@ impl Layer {
     /// The first half: attention and its residual.
     fn mix(&self, pool: &Pool, x: &mut [f32], rows: Rows<'_>, attend: &mut Attend<'_>, values: &mut Values) {
         let (count, width, kv_width) = (rows.positions.len(), self.heads.width(), self.heads.kv_width());
-        let Values { q, k, v, attended, mixed, passing: Passing { normed, .. }, .. } = values;
-        normed.resize(x.len(), 0.0);
+        let Values { q, k, v, attended, mixed, passing, .. } = values;
         for (values, width) in [(&mut *q, width), (k, kv_width), (v, kv_width), (attended, width)] {
             values.resize(count * width, 0.0);
         }
-        self.norm_attention(pool, x, normed);
+        self.read(pool, x, rows.beside, passing);
+        let normed = &passing.normed;
         linear(pool, normed, &self.q, q);
         linear(pool, normed, &self.k, k);
         linear(pool, normed, &self.v, v);
@@ -188,10 +241,25 @@ impl Layer {
         add(x, mixed);
     }
 
-    fn norm_attention(&self, pool: &Pool, x: &[f32], normed: &mut [f32]) {
-        match &self.attention_norm {
-            Some(weight) => rms_norm(pool, x, weight, self.eps, normed),
-            None => normed.copy_from_slice(x),
+    /// What attention reads.
+    fn read(&self, pool: &Pool, x: &[f32], beside: &[f32], passing: &mut Passing) {
+        let Passing { normed, halves, .. } = passing;
+        normed.resize(x.len() * if matches!(self.reads, Reads::Both(_)) { 2 } else { 1 }, 0.0);
+        match &self.reads {
+            Reads::Normed(weight) => rms_norm(pool, x, weight, self.eps, normed),
+            Reads::Stream => normed.copy_from_slice(x),
+            Reads::Both(weights) => {
+                for ((half, weight), from) in halves.iter_mut().zip(weights).zip([beside, x]) {
+                    half.resize(x.len(), 0.0);
+                    rms_norm(pool, from, weight, self.eps, half);
+                }
+                let width = weights[0].len();
+                let rows = halves[0].chunks_exact(width).zip(halves[1].chunks_exact(width));
+                for (to, (beside, stream)) in normed.chunks_exact_mut(2 * width).zip(rows) {
+                    to[..width].copy_from_slice(beside);
+                    to[width..].copy_from_slice(stream);
+                }
+            }
         }
     }
 
@@ -218,14 +286,13 @@ impl Layer {
         swiglu(pool, gate, up, gated);
     }
 
-    /// Backward over sequences laid end to end: `d` `(r, hidden)`, the gradient by the output, becomes that by the input
-    /// `x`. Takes the values that the forward kept, or makes them again, with the same bits. Adds to `gradients`, this layer's
+    /// Backward: `d` `(r, hidden)`, the gradient by the output, becomes that by the input `x`. Takes the values that the forward kept, or makes them again, with the same bits. Adds to `gradients`, this layer's
     /// parameters in the order of the layout.
     pub(crate) fn backward(
         &self,
         pool: &Pool,
         (x, kept): (&[f32], Option<&mut Values>),
-        sequences: Sequences<'_>,
+        (rows, attention): (Rows<'_>, &mut dyn Attention),
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
         memory: &mut Gradient,
@@ -236,32 +303,30 @@ impl Layer {
         let values = match kept {
             Some(kept) => {
                 std::mem::swap(&mut kept.passing, passing);
-                self.pass(pool, &mut work.x, kept);
+                self.pass(pool, &mut work.x, rows.beside, kept);
                 kept
             }
             None => {
                 std::mem::swap(&mut again.passing, passing);
-                let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| {
-                    kernels::attend_sequences(pool, qkv, sequences.lengths, self.heads, out);
-                };
-                self.mix(pool, &mut work.x, sequences.rows, &mut attend, again);
+                let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| attention.forth(qkv, out);
+                self.mix(pool, &mut work.x, rows, &mut attend, again);
                 self.gate(pool, &work.x, again);
                 again
             }
         };
-        let (mixing, feeding) = gradients.split_at_mut(PARAMETERS - 4 - usize::from(self.attention_norm.is_none()));
+        let (mixing, feeding) = gradients.split_at_mut(self.reads.norms() + 4);
         self.feed_backward(pool, d, &mut feeding[..4], values, work);
-        self.mix_backward(pool, x, sequences, d, mixing, values, work);
+        self.mix_backward(pool, x, (rows, attention), d, mixing, values, work);
         std::mem::swap(&mut values.passing, passing);
     }
 
     /// Makes the values that passed once more, and x, the layer's input, that of its second half.
-    fn pass(&self, pool: &Pool, x: &mut [f32], values: &mut Values) {
-        let Values { mixed, gate, up, passing: Passing { normed, ffn_normed, gated, .. }, .. } = values;
-        for (values, len) in [(&mut *normed, x.len()), (ffn_normed, x.len()), (gated, gate.len())] {
-            values.resize(len, 0.0);
-        }
-        self.norm_attention(pool, x, normed);
+    fn pass(&self, pool: &Pool, x: &mut [f32], beside: &[f32], values: &mut Values) {
+        let Values { mixed, gate, up, passing, .. } = values;
+        self.read(pool, x, beside, passing);
+        let Passing { ffn_normed, gated, .. } = passing;
+        ffn_normed.resize(x.len(), 0.0);
+        gated.resize(gate.len(), 0.0);
         add(x, mixed);
         rms_norm(pool, x, &self.ffn_norm, self.eps, ffn_normed);
         swiglu(pool, gate, up, gated);
@@ -295,33 +360,44 @@ impl Layer {
         &self,
         pool: &Pool,
         x: &[f32],
-        Sequences { rows, lengths }: Sequences<'_>,
+        (rows, attention): (Rows<'_>, &mut dyn Attention),
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
         values: &Values,
         work: &mut Work,
     ) {
-        let Work { wide, narrow, dq, dk, dv, turned, .. } = work;
+        let Work { wide, narrow, halves, dq, dk, dv, turned, .. } = work;
         let Values { q, k, v, attended, passing: Passing { normed, .. }, .. } = values;
         let shape = |m: &Matrix| [m.n(), m.k()];
         let (width, kv_width) = (self.heads.width(), self.heads.kv_width());
-        let (by_norm, gradients) = gradients.split_at_mut(usize::from(self.attention_norm.is_some()));
+        let (by_norms, gradients) = gradients.split_at_mut(self.reads.norms());
         wide.resize(attended.len(), 0.0);
         input_gradient(pool, d, &self.o, wide, false, turned);
         weight_gradient(pool, attended, d, &mut gradients[3], shape(&self.o), turned);
         for (values, len) in [(&mut *dq, q.len()), (dk, k.len()), (dv, v.len())] {
             values.resize(len, 0.0);
         }
-        let to = SequencesGradient { dq, dk, dv };
-        kernels::attend_sequences_gradient(pool, [q, k, v], lengths, self.heads, wide, to);
+        attention.back([q, k, v], wide, [dq, dk, dv]);
         rope(dq, width, rows.positions, rows.rope, Turn::Back);
         rope(dk, kv_width, rows.positions, rows.rope, Turn::Back);
+        narrow.resize(normed.len(), 0.0);
         for (i, (weight, by)) in [(&self.q, &*dq), (&self.k, &*dk), (&self.v, &*dv)].into_iter().enumerate() {
             input_gradient(pool, by, weight, narrow, i > 0, turned);
             weight_gradient(pool, normed, by, &mut gradients[i], shape(weight), turned);
         }
-        match (&self.attention_norm, by_norm) {
-            (Some(weight), [by_norm]) => rms_norm_gradient(pool, x, weight, self.eps, narrow, d, by_norm),
+        match (&self.reads, by_norms) {
+            (Reads::Normed(weight), [by_norm]) => rms_norm_gradient(pool, x, weight, self.eps, narrow, d, by_norm),
+            (Reads::Both([beside, stream]), [by_beside, by_stream]) => {
+                let width = stream.len();
+                for (i, half) in halves.iter_mut().enumerate() {
+                    half.clear();
+                    narrow.chunks_exact(2 * width).for_each(|row| half.extend_from_slice(&row[i * width..][..width]));
+                }
+                rms_norm_gradient(pool, x, stream, self.eps, &halves[1], d, by_stream);
+                // The gradient by what stands beside goes nowhere.
+                narrow.resize(x.len(), 0.0);
+                rms_norm_gradient(pool, rows.beside, beside, self.eps, &halves[0], narrow, by_beside);
+            }
             _ => add(d, narrow),
         }
     }

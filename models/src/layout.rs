@@ -41,12 +41,12 @@ impl ParameterShape {
 pub(crate) fn layer(config: &Config, prefix: &str) -> Vec<Parameter> {
     let shape = ParameterShape::Vector(config.hidden);
     let mut all = vec![Parameter { name: format!("{prefix}input_layernorm.weight"), shape }];
-    all.extend(layer_without_norm(config, prefix));
+    all.extend(layer_reading(config, config.hidden, prefix));
     all
 }
 
-/// The same of a layer that does not normalise its input.
-pub(crate) fn layer_without_norm(config: &Config, prefix: &str) -> Vec<Parameter> {
+/// The same without norms before its attention, which reads so many features.
+pub(crate) fn layer_reading(config: &Config, width: usize, prefix: &str) -> Vec<Parameter> {
     let Config { hidden, ffn, head_dim, .. } = *config;
     let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
     let matrix =
@@ -54,9 +54,9 @@ pub(crate) fn layer_without_norm(config: &Config, prefix: &str) -> Vec<Parameter
     let vector =
         |name: &str| Parameter { name: format!("{prefix}{name}.weight"), shape: ParameterShape::Vector(hidden) };
     vec![
-        matrix("self_attn.q_proj", queries, hidden),
-        matrix("self_attn.k_proj", keys, hidden),
-        matrix("self_attn.v_proj", keys, hidden),
+        matrix("self_attn.q_proj", queries, width),
+        matrix("self_attn.k_proj", keys, width),
+        matrix("self_attn.v_proj", keys, width),
         matrix("self_attn.o_proj", hidden, queries),
         vector("post_attention_layernorm"),
         matrix("mlp.gate_proj", ffn, hidden),

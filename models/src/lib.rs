@@ -23,5 +23,5 @@ pub use error::{Error, Result};
 pub use load::{Config, RawWeights};
 pub use request::{Answer, Request, Running};
 pub use stop::Stop;
-pub use target::Target;
+pub use target::{Hidden, Target};
 pub use weights::Weights;

@@ -21,6 +21,40 @@ pub struct Target {
     rope: RopeTable,
 }
 
+/// Hidden states of the target that are kept for a drafter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hidden {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those behind the final norm, `(hidden)` a token (Li et al. 2024, "EAGLE").
+    Last,
+    /// Those before three layers, and then those behind the final norm, `(4 * hidden)` a token (Li et al. 2025, "EAGLE-3").
+    Taps,
+}
+
+impl Hidden {
+    /// Numbers a token.
+    #[must_use]
+    pub fn width(self, config: &Config) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Last => config.hidden,
+            Self::Taps => (TAPS + 1) * config.hidden,
+        }
+    }
+}
+
+/// Layers whose inputs a drafter reads.
+pub(crate) const TAPS: usize = 3;
+
+/// These layers: a low, a middle and a high one. From twelve layers on those of EAGLE-3's public code.
+#[must_use]
+pub fn taps(layers: usize) -> [usize; TAPS] {
+    let step = (layers / 4).clamp(1, 3);
+    [step.min(2).min(layers / 2), layers / 2, layers - step]
+}
+
 /// How each layer's rows attend: layer, then [queries, keys, values], and where to.
 pub(crate) type AttendLayer<'a> = dyn FnMut(usize, [&[f32]; 3], &mut [f32]) + 'a;
 
@@ -32,6 +66,20 @@ pub(crate) struct Memory {
     pub(crate) values: Values,
     /// What is to be kept for a backward, if one follows.
     pub(crate) tape: Option<Tape>,
+    /// What is to be kept for a drafter, and [`Hidden::Taps`] if it is that.
+    pub(crate) keeps: Hidden,
+    pub(crate) taps: Vec<f32>,
+}
+
+impl Memory {
+    /// What was kept of a forward's rows, [`Hidden::width`] numbers each.
+    pub(crate) fn kept(&self) -> &[f32] {
+        match self.keeps {
+            Hidden::Nothing => &[],
+            Hidden::Last => &self.hidden,
+            Hidden::Taps => &self.taps,
+        }
+    }
 }
 
 /// What a forward keeps for its backward, in memory that forwards reuse.
@@ -107,10 +155,22 @@ impl Target {
         attend: &mut AttendLayer<'_>,
         memory: &mut Memory,
     ) {
-        let rows = Rows { positions, rope: &self.rope };
-        let Memory { x, hidden, values, tape } = memory;
+        let rows = Rows { positions, rope: &self.rope, beside: &[] };
+        let Memory { x, hidden, values, tape, keeps, taps: kept } = memory;
+        let (width, taps) = (self.config.hidden, taps(self.layers.len()));
         embed(ids, &self.embedding, x);
+        if *keeps == Hidden::Taps {
+            kept.resize(ids.len() * keeps.width(&self.config), 0.0);
+        }
+        let mut keep = |column: usize, x: &[f32]| {
+            for (to, x) in kept.chunks_exact_mut((TAPS + 1) * width).zip(x.chunks_exact(width)) {
+                to[column * width..][..width].copy_from_slice(x);
+            }
+        };
         for (i, layer) in self.layers.iter().enumerate() {
+            if *keeps == Hidden::Taps {
+                taps.iter().enumerate().filter(|(_, tap)| **tap == i).for_each(|(column, _)| keep(column, x));
+            }
             let mut attend_here = |qkv: [&[f32]; 3], out: &mut [f32]| attend(i, qkv, out);
             let attend_here: &mut Attend<'_> = &mut attend_here;
             if let Some(tape) = tape {
@@ -127,22 +187,25 @@ impl Target {
         }
         hidden.resize(x.len(), 0.0);
         rms_norm(pool, x, &self.norm, self.config.eps, hidden);
+        if *keeps == Hidden::Taps {
+            keep(TAPS, hidden);
+        }
     }
 
-    /// Hidden states `(r, hidden)` of whole sequences laid end to end.
+    /// Hidden states of whole sequences laid end to end, [`Hidden::width`] numbers a token.
     ///
     /// # Panics
     /// If a token or a position is outside the model's tables.
     #[must_use]
-    pub fn hidden_of_sequences(&self, pool: &Pool, sequences: &[&[u32]]) -> Vec<f32> {
+    pub fn hidden_of_sequences(&self, pool: &Pool, sequences: &[&[u32]], which: Hidden) -> Vec<f32> {
         let packed = Packed::new(sequences);
         let shape = heads(&self.config);
-        let mut memory = Memory::default();
+        let mut memory = Memory { keeps: which, ..Memory::default() };
         let mut attend = |_: usize, qkv: [&[f32]; 3], out: &mut [f32]| {
             kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);
         };
         self.forward(pool, &packed.ids, &packed.positions, &mut attend, &mut memory);
-        memory.hidden
+        memory.kept().to_vec()
     }
 
     /// Logits `(r, vocab)` of hidden states `(r, hidden)`.

@@ -166,13 +166,13 @@ impl Forward {
         let mut d = vec![0.0; memory.x.len()];
         let norm = &mut gradients[1 + layers * PARAMETERS];
         rms_norm_gradient(pool, &memory.x, &target.norm, config.eps, &by_hidden, &mut d, norm);
-        let rows = Rows { positions: &self.packed.positions, rope: target.rope() };
-        let sequences = Sequences { rows, lengths: &self.packed.lengths };
+        let rows = Rows { positions: &self.packed.positions, rope: target.rope(), beside: &[] };
+        let mut attention = Sequences { pool, lengths: &self.packed.lengths, heads: heads(config) };
         let Tape { inputs, values, first } = memory.tape.get_or_insert_default();
         for (i, layer) in target.layers.iter().enumerate().rev() {
             let kept = (i >= *first).then_some(&mut values[i]);
             let own = &mut gradients[1 + i * PARAMETERS..1 + (i + 1) * PARAMETERS];
-            layer.backward(pool, (&inputs[i], kept), sequences, &mut d, own, work);
+            layer.backward(pool, (&inputs[i], kept), (rows, &mut attention), &mut d, own, work);
         }
         embed_gradient(&self.packed.ids, &d, &mut gradients[0]);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, safetensors};
 use kernels::Pool;
 use models::load::{Loaded, gguf, hf};
-use models::{Target, Weights};
+use models::{Hidden, Target, Weights};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -15,7 +15,7 @@ fn logits(loaded: &Loaded, ids: &[u32]) -> Tensor {
     let weights = Weights::from_raw(&loaded.config, &loaded.weights).unwrap();
     let target = Target::new(&loaded.config, &weights, &Target::rope_table(&loaded.config)).unwrap();
     let pool = Pool::new(2);
-    let logits = target.logits(&pool, &target.hidden_of_sequences(&pool, &[ids]));
+    let logits = target.logits(&pool, &target.hidden_of_sequences(&pool, &[ids], Hidden::Last));
     Tensor::from_vec(logits, (ids.len(), loaded.config.vocab), &Device::Cpu).unwrap()
 }
 

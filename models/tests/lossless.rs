@@ -8,8 +8,8 @@ use kernels::{NoiseKey, Pool, Storage};
 use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix, uncoupled::Uncoupled};
 use models::tokenizer::Tokenizer;
 use models::train::{Sequence, log_probs};
-use models::{Answer, Config, Decoder, Decoding, Result, Stop, Target, Weights};
-use state::plan::{Strategy, TinyShape};
+use models::{Answer, Config, Decoder, Decoding, Hidden, Result, Stop, Target, Weights};
+use state::plan::{DrafterShape, Strategy, TinyShape};
 use state::speculation::tree::{DraftTree, ROOT};
 
 const VOCAB: u32 = 24;
@@ -99,7 +99,9 @@ fn decode(
         &Arc::new(Tokenizer::chars()),
     );
     let stop = stop.filter(|_| seed == 2);
-    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], stop, keep_hidden: true };
+    let hidden = drafter.as_ref().map_or(Hidden::Last, |(drafter, _)| drafter.reads());
+    let hidden = if hidden == Hidden::Taps { hidden } else { Hidden::Last };
+    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], stop, hidden };
     // With a drafter also on several threads.
     let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
     let mut decoder = Decoder::new(target.clone(), decoding, pool);
@@ -123,8 +125,12 @@ fn decode(
 fn assert_same(plain: &[Answer], other: &[Answer], what: &str) {
     for (a, b) in plain.iter().zip(other) {
         assert_eq!(a.tokens, b.tokens, "{what}: tokens of group {} sample {}", a.group, a.sample);
-        let bits =
-            |answer: &Answer| answer.log_probs.iter().chain(&answer.hidden).map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits = |answer: &Answer| {
+            // Whatever is kept beside them, last hidden states come last.
+            let (width, last) = (answer.hidden.len() / (answer.tokens.len() - 1), config().hidden);
+            let last = answer.hidden.chunks_exact(width).flat_map(|row| &row[width - last..]);
+            answer.log_probs.iter().chain(last).map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
         assert_eq!(bits(a), bits(b), "{what}: bits of group {} sample {}", a.group, a.sample);
     }
 }
@@ -151,11 +157,19 @@ fn answers_are_those_of_plain_decoding() {
                         let drafted = decode(&target, seed, temperature, batch, Some((&mut drafter, strategy)));
                         assert_same(&plain, &drafted, &format!("{habit:?} {strategy:?} T={temperature} batch={batch}"));
                     }
-                    let shape = eagle::config(&config(), 0);
-                    let weights = Weights::random_layout(eagle::parameters(&shape), shape.storage, 5, 1).unwrap();
-                    let mut learned =
-                        eagle::Eagle::new(Arc::new(Vocabulary::whole(&target)), &weights, 0, Arc::new(Pool::new(2)))
-                            .unwrap();
+                    let learned = |shape| {
+                        let parameters = eagle::parameters(&config(), shape);
+                        let weights = Weights::random_layout(parameters, Storage::F32, 5, 1).unwrap();
+                        let vocabulary = Arc::new(Vocabulary::whole(&target));
+                        eagle::Eagle::new(vocabulary, &weights, shape, Arc::new(Pool::new(2))).unwrap()
+                    };
+                    let mut third = learned(DrafterShape::eagle3(0));
+                    assert_same(
+                        &plain,
+                        &decode(&target, seed, temperature, batch, Some((&mut third, strategy))),
+                        "eagle3",
+                    );
+                    let mut learned = learned(DrafterShape::eagle(40));
                     assert_same(
                         &plain,
                         &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),
@@ -172,13 +186,12 @@ fn answers_are_those_of_plain_decoding() {
                         &decode(&target, seed, temperature, batch, Some((&mut suffix, strategy))),
                         "suffix",
                     );
-                    let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
-                    let with_suffix = strategy.with_suffix(4).with_chance_min(0.05);
-                    assert_same(
-                        &plain,
-                        &decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix))),
-                        "hybrid",
-                    );
+                    for learned in [&mut learned, &mut third] {
+                        let mut hybrid = Hybrid::new(&mut suffix, learned, false);
+                        let with_suffix = strategy.with_suffix(4).with_chance_min(0.05);
+                        let drafted = decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix)));
+                        assert_same(&plain, &drafted, "hybrid");
+                    }
                 }
             }
         }
@@ -232,7 +245,7 @@ fn requests_move_between_decoders() {
         (2, Way::Strange),
     ] {
         let decoding =
-            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], stop: None, keep_hidden: true };
+            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], stop: None, hidden: Hidden::Last };
         let other = if way == Way::Strange { self::target(9) } else { target.clone() };
         let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads)));
         let (mut decoders, mut ended) = ([decoder(target.clone(), 1), decoder(other, 2)], Vec::new());
@@ -282,9 +295,13 @@ enum Way {
 /// Prompts of several stretches, beside requests that decode: rows of prompts have the bits of a forward over the whole.
 #[test]
 fn long_prompts_enter_a_stretch_at_a_time() {
+    long_prompts_keep(Hidden::Last);
+    long_prompts_keep(Hidden::Taps);
+}
+
+fn long_prompts_keep(hidden: Hidden) {
     let target = target(4);
-    let decoding =
-        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), stop: None, keep_hidden: true };
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), stop: None, hidden };
     let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2)));
     let (mut suffix, mut ended, mut seen) = (Suffix::new(1, 4), Vec::new(), Vec::new());
     for (group, length) in [3, 90, 1, 64, 65, 40].into_iter().enumerate() {
@@ -301,7 +318,7 @@ fn long_prompts_enter_a_stretch_at_a_time() {
     }
     assert_eq!(ended.len(), 12);
     for answer in ended {
-        let whole = target.hidden_of_sequences(&Pool::default(), &[&answer.tokens[..answer.tokens.len() - 1]]);
+        let whole = target.hidden_of_sequences(&Pool::default(), &[&answer.tokens[..answer.tokens.len() - 1]], hidden);
         assert!(
             answer.hidden.iter().map(|h| h.to_bits()).eq(whole.iter().map(|h| h.to_bits())),
             "group {}",

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use speculation::{Controller, Drafter, DrafterTraining, Speculation, Strategy, TableRow};
+pub use speculation::{Controller, Drafter, DrafterShape, DrafterTraining, Network, Speculation, Strategy, TableRow};
 
 /// One run, ready to execute.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -340,7 +340,7 @@ impl Plan {
     #[must_use]
     pub fn drafter_weights(&self) -> Option<&Path> {
         self.speculation.drafters.iter().find_map(|drafter| match drafter {
-            Drafter::Eagle { weights, .. } => weights.as_deref(),
+            Drafter::Learned { weights, .. } => weights.as_deref(),
             Drafter::Suffix { .. } => None,
         })
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use state::plan::{Model, Plan, Step, TinyShape};
+use state::plan::{DrafterShape, Model, Network, Plan, Step, TinyShape};
 
 /// Tokens of a tiny model's vocabulary.
 const VOCABULARY: u64 = 80;
@@ -135,13 +135,20 @@ fn activations(plan: &Plan, shape: &TinyShape) -> u64 {
     product(&[rows, wide(shape.layers), row])
 }
 
-/// Parameters of the learned drafter: a layer, and a matrix that joins embedding and hidden state.
+/// Parameters of the learned drafter: a layer, and a matrix that joins embedding and hidden state, or hidden states; the
+/// attention of an `Eagle3` reads twice as much.
 fn drafter(plan: &Plan, shape: &TinyShape) -> u64 {
+    let Some(DrafterShape { network, ffn }) = plan.speculation.shape() else { return 0 };
     let hidden = wide(shape.hidden);
-    let own = |ffn: usize| if ffn == 0 { shape.ffn } else { ffn };
-    plan.speculation
-        .eagle_ffn()
-        .map_or(0, |ffn| layer(shape, wide(own(ffn))).saturating_add(product(&[2, hidden, hidden])))
+    let own = layer(shape, wide(if ffn == 0 { shape.ffn } else { ffn }));
+    let more = match network {
+        Network::Eagle => product(&[2, hidden, hidden]),
+        Network::Eagle3 => {
+            let reads = wide(shape.heads).saturating_add(wide(shape.kv_heads).saturating_mul(2));
+            product(&[3, hidden, hidden]).saturating_add(product(&[reads, hidden / wide(shape.heads).max(1), hidden]))
+        }
+    };
+    own.saturating_add(more)
 }
 
 fn wide(number: usize) -> u64 {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use state::plan::{Controller, Drafter, Model, Plan, Reward, Source, Step};
+use state::plan::{Controller, Drafter, DrafterShape, Model, Plan, Reward, Source, Step};
 
 const QUICKSTART: &str = include_str!("../quickstart.ron");
 
@@ -71,7 +71,10 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(plan.rewards[0].reward, Reward::Numeric { marker: "####".into() });
     assert_eq!(
         plan.speculation.drafters,
-        [Drafter::Eagle { ffn: 0, weights: None }, Drafter::Suffix { match_min: 4, match_max: 24 }]
+        [
+            Drafter::Learned { shape: DrafterShape::eagle(0), weights: None },
+            Drafter::Suffix { match_min: 4, match_max: 24 }
+        ]
     );
     let Controller::Bandit { strategies, epsilon, window } = &plan.speculation.controller else { panic!() };
     assert_eq!((strategies.len(), *epsilon, *window), (4, 0.05, 64));

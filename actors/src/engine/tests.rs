@@ -26,15 +26,21 @@ fn rollout(groups: usize) -> Arc<Rollout> {
         lending: true,
     };
     let seen = vec![0; config.vocab];
-    let speculator = Arc::new(Speculator::new(&speculation, &config, 3, Experience::default(), seen));
+    let speculator = Arc::new(Speculator::new(&speculation, 3, Experience::default(), seen));
     let group = |i: u32| {
         let problem = Problem { question: String::new(), answer: String::new(), solution: None };
         let noise = |sample| NoiseKey::new(3, 1, 0, i, sample);
         Group { problem, prompt: vec![1, 2, i], noise: (0..4).map(noise).collect() }
     };
     let groups = (0..groups as u32).map(group).collect();
-    let decoding =
-        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 250, eos: Vec::new(), stop: None, keep_hidden: false };
+    let decoding = Decoding {
+        temperature: 1.0,
+        top_p: 1.0,
+        tokens_max: 250,
+        eos: Vec::new(),
+        stop: None,
+        hidden: models::Hidden::Nothing,
+    };
     Arc::new(Rollout::new(1, target, decoding, groups, (speculator, false)))
 }
 

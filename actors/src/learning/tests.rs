@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use models::{Answer, Decoder, Decoding, Target};
+use models::{Answer, Config, Decoder, Decoding, Hidden};
 use state::plan::{self, Speculation, TinyShape};
 
 use super::*;
 use crate::experience::Experience;
 
-const FFN: usize = 32;
+const SHAPE: DrafterShape = DrafterShape { network: plan::Network::Eagle, ffn: 32 };
 
 /// A device with something to learn from.
 struct Device {
-    config: Config,
     pool: Arc<Pool>,
     target: Arc<Target>,
     speculator: Speculator,
@@ -27,23 +26,30 @@ impl Device {
         raw.tensors.values_mut().filter(|(shape, _)| shape.len() == 2).flat_map(|(_, v)| v).for_each(|v| *v *= 12.0);
         let weights = Weights::from_raw(&config, &raw).unwrap();
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
-        let training = plan::DrafterTraining { lr: 3e-3, tokens_max: 128, publish_every, buffer_tokens_max: 1 << 14 };
+        let training =
+            plan::DrafterTraining { lr: 3e-3, tokens_max: 128, levels: 1, publish_every, buffer_tokens_max: 1 << 14 };
         let speculation = Speculation {
-            drafters: vec![plan::Drafter::Eagle { ffn: FFN, weights: None }],
+            drafters: vec![plan::Drafter::Learned { shape: SHAPE, weights: None }],
             controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
             training: Some(training),
             lending: false,
         };
         let seen = vec![1; config.vocab];
-        let speculator = Speculator::new(&speculation, &config, 3, Experience::default(), seen);
-        let device = Self { config, pool: Arc::default(), target, speculator };
+        let speculator = Speculator::new(&speculation, 3, Experience::default(), seen);
+        let device = Self { pool: Arc::default(), target, speculator };
         device.speculator.collect(&device.answers());
         device
     }
 
     fn answers(&self) -> Vec<Answer> {
-        let decoding =
-            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 60, eos: Vec::new(), stop: None, keep_hidden: true };
+        let decoding = Decoding {
+            temperature: 1.0,
+            top_p: 1.0,
+            tokens_max: 60,
+            eos: Vec::new(),
+            stop: None,
+            hidden: Hidden::Last,
+        };
         let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
         for group in 0..16 {
             let prompt = [1, 2 + group % 8, 3];
@@ -58,7 +64,7 @@ impl Device {
 
     fn learning(&self, earlier: (Option<&RawWeights>, Publication)) -> Learning {
         let training = self.speculator.plan.training.as_ref().unwrap();
-        Learning::new((&self.config, FFN), training, 3, None, earlier).unwrap()
+        Learning::new((&self.target, SHAPE), training, 3, None, earlier).unwrap()
     }
 
     /// Learns for as long as `go_on` answers yes.

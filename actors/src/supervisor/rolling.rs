@@ -71,7 +71,7 @@ impl State {
             tokens_max: job.plan.sampling.tokens_max,
             eos: job.config.eos.clone(),
             stop: job.stop.clone(),
-            keep_hidden: self.speculator.wants_hidden(),
+            hidden: self.speculator.reads(),
         };
         let target = match Target::new(&job.config, &self.weights, &job.rope) {
             Ok(target) => Arc::new(target),

@@ -23,8 +23,8 @@ use models::load::{gguf, load_tiny};
 use models::optim::AdamW;
 use models::tokenizer::Tokenizer;
 use models::train::{Sequence, Workspace, gradient};
-use models::{Config, Decoder, Decoding, Result, Target, Weights};
-use state::plan::{Chains, Data, Optimizer, Schedule, Source, Strategy, TinyShape};
+use models::{Config, Decoder, Decoding, Hidden, Result, Target, Weights};
+use state::plan::{Chains, Data, DrafterShape, Optimizer, Schedule, Source, Strategy, TinyShape};
 use state::speculation::tree::{DraftTree, ROOT};
 
 fn main() {
@@ -72,7 +72,7 @@ impl Drafter for Wrong {
 
 fn decoder(target: &Arc<Target>, requests: usize, pool: &Arc<Pool>) -> Decoder {
     let decoding =
-        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 4096, eos: Vec::new(), stop: None, keep_hidden: true };
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 4096, eos: Vec::new(), stop: None, hidden: Hidden::Last };
     let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
     for group in 0..requests {
         let prompt: Vec<u32> = (0..100).map(|i| 1 + (i * 7 + group as u32) % 19).collect();
@@ -118,9 +118,10 @@ fn tiny(rows: &mut Vec<serde_json::Value>) {
                 tell(rows, &name, seconds * 1e6, "us");
             }
         }
-        let drafter = Weights::random_layout(eagle::parameters(&config), storage, 2, 1).unwrap();
+        let shape = DrafterShape::eagle(0);
+        let drafter = Weights::random_layout(eagle::parameters(&config, shape), storage, 2, 1).unwrap();
         for (requests, depth) in [(1, 4), (4, 4), (8, 4)] {
-            let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), &drafter, 0, pool.clone()).unwrap();
+            let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), &drafter, shape, pool.clone()).unwrap();
             let mut decoder = decoder(&target, requests, &pool);
             let seconds = cycle(&mut decoder, 60, Some((&mut eagle, chain(depth))));
             tell(rows, &format!("tiny {storage:?}, eagle of {depth} for {requests}, whole cycle"), seconds * 1e6, "us");
@@ -173,16 +174,10 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
     let data = Dataset::open(&data, 3).unwrap();
     let tokenizer = Tokenizer::chars();
     let prompt = |i: u64| tokenizer.encode(&data.problem(i).question).unwrap();
-    let decoding = Decoding {
-        temperature: 1.0,
-        top_p: 1.0,
-        tokens_max: 256,
-        eos: config.eos.clone(),
-        stop: None,
-        keep_hidden: true,
-    };
-    let roll = |first: u64, requests: u64, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
-        let mut decoder = Decoder::new(target.clone(), decoding.clone(), pool.clone());
+    let roll = |first: u64, requests: u64, hidden: Hidden, mut drafter: Option<(&mut dyn Drafter, Strategy)>| {
+        let (temperature, top_p, tokens_max, eos) = (1.0, 1.0, 256, config.eos.clone());
+        let decoding = Decoding { temperature, top_p, tokens_max, eos, stop: None, hidden };
+        let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
         // Groups of four, as a tail has them.
         for i in 0..requests.div_ceil(4) {
             let noise = |s: u64| (s as usize, NoiseKey::new(1, 0, 0, (first + i) as u32, s as u32));
@@ -199,34 +194,37 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         let tokens: usize = answers.iter().map(|a| a.log_probs.len()).sum();
         (answers, tokens as f64 / began.elapsed().as_secs_f64(), drafted.1 as f64 / drafted.0.max(1) as f64)
     };
-    let (answers, ..) = roll(100, 64, None);
-    let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
-    let mut learner = Learner::new(&config, 0, Learner::fresh(&config, 0, 1).unwrap(), 3e-3);
-    let began = Instant::now();
-    for i in 0..600 {
-        learner.learn(&pool, &Vocabulary::whole(&target), &examples[i * 2 % 64..][..2]).unwrap();
-        if [100, 300, 599].contains(&i) {
-            let mut eagle =
-                Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, pool.clone()).unwrap();
-            let accept = roll(0, 4, Some((&mut eagle, chain(6)))).2;
-            tell(
-                rows,
-                &format!("accept length at depth 6 after {} s of training", began.elapsed().as_secs()),
-                accept,
-                "",
-            );
+    for (name, shape, levels) in [
+        ("eagle", DrafterShape::eagle(96), 1),
+        ("eagle", DrafterShape::eagle(96), 4),
+        ("eagle3", DrafterShape::eagle3(96), 4),
+    ] {
+        let (hidden, vocabulary) = (eagle::reads(shape), Arc::new(Vocabulary::whole(&target)));
+        let name = format!("{name} of {levels} levels");
+        let (answers, ..) = roll(100, 256, hidden, None);
+        let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
+        let mut learner =
+            Learner::new(&config, shape, Learner::fresh(&target, shape, 1).unwrap(), 3e-3).with_levels(levels);
+        let (mut steps, mut seconds) = (0, 0.0);
+        for until in [5.0, 15.0, 45.0] {
+            while seconds < until {
+                let began = Instant::now();
+                learner.learn(&pool, &vocabulary, &examples[steps * 2 % 256..][..2]).unwrap();
+                (steps, seconds) = (steps + 1, seconds + began.elapsed().as_secs_f64());
+            }
+            let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, pool.clone()).unwrap();
+            let accept = roll(0, 16, hidden, Some((&mut eagle, chain(6)))).2;
+            tell(rows, &format!("{name}: accept length at depth 6 after {until} s, {steps} steps"), accept, "");
         }
-    }
-    for requests in [1, 2, 4, 8, 16] {
-        let plain = roll(0, requests, None).1;
-        tell(rows, &format!("quickstart, {requests} requests, plain"), plain, "tokens/s");
-        for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
-            let mut eagle =
-                Eagle::new(Arc::new(Vocabulary::whole(&target)), learner.weights(), 0, pool.clone()).unwrap();
-            let strategy = Strategy::tree(0, depth, width, budget);
-            let (_, rate, accept) = roll(0, requests, Some((&mut eagle, strategy)));
-            let name = format!("quickstart, {requests} requests, eagle {depth}x{width}, accept {accept:.2}");
-            tell(rows, &name, rate / plain, "x plain");
+        for requests in [1, 4, 16] {
+            let plain = roll(0, requests, Hidden::Nothing, None).1;
+            for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
+                let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, pool.clone()).unwrap();
+                let strategy = Strategy::tree(0, depth, width, budget);
+                let (_, rate, accept) = roll(0, requests, hidden, Some((&mut eagle, strategy)));
+                let name = format!("{name}: {requests} requests, {depth}x{width}, accept {accept:.2}");
+                tell(rows, &name, rate / plain, "x plain");
+            }
         }
     }
 }

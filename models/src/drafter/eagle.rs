@@ -6,24 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kernels::{Heads, KeyValues, Pool, Scratch, attend};
-use state::plan::Strategy;
+use state::plan::{DrafterShape, Strategy};
 
-use super::network::Network;
+use super::network::{Network, Pass};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
-use crate::layer::{Attend, Rows, Values, heads};
-use crate::target::Target;
+use crate::layer::{Attend, Rows, heads};
+use crate::target::{Hidden, Target};
 use crate::weights::Weights;
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
-pub use super::network::{config, parameters, weights};
+pub use super::network::{config, parameters, reads, weights};
 
 /// Memory that forwards reuse.
 #[derive(Debug, Default)]
 struct Memory {
-    embedded: Vec<f32>,
-    predicted: Vec<f32>,
-    values: Values,
+    kept: Vec<f32>,
+    pass: Pass,
     logits: Vec<f32>,
 }
 
@@ -46,6 +45,7 @@ struct Seen {
 pub struct Eagle {
     vocabulary: Arc<Vocabulary>,
     network: Network,
+    reads: Hidden,
     heads: Heads,
     pool: Arc<Pool>,
     seen: BTreeMap<u64, Seen>,
@@ -81,13 +81,13 @@ impl Eagle {
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, ffn: usize, pool: Arc<Pool>) -> Result<Self> {
-        let config = config(vocabulary.target().config(), ffn);
-        let network = Network::new(&config, weights)?;
+    pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, shape: DrafterShape, pool: Arc<Pool>) -> Result<Self> {
+        let config = vocabulary.target().config();
+        let network = Network::new(config, shape, weights)?;
+        let (heads, reads) = (heads(config), reads(shape));
         let (seen, memory) = (BTreeMap::new(), Memory::default());
         let (calibration, guesses) = (Arc::default(), Vec::new());
-        let heads = heads(&config);
-        Ok(Self { vocabulary, network, heads, pool, seen, memory, catch_up_s: 0.0, calibration, guesses })
+        Ok(Self { vocabulary, network, reads, heads, pool, seen, memory, catch_up_s: 0.0, calibration, guesses })
     }
 
     /// The same, with chances that others learn from too, or that an earlier version has learned.
@@ -99,8 +99,10 @@ impl Eagle {
     /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state. Returns how
     /// many rows it ran.
     fn catch_up(&mut self, requests: &[Context<'_>]) -> usize {
-        let width = self.vocabulary.target().config().hidden;
-        let (mut ids, mut positions, mut hidden, mut owner) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let config = self.vocabulary.target().config();
+        let (width, each) = (config.hidden, self.reads.width(config));
+        let (mut ids, mut positions, mut owner) = (Vec::new(), Vec::new(), Vec::new());
+        self.memory.kept.clear();
         for (i, request) in requests.iter().enumerate() {
             let last = request.tokens.len() - 1;
             let none = || Seen {
@@ -116,26 +118,27 @@ impl Eagle {
             for row in seen.first + seen.rows.rows()..last {
                 ids.push(request.tokens[row + 1]);
                 positions.push(u32::try_from(row).unwrap_or(u32::MAX));
-                hidden.extend_from_slice(hidden_row(request, row, width));
+                self.memory.kept.extend_from_slice(hidden_row(request, row, each));
                 owner.push(i);
             }
         }
         if ids.is_empty() {
             return 0;
         }
-        self.extend(requests, &ids, &positions, &hidden, &owner);
+        self.network.enter(&self.pool, &self.memory.kept, &mut self.memory.pass.entered);
+        self.extend(requests, &ids, &positions, &owner);
         for (row, request) in owner.iter().enumerate() {
             if let Some(seen) = self.seen.get_mut(&requests[*request].id) {
                 seen.prediction.clear();
-                seen.prediction.extend_from_slice(&self.memory.predicted[row * width..(row + 1) * width]);
+                seen.prediction.extend_from_slice(&self.memory.pass.predicted[row * width..(row + 1) * width]);
             }
         }
         owner.len()
     }
 
-    /// Runs rows of known hidden states through the network and keeps their keys and values. Rows of a request stand
-    /// together, in order.
-    fn extend(&mut self, requests: &[Context<'_>], ids: &[u32], positions: &[u32], hidden: &[f32], owner: &[usize]) {
+    /// Runs rows of known hidden states, which have entered, through the network and keeps their keys and values. Rows of a
+    /// request stand together, in order.
+    fn extend(&mut self, requests: &[Context<'_>], ids: &[u32], positions: &[u32], owner: &[usize]) {
         let (seen, shape) = (&mut self.seen, self.heads);
         let (width, kv_width) = (shape.width(), shape.kv_width());
         let longest = owner.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0);
@@ -163,9 +166,8 @@ impl Eagle {
             &self.pool,
             ids,
             positions,
-            hidden,
             &mut attend_own,
-            &mut self.memory,
+            &mut self.memory.pass,
         );
     }
 
@@ -176,7 +178,8 @@ impl Eagle {
         let ids: Vec<u32> = leaves.iter().map(|l| l.token).collect();
         let position = |l: &Leaf| u32::try_from(requests[l.request].tokens.len() - 1 + level).unwrap_or(u32::MAX);
         let positions: Vec<u32> = leaves.iter().map(position).collect();
-        let hidden: Vec<f32> = leaves.iter().flat_map(|l| l.hidden.iter().copied()).collect();
+        self.memory.pass.entered.clear();
+        leaves.iter().for_each(|l| self.memory.pass.entered.extend_from_slice(&l.hidden));
         for group in leaves.chunk_by_mut(|a, b| a.request == b.request) {
             let first = drafts[group[0].request].rows();
             group.iter_mut().enumerate().for_each(|(i, leaf)| leaf.above.push(first + i));
@@ -204,11 +207,10 @@ impl Eagle {
             &self.pool,
             &ids,
             &positions,
-            &hidden,
             &mut attend_path,
-            &mut self.memory,
+            &mut self.memory.pass,
         );
-        let predicted = self.memory.predicted.chunks_exact(self.vocabulary.target().config().hidden);
+        let predicted = self.memory.pass.predicted.chunks_exact(self.vocabulary.target().config().hidden);
         for (leaf, hidden) in leaves.iter_mut().zip(predicted) {
             leaf.hidden.clear();
             leaf.hidden.extend_from_slice(hidden);
@@ -224,27 +226,23 @@ fn hidden_row<'a>(request: &Context<'a>, row: usize, width: usize) -> &'a [f32] 
     }
 }
 
-/// Leaves the predictions in `memory.predicted`.
-#[expect(clippy::too_many_arguments, reason = "a forward of the network, from tokens to predictions")]
+/// From tokens, and from what has entered, to predictions.
 fn run(
     network: &Network,
     target: &Target,
     pool: &Pool,
     ids: &[u32],
     positions: &[u32],
-    hidden: &[f32],
     attend: &mut Attend<'_>,
-    memory: &mut Memory,
+    pass: &mut Pass,
 ) {
-    let Memory { embedded, predicted, values, .. } = memory;
-    kernels::embed(ids, &target.embedding, embedded);
-    network.mix(pool, embedded, hidden, predicted);
-    network.predict(pool, predicted, Rows { positions, rope: target.rope() }, attend, values);
+    kernels::embed(ids, &target.embedding, &mut pass.embedded);
+    network.predict(pool, Rows { positions, rope: target.rope(), beside: &[] }, attend, pass);
 }
 
 impl Drafter for Eagle {
-    fn wants_hidden(&self) -> bool {
-        true
+    fn reads(&self) -> Hidden {
+        self.reads
     }
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
@@ -325,7 +323,8 @@ impl Eagle {
         if hidden.is_empty() {
             return Vec::new();
         }
-        self.vocabulary.logits_into(&self.pool, &hidden, &mut self.memory.logits);
+        let read = self.network.leave(&self.pool, &hidden);
+        self.vocabulary.logits_into(&self.pool, &read, &mut self.memory.logits);
         let logits = self.memory.logits.chunks_exact(self.vocabulary.size());
         // A copy: other devices draft at the same time.
         let calibration = lock(&self.calibration).clone();

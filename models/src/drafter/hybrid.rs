@@ -5,6 +5,7 @@ use state::speculation::{Accepted, DraftTree};
 
 use super::{Context, Drafter};
 use crate::error::Result;
+use crate::target::Hidden;
 
 /// Drafts with `suffix` where it finds a match, and with `learned` where not.
 pub struct Hybrid<'a> {
@@ -26,8 +27,8 @@ impl<'a> Hybrid<'a> {
 }
 
 impl Drafter for Hybrid<'_> {
-    fn wants_hidden(&self) -> bool {
-        self.learned.wants_hidden()
+    fn reads(&self) -> Hidden {
+        self.learned.reads()
     }
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {

@@ -1,94 +1,230 @@
-//! The network of the learned drafter: one decoder layer over [embedding of the next token ; target hidden state], with the
-//! target's embedding and head (Li et al. 2024, "EAGLE"). As there, the layer does not normalise its input, and nothing
-//! normalises what it predicts.
+//! The network of the learned drafter: one decoder layer that sees the next token and what the target made of the tokens before
+//! it, with the target's embedding and head.
+//!
+//! `Eagle` (Li et al. 2024, "EAGLE") mixes [embedding ; hidden state], predicts hidden states, and reads tokens from them as the
+//! target would. As there, its layer does not normalise its input, and nothing normalises what it predicts.
+//!
+//! `Eagle3` (Li et al. 2025, "EAGLE-3", section 3.1) fuses hidden states of three layers. Its attention reads [embedding ; stream],
+//! both normalised; what comes out is its own, goes in again for the next token, and is normalised before tokens are read
+//! from it. The head is the target's here, so that what is drafted can follow the rollouts (`Vocabulary`).
 
-use kernels::{Matrix, Pool, Turned, add_linear, linear, weight_gradient};
+use std::sync::Arc;
+
+use kernels::{Matrix, Pool, Turned, add_linear, input_gradient, linear, rms_norm, rms_norm_gradient, weight_gradient};
+use state::plan::{DrafterShape, Network as Kind};
 
 use crate::error::{Error, Result};
-use crate::layer::{self, Attend, Layer, Rows, Sequences, Values, matrix};
+use crate::layer::{self, Attend, Attention, Layer, Reads, Rows, Values, matrix, vector};
 use crate::layout::{self, Parameter, ParameterShape};
 use crate::load::{Config, RawWeights};
+use crate::target::{Hidden, TAPS};
 use crate::weights::Weights;
 
-/// Shape of the drafter of a target.
+/// Prefix of an `Eagle3`'s layer, as its public code has it.
+const MIDLAYER: &str = "midlayer.";
+
+/// Shape of the layer of a target's drafter.
 #[must_use]
-pub fn config(target: &Config, ffn: usize) -> Config {
-    let ffn = if ffn == 0 { target.ffn } else { ffn };
+pub fn config(target: &Config, shape: DrafterShape) -> Config {
+    let ffn = if shape.ffn == 0 { target.ffn } else { shape.ffn };
     Config { layers: 1, ffn, ..target.clone() }
 }
 
-/// Its parameters: two halves of the mixing matrix, and one layer.
+/// Hidden states that it reads.
 #[must_use]
-pub fn parameters(config: &Config) -> Vec<Parameter> {
-    let shape = ParameterShape::Matrix(config.hidden, config.hidden);
-    let mix = |half: &str| Parameter { name: format!("fc_{half}.weight"), shape };
-    let mut all = vec![mix("token"), mix("hidden")];
-    all.extend(layout::layer_without_norm(config, "layers.0."));
-    all
+pub fn reads(shape: DrafterShape) -> Hidden {
+    match shape.network {
+        Kind::Eagle => Hidden::Last,
+        Kind::Eagle3 => Hidden::Taps,
+    }
+}
+
+/// The parameters of a target's drafter.
+#[must_use]
+pub fn parameters(target: &Config, shape: DrafterShape) -> Vec<Parameter> {
+    let config = config(target, shape);
+    let hidden = config.hidden;
+    let matrix = |name: &str, k: usize| Parameter { name: name.into(), shape: ParameterShape::Matrix(hidden, k) };
+    let vector = |name: &str| Parameter { name: name.into(), shape: ParameterShape::Vector(hidden) };
+    match shape.network {
+        Kind::Eagle => {
+            let mut all = vec![matrix("fc_token.weight", hidden), matrix("fc_hidden.weight", hidden)];
+            all.extend(layout::layer_reading(&config, hidden, "layers.0."));
+            all
+        }
+        Kind::Eagle3 => {
+            let norm = |name: &str| vector(&format!("{MIDLAYER}{name}.weight"));
+            let mut all = vec![matrix("fc.weight", TAPS * hidden), norm("input_layernorm"), norm("hidden_norm")];
+            all.extend(layout::layer_reading(&config, 2 * hidden, MIDLAYER));
+            all.push(vector("norm.weight"));
+            all
+        }
+    }
 }
 
 /// Weights of a drafter of `target` from what a file held.
 ///
 /// # Errors
 /// If a parameter is missing or has another shape.
-pub fn weights(target: &Config, ffn: usize, raw: &RawWeights) -> Result<Weights> {
-    let config = config(target, ffn);
-    Weights::with_layout(parameters(&config), config.storage, raw)
+pub fn weights(target: &Config, shape: DrafterShape, raw: &RawWeights) -> Result<Weights> {
+    Weights::with_layout(parameters(target, shape), target.storage, raw)
+}
+
+/// How rows enter the layer and leave it.
+#[derive(Debug, Clone)]
+enum Ends {
+    /// Halves of the matrix that mixes: of tokens, and of hidden states.
+    Eagle([Matrix; 2]),
+    /// The matrix that fuses, and the weight of the norm behind the layer.
+    Eagle3(Matrix, Arc<Vec<f32>>),
 }
 
 /// The network over one version of its weights.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
-    mix_token: Matrix,
-    mix_hidden: Matrix,
+    ends: Ends,
     layer: Layer,
+    hidden: usize,
+    eps: f32,
+}
+
+/// A level of predictions on its way through the network: `(r, hidden)` each.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    /// Embeddings of the tokens.
+    pub(crate) embedded: Vec<f32>,
+    /// What stands for what the target made of the tokens before: made of hidden states, or an earlier prediction.
+    pub(crate) entered: Vec<f32>,
+    /// The layer's input.
+    mixed: Vec<f32>,
+    pub(crate) values: Values,
+    pub(crate) predicted: Vec<f32>,
 }
 
 impl Network {
-    pub(crate) fn new(config: &Config, weights: &Weights) -> Result<Self> {
-        let wrong = || Error::Layout { found: weights.layout().len() };
+    pub(crate) fn new(target: &Config, shape: DrafterShape, weights: &Weights) -> Result<Self> {
+        let config = &config(target, shape);
         let mut parameters = weights.loaded();
-        let mix_token = matrix(&mut parameters).ok_or_else(wrong)?;
-        let mix_hidden = matrix(&mut parameters).ok_or_else(wrong)?;
-        let layer = Layer::without_norm(config, &mut parameters).ok_or_else(wrong)?;
-        Ok(Self { mix_token, mix_hidden, layer })
+        let network = Self::take(config, shape.network, &mut parameters);
+        let is_whole = parameters.next().is_none();
+        network.filter(|_| is_whole).ok_or(Error::Layout { found: weights.layout().len() })
     }
 
-    /// The layer's input, `(r, hidden)`: embeddings of tokens mixed with the hidden states before them.
-    pub(crate) fn mix(&self, pool: &Pool, embedded: &[f32], hidden: &[f32], mixed: &mut Vec<f32>) {
-        mixed.resize(hidden.len(), 0.0);
-        linear(pool, embedded, &self.mix_token, mixed);
-        add_linear(pool, hidden, &self.mix_hidden, mixed);
+    fn take(config: &Config, kind: Kind, parameters: &mut dyn Iterator<Item = crate::weights::Loaded>) -> Option<Self> {
+        let Config { hidden, eps, .. } = *config;
+        let (ends, layer);
+        match kind {
+            Kind::Eagle => {
+                ends = Ends::Eagle([matrix(parameters)?, matrix(parameters)?]);
+                layer = Layer::reading(config, Reads::Stream, parameters)?;
+            }
+            Kind::Eagle3 => {
+                let fuse = matrix(parameters)?;
+                let norms = [vector(parameters)?, vector(parameters)?];
+                layer = Layer::reading(config, Reads::Both(norms), parameters)?;
+                ends = Ends::Eagle3(fuse, vector(parameters)?);
+            }
+        }
+        Some(Self { ends, layer, hidden, eps })
     }
 
-    /// Mixed rows become predicted hidden states of the tokens whose embeddings went into them.
-    pub(crate) fn predict(
+    /// What the target made of tokens, [`Hidden::width`] numbers each, as the layer takes it.
+    pub(crate) fn enter(&self, pool: &Pool, kept: &[f32], entered: &mut Vec<f32>) {
+        match &self.ends {
+            Ends::Eagle(_) => {
+                entered.clear();
+                entered.extend_from_slice(kept);
+            }
+            Ends::Eagle3(fuse, _) => {
+                let taps = self.taps(kept);
+                entered.resize(taps.len() / TAPS, 0.0);
+                linear(pool, &taps, fuse, entered);
+            }
+        }
+    }
+
+    fn taps(&self, kept: &[f32]) -> Vec<f32> {
+        let each = TAPS * self.hidden;
+        kept.chunks_exact(each + self.hidden).flat_map(|row| &row[..each]).copied().collect()
+    }
+
+    /// Predictions, from `pass.embedded` and `pass.entered`.
+    pub(crate) fn predict(&self, pool: &Pool, rows: Rows<'_>, attend: &mut Attend<'_>, pass: &mut Pass) {
+        let Pass { embedded, entered, mixed, values, predicted } = pass;
+        match &self.ends {
+            Ends::Eagle([token, hidden]) => {
+                mixed.resize(entered.len(), 0.0);
+                linear(pool, embedded, token, mixed);
+                add_linear(pool, entered, hidden, mixed);
+            }
+            Ends::Eagle3(..) => mixed.clone_from(entered),
+        }
+        predicted.clone_from(mixed);
+        self.layer.forward(pool, predicted, Rows { beside: embedded, ..rows }, attend, values);
+    }
+
+    /// Predictions as the head reads them.
+    pub(crate) fn leave(&self, pool: &Pool, predicted: &[f32]) -> Vec<f32> {
+        match &self.ends {
+            Ends::Eagle(_) => predicted.to_vec(),
+            Ends::Eagle3(_, norm) => {
+                let mut read = vec![0.0; predicted.len()];
+                rms_norm(pool, predicted, norm, self.eps, &mut read);
+                read
+            }
+        }
+    }
+
+    /// Backward of [`Network::leave`] from `read`, the gradient by what the head reads; adds that by the predictions to `d`.
+    pub(crate) fn leave_backward(
         &self,
         pool: &Pool,
-        mixed: &mut [f32],
-        rows: Rows<'_>,
-        attend: &mut Attend<'_>,
-        values: &mut Values,
-    ) {
-        self.layer.forward(pool, mixed, rows, attend, values);
-    }
-
-    /// Backward over sequences laid end to end, from `d`, the gradient by the predictions, with the values of
-    /// [`Network::predict`]; adds to `gradients`, in the order of [`parameters`].
-    pub(crate) fn backward(
-        &self,
-        pool: &Pool,
-        [embedded, hidden, mixed]: [&[f32]; 3],
-        values: &mut Values,
-        sequences: Sequences<'_>,
+        (predicted, read): (&[f32], &[f32]),
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
     ) {
+        match (&self.ends, gradients.last_mut()) {
+            (Ends::Eagle3(_, norm), Some(by_norm)) => {
+                rms_norm_gradient(pool, predicted, norm, self.eps, read, d, by_norm);
+            }
+            _ => kernels::add(d, read),
+        }
+    }
+
+    /// Backward of [`Network::predict`]: `d`, the gradient by the predictions, becomes that by what entered. Adds to `gradients`, in
+    /// the order of [`parameters`].
+    pub(crate) fn predict_backward(
+        &self,
+        pool: &Pool,
+        pass: &mut Pass,
+        (rows, attention): (Rows<'_>, &mut dyn Attention),
+        d: &mut Vec<f32>,
+        gradients: &mut [Vec<f32>],
+    ) {
+        let Pass { embedded, entered, mixed, values, .. } = pass;
         let mut memory = layer::Gradient::default();
-        self.layer.backward(pool, (mixed, Some(values)), sequences, d, &mut gradients[2..], &mut memory);
-        let mut turned = Turned::default();
-        for (i, (weight, x)) in [(&self.mix_token, embedded), (&self.mix_hidden, hidden)].into_iter().enumerate() {
-            weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
+        let own = match self.ends {
+            Ends::Eagle(_) => &mut gradients[2..],
+            Ends::Eagle3(..) => &mut gradients[1..],
+        };
+        let rows = Rows { beside: embedded, ..rows };
+        self.layer.backward(pool, (mixed, Some(values)), (rows, attention), d, own, &mut memory);
+        if let Ends::Eagle(halves) = &self.ends {
+            let mut turned = Turned::default();
+            for (i, (weight, x)) in halves.iter().zip([&*embedded, entered]).enumerate() {
+                weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
+            }
+            let mut by_entered = vec![0.0; d.len()];
+            input_gradient(pool, d, &halves[1], &mut by_entered, false, &mut turned);
+            *d = by_entered;
+        }
+    }
+
+    /// Backward of [`Network::enter`] from `d`, the gradient by what entered.
+    pub(crate) fn enter_backward(&self, pool: &Pool, kept: &[f32], d: &[f32], gradients: &mut [Vec<f32>]) {
+        if let Ends::Eagle3(fuse, _) = &self.ends {
+            let shape = [fuse.n(), fuse.k()];
+            weight_gradient(pool, &self.taps(kept), d, &mut gradients[0], shape, &mut Turned::default());
         }
     }
 }

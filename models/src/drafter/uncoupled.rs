@@ -5,13 +5,14 @@ use state::speculation::{Accepted, DraftTree};
 
 use super::{Context, Drafter};
 use crate::error::Result;
+use crate::target::Hidden;
 
 /// Ranks guesses by their chance alone.
 pub struct Uncoupled<'a>(pub &'a mut dyn Drafter);
 
 impl Drafter for Uncoupled<'_> {
-    fn wants_hidden(&self) -> bool {
-        self.0.wants_hidden()
+    fn reads(&self) -> Hidden {
+        self.0.reads()
     }
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {

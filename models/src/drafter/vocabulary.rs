@@ -75,6 +75,14 @@ impl Vocabulary {
         self.head.n()
     }
 
+    /// Ids of these in the target, in order.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        match &self.ids {
+            Some(ids) => ids.to_vec(),
+            None => (0..u32::try_from(self.size()).unwrap_or(u32::MAX)).collect(),
+        }
+    }
+
     pub(crate) fn head(&self) -> &Matrix {
         &self.head
     }

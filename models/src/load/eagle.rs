@@ -1,92 +1,120 @@
-//! The learned drafter as a folder, in the layout of EAGLE's own checkpoints (Li et al. 2024), which SGLang and vLLM read:
-//! `config.json`, and `model.safetensors` with `fc.weight` and one layer, `layers.0`, without a norm before its attention.
+//! The learned drafter as a folder, in the layouts of EAGLE's and EAGLE-3's own checkpoints, which SGLang and vLLM read:
+//! `config.json`, and `model.safetensors`.
 //!
-//! Embedding and head are the target's. Engines skip tensors whose names they do not know without a word and start others from
-//! whatever was in memory, so that names, shapes and numbers are checked here, when writing and when reading.
+//! An `Eagle` (Li et al. 2024) is `fc.weight` and one layer, `layers.0`, without a norm before its attention; embedding and head are the
+//! target's. An `Eagle3` (Li et al. 2025) has its layer as `midlayer`, and the part of the target's head that it drafts with
+//! (`third`).
+//!
+//! Engines skip tensors whose names they do not know without a word and start others from whatever was in memory, so that
+//! names, shapes and numbers are checked here, when writing and when reading.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use state::plan::{DrafterShape, Network};
 
-use super::export::{self, Precision, write_json, write_tensors};
+use super::export::{self, Precision, write_beside, write_json};
 use super::{Config, RawWeights, dims, finite, hf, place, read, refused};
-use crate::drafter::eagle;
+use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
+use crate::target::Target;
+
+mod third;
 
 /// Who is to read an exported drafter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// `LlamaForCausalLMEagle`; its mixing matrix has a bias, which is zero here.
+    /// `LlamaForCausalLMEagle`, whose mixing matrix has a bias, which is zero here; or `LlamaForCausalLMEagle3`.
     Sglang,
-    /// `LlamaForCausalLM`, which vLLM turns into its EAGLE variant; without a bias.
+    /// `LlamaForCausalLM`, which vLLM turns into its EAGLE variant, without a bias; or `LlamaForCausalLMEagle3`.
     Vllm,
-    /// Taper itself. The same tensors as for vLLM, under the name that SGLang has for the architecture.
+    /// Taper itself. The same tensors as for vLLM, under the names that SGLang has for the architectures.
     Taper,
 }
 
-const ARCHITECTURES: [&str; 2] = ["LlamaForCausalLMEagle", "LlamaForCausalLM"];
-/// The halves of `fc.weight`, side by side in this order.
+/// What files call the architectures, and which network it is.
+const ARCHITECTURES: [(&str, Network); 3] = [
+    ("LlamaForCausalLMEagle", Network::Eagle),
+    ("LlamaForCausalLM", Network::Eagle),
+    ("LlamaForCausalLMEagle3", Network::Eagle3),
+];
+/// The halves of `fc.weight` of an `Eagle`, side by side in this order.
 const HALVES: [&str; 2] = ["fc_token.weight", "fc_hidden.weight"];
 
-/// Writes a drafter of `target`, by way of `<folder>.partial`. An exported one that is there already is replaced.
+/// Writes a drafter, by way of `<folder>.partial`; an `Eagle3` with the tokens of `vocabulary`. An exported one that is there already
+/// is replaced.
 ///
 /// # Errors
-/// If weights do not fit the shape or the precision, the folder is something else, or it cannot be written.
+/// If weights do not fit the shape or the precision, an engine cannot tell the target's layers apart, the folder is something
+/// else, or it cannot be written.
 pub fn export_drafter(
     folder: &Path,
-    target: &Config,
-    (weights, ffn): (&RawWeights, usize),
+    vocabulary: &Vocabulary,
+    (weights, shape): (&RawWeights, DrafterShape),
     layout: Layout,
     precision: Precision,
 ) -> Result<()> {
-    let config = eagle::config(target, ffn);
-    let tensors = joined(&config, weights, layout, &place(folder))?;
+    let target = vocabulary.target().config();
+    let mut value = export::config_json(&eagle::config(target, shape), precision);
+    let mut tensors = named((target, shape), weights, &place(folder))?;
+    let mut tables = Vec::new();
+    let architecture = match (shape.network, layout) {
+        (Network::Eagle, Layout::Vllm) => 1,
+        (Network::Eagle, _) => 0,
+        (Network::Eagle3, _) => 2,
+    };
+    value["architectures"] = json!([ARCHITECTURES[architecture].0]);
+    match shape.network {
+        // The head is the target's, whose own it may be.
+        Network::Eagle => {
+            value["tie_word_embeddings"] = json!(target.tied);
+            joined(target, &mut tensors, layout);
+        }
+        Network::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary)?,
+    }
     export::replaceable(folder)?;
     let partial = export::beside(folder, "partial");
     export::remove(&partial)?;
     export::io(&partial, fs::create_dir_all(&partial))?;
-    let mut value = export::config_json(&config, precision);
-    value["architectures"] = json!([ARCHITECTURES[usize::from(layout == Layout::Vllm)]]);
-    // The head is the target's, whose own it may be.
-    value["tie_word_embeddings"] = json!(target.tied);
     write_json(&partial.join("config.json"), &value)?;
-    write_tensors(&partial.join("model.safetensors"), &tensors, precision)?;
+    write_beside(&partial.join("model.safetensors"), &tensors, tables, precision)?;
     export::publish(&partial, folder)
 }
 
-/// Reads a drafter of `target`, in any layout: its weights by our names, and the width of its feed-forward network.
+/// Reads a drafter of `target`, in any layout: its weights by our names, and its shape.
 ///
 /// # Errors
 /// If a file is missing or damaged, it belongs to another target, or a tensor is missing, unknown, of another shape, or holds
 /// numbers that are not finite.
-pub fn load_drafter(folder: &Path, target: &Config) -> Result<(RawWeights, usize)> {
+pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, DrafterShape)> {
     let path = folder.join("config.json");
     let value = super::json(&path, &read("drafter configuration", &path)?)?;
-    let ffn = fits(&path, &value, target)?;
-    let path = folder.join("model.safetensors");
-    let mut raw = hf::read_all(&path, &read("weights of the drafter", &path)?)?;
-    let config = eagle::config(target, ffn);
-    if let Some((_, bias)) = raw.tensors.remove("fc.bias")
-        && let Some(value) = bias.iter().find(|value| **value != 0.0)
-    {
-        return Err(refused(&path, "fc.bias", value, "zeros: a drafter's mixing matrix has no bias here"));
+    let shape = fits(&path, &value, target.config())?;
+    if shape.network == Network::Eagle3 {
+        third::taps_fit(&path, &value, target.config())?;
     }
+    let path = folder.join("model.safetensors");
+    let bytes = read("weights of the drafter", &path)?;
+    let mut raw = hf::read_but(&path, &bytes, &third::MAPS)?;
     // Some writers keep a copy of the target's.
     raw.tensors.remove("embed_tokens.weight");
-    split(&config, &mut raw, &place(&path))?;
-    Ok((raw, ffn))
+    match shape.network {
+        Network::Eagle => split(&path, target.config(), &mut raw)?,
+        Network::Eagle3 => third::take_head(&path, &bytes, target, &mut raw)?,
+    }
+    Ok((named((target.config(), shape), &raw, &place(&path))?, shape))
 }
 
-/// Refuses what belongs to another target; the width of the feed-forward network.
-fn fits(path: &Path, value: &Value, target: &Config) -> Result<usize> {
+/// Refuses what belongs to another target.
+fn fits(path: &Path, value: &Value, target: &Config) -> Result<DrafterShape> {
     let get = |field: &str| value.get(field).unwrap_or(&Value::Null);
     let architecture = get("architectures");
-    if !ARCHITECTURES.iter().any(|known| *architecture == json!([known])) {
-        let known = ARCHITECTURES.map(|known| format!("[\"{known}\"]")).join(" or ");
+    let Some((_, network)) = ARCHITECTURES.iter().find(|(known, _)| *architecture == json!([known])) else {
+        let known = ARCHITECTURES.map(|(known, _)| format!("[\"{known}\"]")).join(" or ");
         return Err(refused(path, "architectures", architecture, &known));
-    }
+    };
     let sizes = [
         ("num_hidden_layers", 1),
         ("hidden_size", target.hidden),
@@ -116,13 +144,13 @@ fn fits(path: &Path, value: &Value, target: &Config) -> Result<usize> {
     }
     let ffn = get("intermediate_size");
     let size = ffn.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=1 << 20).contains(n));
-    size.ok_or_else(|| refused(path, "intermediate_size", ffn, "a whole number from 1"))
+    let ffn = size.ok_or_else(|| refused(path, "intermediate_size", ffn, "a whole number from 1"))?;
+    Ok(DrafterShape { network: *network, ffn })
 }
 
-/// Our parameters become the engines' tensors, all of them and nothing else.
-fn joined(config: &Config, weights: &RawWeights, layout: Layout, place: &str) -> Result<RawWeights> {
-    let hidden = config.hidden;
-    let mut own = named(config, weights, place)?;
+/// The halves of the mixing matrix become one.
+fn joined(target: &Config, own: &mut RawWeights, layout: Layout) {
+    let hidden = target.hidden;
     let [token, state] = HALVES.map(|name| own.tensors.remove(name).map(|(_, values)| values).unwrap_or_default());
     let rows = token.chunks_exact(hidden).zip(state.chunks_exact(hidden));
     let mixed = rows.flat_map(|(token, state)| [token, state].concat()).collect();
@@ -130,13 +158,17 @@ fn joined(config: &Config, weights: &RawWeights, layout: Layout, place: &str) ->
     if layout == Layout::Sglang {
         own.tensors.insert("fc.bias".into(), (vec![hidden], vec![0.0; hidden]));
     }
-    Ok(own)
 }
 
-/// The other way round, in place.
-fn split(config: &Config, raw: &mut RawWeights, place: &str) -> Result<()> {
-    let hidden = config.hidden;
-    let missing = || Error::MissingTensor { name: "fc.weight".into(), place: place.into() };
+/// The other way round.
+fn split(path: &Path, target: &Config, raw: &mut RawWeights) -> Result<()> {
+    let hidden = target.hidden;
+    if let Some((_, bias)) = raw.tensors.remove("fc.bias")
+        && let Some(value) = bias.iter().find(|value| **value != 0.0)
+    {
+        return Err(refused(path, "fc.bias", value, "zeros: a drafter's mixing matrix has no bias here"));
+    }
+    let missing = || Error::MissingTensor { name: "fc.weight".into(), place: place(path) };
     let (found, mixed) = raw.tensors.remove("fc.weight").ok_or_else(missing)?;
     let expected = vec![hidden, 2 * hidden];
     if found != expected {
@@ -146,14 +178,13 @@ fn split(config: &Config, raw: &mut RawWeights, place: &str) -> Result<()> {
         let half = mixed.chunks_exact(hidden).skip(i).step_by(2).flatten().copied().collect();
         raw.tensors.insert(name.into(), (vec![hidden, hidden], half));
     }
-    *raw = named(config, raw, place)?;
     Ok(())
 }
 
 /// Exactly the drafter's parameters, in their shapes, finite.
-fn named(config: &Config, raw: &RawWeights, place: &str) -> Result<RawWeights> {
+fn named((target, shape): (&Config, DrafterShape), raw: &RawWeights, place: &str) -> Result<RawWeights> {
     let mut own = BTreeMap::new();
-    for parameter in eagle::parameters(config) {
+    for parameter in eagle::parameters(target, shape) {
         let name = parameter.name;
         let missing = || Error::MissingTensor { name: name.clone(), place: place.into() };
         let (found, values) = raw.tensors.get(&name).ok_or_else(missing)?;
@@ -171,109 +202,4 @@ fn named(config: &Config, raw: &RawWeights, place: &str) -> Result<RawWeights> {
 }
 
 #[cfg(test)]
-mod tests {
-    use kernels::Storage;
-    use safetensors::SafeTensors;
-    use state::plan::TinyShape;
-
-    use super::*;
-    use crate::drafter::learn::Learner;
-
-    /// What SGLang's `llama_eagle.py` and vLLM's `llama_eagle.py` look for in a checkpoint; see the file.
-    const CONTRACT: &str = include_str!("../../tests/fixtures/eagle_layouts.json");
-
-    fn tiny() -> (Config, RawWeights) {
-        let shape = TinyShape { hidden: 16, layers: 2, heads: 2, kv_heads: 1, ffn: 24, positions_max: 64 };
-        let config = Config { storage: Storage::F32, ..Config::tiny(&shape).unwrap() };
-        let weights = Learner::fresh(&config, 10, 3).unwrap().to_raw();
-        (config, weights)
-    }
-
-    fn export(to: &Path, layout: Layout) -> Result<()> {
-        let (config, weights) = tiny();
-        export_drafter(to, &config, (&weights, 10), layout, Precision::F32)
-    }
-
-    #[test]
-    fn what_is_written_is_what_loads() {
-        let (config, weights) = tiny();
-        let folder = tempfile::tempdir().unwrap();
-        for layout in [Layout::Sglang, Layout::Vllm, Layout::Taper] {
-            let to = folder.path().join("drafter");
-            export(&to, layout).unwrap();
-            assert_eq!(load_drafter(&to, &config).unwrap(), (weights.clone(), 10), "{layout:?}");
-        }
-    }
-
-    #[test]
-    fn engines_find_what_they_look_for_and_nothing_else() {
-        let contract: Value = serde_json::from_str(CONTRACT).unwrap();
-        let size = |word: &Value| match word.as_str().unwrap() {
-            "hidden" => 16,
-            "2*hidden" => 32,
-            "heads*head_dim" => 16,
-            "kv_heads*head_dim" => 8,
-            "intermediate" => 10,
-            other => panic!("{other}"),
-        };
-        let folder = tempfile::tempdir().unwrap();
-        for (engine, layout) in [("sglang", Layout::Sglang), ("vllm", Layout::Vllm)] {
-            let to = folder.path().join(engine);
-            export(&to, layout).unwrap();
-            let config: Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
-            for (field, wanted) in contract[engine]["config"].as_object().unwrap() {
-                assert_eq!(&config[field], wanted, "{engine}: {field}");
-            }
-            let bytes = fs::read(to.join("model.safetensors")).unwrap();
-            let file = SafeTensors::deserialize(&bytes).unwrap();
-            let found: BTreeMap<&str, Vec<usize>> = file.iter().map(|(n, v)| (n, v.shape().to_vec())).collect();
-            let wanted = contract[engine]["tensors"].as_object().unwrap().iter();
-            let wanted: BTreeMap<&str, Vec<usize>> =
-                wanted.map(|(n, dims)| (n.as_str(), dims.as_array().unwrap().iter().map(size).collect())).collect();
-            assert_eq!(found, wanted, "{engine}");
-            assert_eq!(config["max_position_embeddings"], 64, "the whole range of positions");
-        }
-    }
-
-    #[test]
-    fn a_drafter_of_another_target_is_refused() {
-        let (config, _) = tiny();
-        let folder = tempfile::tempdir().unwrap();
-        let to = folder.path().join("drafter");
-        export(&to, Layout::Taper).unwrap();
-        let refuses = |config: Config, word: &str| {
-            let error = load_drafter(&to, &config).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        };
-        refuses(Config { hidden: 32, ..config.clone() }, "hidden_size");
-        refuses(Config { vocab: 99, ..config.clone() }, "vocab_size");
-        refuses(Config { rope_theta: 500_000.0, ..config.clone() }, "rope_theta");
-        refuses(Config { positions_max: 128, ..config.clone() }, "max_position_embeddings");
-        let config_file = to.join("config.json");
-        let text = fs::read_to_string(&config_file).unwrap().replace("\"LlamaForCausalLMEagle\"", "\"Qwen\"");
-        fs::write(&config_file, text).unwrap();
-        refuses(config, "LlamaForCausalLMEagle");
-    }
-
-    #[test]
-    fn damaged_tensors_are_named() {
-        let (config, weights) = tiny();
-        let folder = tempfile::tempdir().unwrap();
-        let to = folder.path().join("drafter");
-        export(&to, Layout::Sglang).unwrap();
-        let spoil = |change: &dyn Fn(&mut RawWeights)| {
-            let mut raw = joined(&eagle::config(&config, 10), &weights, Layout::Sglang, "here").unwrap();
-            change(&mut raw);
-            write_tensors(&to.join("model.safetensors"), &raw, Precision::F32).unwrap();
-            load_drafter(&to, &config).unwrap_err().to_string()
-        };
-        let tensor = "layers.0.mlp.up_proj.weight";
-        assert!(spoil(&|raw| drop(raw.tensors.remove(tensor))).contains(tensor));
-        assert!(spoil(&|raw| raw.tensors.get_mut(tensor).unwrap().1[3] = f32::NAN).contains(tensor));
-        assert!(spoil(&|raw| raw.tensors.get_mut("fc.bias").unwrap().1[0] = 1.0).contains("fc.bias"));
-        let norm = "layers.0.input_layernorm.weight";
-        assert!(spoil(&|raw| drop(raw.tensors.insert(norm.into(), (vec![16], vec![1.0; 16])))).contains(norm));
-        fs::remove_file(to.join("model.safetensors")).unwrap();
-        assert!(load_drafter(&to, &config).unwrap_err().to_string().contains("model.safetensors"));
-    }
-}
+mod tests;

@@ -1,9 +1,11 @@
 //! Writes a model as a Hugging Face folder: whole or not at all, the same bytes for the same model.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, View};
 use serde_json::{Value, json};
 
 use super::{Config, RawWeights, place};
@@ -49,11 +51,64 @@ pub fn export(
 /// # Errors
 /// If a value does not fit the precision or the file cannot be written.
 pub fn write_tensors(path: &Path, weights: &RawWeights, precision: Precision) -> Result<()> {
+    write_beside(path, weights, Vec::new(), precision)
+}
+
+/// A tensor of something else than weights.
+pub(super) struct Table {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Little-endian.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Such tensors by name.
+pub(super) type Tables = Vec<(String, Table)>;
+
+/// A tensor on its way to a file.
+enum Stored {
+    Weights(Tensor),
+    Table(Table),
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Weights(tensor) => View::dtype(&tensor),
+            Self::Table(table) => table.dtype,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Weights(tensor) => tensor.dims(),
+            Self::Table(table) => &table.shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Weights(tensor) => Cow::Owned(View::data(&tensor).into_owned()),
+            Self::Table(table) => Cow::Borrowed(&table.bytes),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Weights(tensor) => View::data_len(&tensor),
+            Self::Table(table) => table.bytes.len(),
+        }
+    }
+}
+
+/// The same with other tensors beside the weights.
+pub(super) fn write_beside(path: &Path, weights: &RawWeights, tables: Tables, precision: Precision) -> Result<()> {
     let tensors = weights
         .tensors
         .iter()
-        .map(|(name, (shape, values))| Ok((name.clone(), stored(name, shape, values, precision)?)));
-    let tensors: Vec<(String, Tensor)> = tensors.collect::<Result<_>>()?;
+        .map(|(name, (shape, values))| Ok((name.clone(), Stored::Weights(stored(name, shape, values, precision)?))));
+    let tables = tables.into_iter().map(|(name, table)| Ok((name, Stored::Table(table))));
+    let tensors: Vec<(String, Stored)> = tensors.chain(tables).collect::<Result<_>>()?;
     let format = Some([("format".to_owned(), "pt".to_owned())].into());
     safetensors::serialize_to_file(tensors, format, path).map_err(|source| match source {
         safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },

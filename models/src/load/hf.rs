@@ -184,10 +184,16 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// All tensors of a safetensors file, whatever their names.
 pub(super) fn read_all(path: &Path, bytes: &[u8]) -> Result<RawWeights> {
+    read_but(path, bytes, &[])
+}
+
+/// The same without some, which are no weights.
+pub(super) fn read_but(path: &Path, bytes: &[u8], others: &[&str]) -> Result<RawWeights> {
     let damaged = |source| Error::NotSafetensors { path: path.into(), source };
     let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let tensor = |(name, view): (&str, _)| Ok((name.to_owned(), shaped(name, &view, path)?));
-    Ok(RawWeights { tensors: file.iter().map(tensor).collect::<Result<_>>()? })
+    let weights = file.iter().filter(|(name, _)| !others.contains(name));
+    Ok(RawWeights { tensors: weights.map(tensor).collect::<Result<_>>()? })
 }
 
 fn shaped(name: &str, view: &safetensors::tensor::TensorView<'_>, path: &Path) -> Result<(Vec<usize>, Vec<f32>)> {

@@ -27,13 +27,46 @@ pub enum Drafter {
         /// Longest match looked for.
         match_max: usize,
     },
-    /// One decoder layer over token embedding and target hidden state (Li et al. 2024, "EAGLE").
-    Eagle {
-        /// Width of its feed-forward network; 0: the target's.
-        ffn: usize,
+    /// One decoder layer that sees the next token and what the target made of the tokens before it.
+    Learned {
+        /// Its shape.
+        shape: DrafterShape,
         /// Folder of an exported drafter to begin with; an untrained one if absent.
         weights: Option<PathBuf>,
     },
+}
+
+/// Shape of a drafter that learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrafterShape {
+    /// Which network it is.
+    pub network: Network,
+    /// Width of its feed-forward network; 0: the target's.
+    pub ffn: usize,
+}
+
+impl DrafterShape {
+    /// An EAGLE drafter with a feed-forward network of this width.
+    #[must_use]
+    pub fn eagle(ffn: usize) -> Self {
+        Self { network: Network::Eagle, ffn }
+    }
+
+    /// An EAGLE-3 drafter with a feed-forward network of this width.
+    #[must_use]
+    pub fn eagle3(ffn: usize) -> Self {
+        Self { network: Network::Eagle3, ffn }
+    }
+}
+
+/// Network of a drafter that learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// Predicts the target's last hidden state from the one before and a token (Li et al. 2024, "EAGLE").
+    Eagle,
+    /// Predicts tokens from hidden states of three layers of the target, and from what it said itself (Li et al. 2025, "EAGLE-3").
+    Eagle3,
 }
 
 /// Chooses a draft shape, or none, for every cycle.
@@ -117,8 +150,11 @@ impl Strategy {
 pub struct DrafterTraining {
     /// Peak learning rate.
     pub lr: f64,
-    /// Tokens a micro-batch, at most (the unit of pre-emption).
+    /// Tokens a micro-batch, at most.
     pub tokens_max: usize,
+    /// Tokens that are guessed ahead of each token of a window, each from the guess before it, at least one (training-time test:
+    /// Li et al. 2025, "EAGLE-3", section 3.2).
+    pub levels: usize,
     /// Micro-batches between two published versions.
     pub publish_every: usize,
     /// Tokens with hidden states kept for training.
@@ -135,14 +171,14 @@ impl Speculation {
     /// Which drafter learns.
     #[must_use]
     pub fn learned(&self) -> Option<usize> {
-        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Eagle { .. }))
+        self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Learned { .. }))
     }
 
-    /// Width of the feed-forward network of the learned drafter, 0 for the target's; none if no drafter learns.
+    /// Shape of the learned drafter; none if no drafter learns.
     #[must_use]
-    pub fn eagle_ffn(&self) -> Option<usize> {
+    pub fn shape(&self) -> Option<DrafterShape> {
         self.drafters.iter().find_map(|drafter| match drafter {
-            Drafter::Eagle { ffn, .. } => Some(*ffn),
+            Drafter::Learned { shape, .. } => Some(*shape),
             Drafter::Suffix { .. } => None,
         })
     }

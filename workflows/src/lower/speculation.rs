@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use state::plan::{Controller, Drafter, DrafterTraining, Speculation, Strategy, TableRow};
+use state::plan::{Controller, Drafter, DrafterShape, DrafterTraining, Network, Speculation, Strategy, TableRow};
 
 use super::check::Check;
 use super::model::resolved;
@@ -38,7 +38,7 @@ fn standard_controller(words: &[Word]) -> Controller {
     let arms = |(drafter, word): (usize, &Word)| {
         let chain = |depth| Strategy::chain(drafter, depth);
         match word {
-            Word::Eagle => vec![chain(2), chain(5), Strategy::tree(drafter, 4, 2, 8)],
+            Word::Eagle | Word::Eagle3 => vec![chain(2), chain(5), Strategy::tree(drafter, 4, 2, 8)],
             Word::Suffix => vec![chain(8)],
         }
     };
@@ -55,15 +55,24 @@ fn duplicates(check: &mut Check<'_>, words: &[Word]) {
         let help = "remove one of the two: a strategy could not tell them apart";
         check.wrong("workflow::duplicate", &path, format!("`{word:?}` is listed a second time"), help);
     }
+    let learned = |word: &Word| word.network().is_some();
+    if let Some(first) = words.iter().find(|word| learned(word))
+        && let Some((index, word)) = words.iter().enumerate().find(|(_, word)| learned(word) && *word != first)
+    {
+        let path = format!("speculation.drafters[{index}]");
+        let help = format!("remove `{first:?}` or `{word:?}`: one drafter learns");
+        check.wrong("workflow::two_learned", &path, format!("`{word:?}` beside `{first:?}`"), help);
+    }
 }
 
 fn lower_drafter(check: &mut Check<'_>, index: usize, drafter: &spec::Drafter, folder: &Path) -> Drafter {
     let at = |field: &str| format!("speculation.drafters[{index}].{field}");
     match drafter {
-        spec::Drafter::Eagle(spec::Eagle { ffn, weights }) => {
+        spec::Drafter::Eagle(spec::Eagle { ffn, weights }) | spec::Drafter::Eagle3(spec::Eagle { ffn, weights }) => {
             check.count(&at("ffn"), *ffn, 0, 1 << 20);
             let weights = weights.as_ref().map(|path| resolved(check, &at("weights"), path, folder));
-            Drafter::Eagle { ffn: *ffn, weights }
+            let network = drafter.word().network().unwrap_or(Network::Eagle);
+            Drafter::Learned { shape: DrafterShape { network, ffn: *ffn }, weights }
         }
         spec::Drafter::Suffix(spec::Suffix { match_min, match_max }) => {
             let (match_min, match_max) = (*match_min, *match_max);
@@ -187,21 +196,22 @@ fn training(
     words: &[Word],
     controller: &Controller,
 ) -> Option<DrafterTraining> {
-    let has_eagle = words.contains(&Word::Eagle);
-    let is_on = has_eagle && !matches!(controller, Controller::Off);
+    let learns = words.iter().any(|word| word.network().is_some());
+    let is_on = learns && !matches!(controller, Controller::Off);
     let training = given.unwrap_or(is_on.then(spec::Training::default))?;
-    if !has_eagle {
-        let help = "add `Eagle()` to `drafters`, or write `training: None`";
-        let message = "`training` is for the drafter `Eagle`, which is not listed";
+    if !learns {
+        let help = "add `Eagle()` or `Eagle3()` to `drafters`, or write `training: None`";
+        let message = "`training` is for a drafter that learns, and none is listed";
         check.wrong("workflow::drafter_not_listed", "speculation.training", message, help);
     }
     Some(lower_training(check, training))
 }
 
 fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTraining {
-    let spec::Training { lr, tokens_max, publish_every, buffer_tokens_max } = training;
+    let spec::Training { lr, tokens_max, levels, publish_every, buffer_tokens_max } = training;
     let at = |field: &str| format!("speculation.training.{field}");
     check.positive(&at("lr"), lr);
+    check.count(&at("levels"), levels, 1, DEPTH_MAX);
     check.count(&at("publish_every"), publish_every, 1, 1_000_000);
     let is_counted = check.count(&at("tokens_max"), tokens_max, 2, 1 << 20);
     let is_kept = check.count(&at("buffer_tokens_max"), buffer_tokens_max, 2, 1 << 30);
@@ -211,5 +221,5 @@ fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTra
         let help = format!("write `buffer_tokens_max: {tokens_max}` or more");
         check.wrong("workflow::order", &at("buffer_tokens_max"), message, help);
     }
-    DrafterTraining { lr, tokens_max, publish_every, buffer_tokens_max }
+    DrafterTraining { lr, tokens_max, levels, publish_every, buffer_tokens_max }
 }

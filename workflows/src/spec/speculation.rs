@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use state::plan::Network;
 
 use super::given;
 
@@ -27,6 +28,7 @@ impl Default for Speculation {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) enum Drafter {
     Eagle(Eagle),
+    Eagle3(Eagle),
     Suffix(Suffix),
 }
 
@@ -57,13 +59,26 @@ impl Default for Suffix {
 #[serde(rename = "Drafter")]
 pub(crate) enum Word {
     Eagle,
+    Eagle3,
     Suffix,
+}
+
+impl Word {
+    /// The network of a drafter that learns.
+    pub(crate) fn network(self) -> Option<Network> {
+        match self {
+            Self::Eagle => Some(Network::Eagle),
+            Self::Eagle3 => Some(Network::Eagle3),
+            Self::Suffix => None,
+        }
+    }
 }
 
 impl Drafter {
     pub(crate) fn word(&self) -> Word {
         match self {
             Self::Eagle(_) => Word::Eagle,
+            Self::Eagle3(_) => Word::Eagle3,
             Self::Suffix(_) => Word::Suffix,
         }
     }
@@ -135,12 +150,13 @@ impl Strategy {
 pub(crate) struct Training {
     pub(crate) lr: f64,
     pub(crate) tokens_max: usize,
+    pub(crate) levels: usize,
     pub(crate) publish_every: usize,
     pub(crate) buffer_tokens_max: usize,
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Self { lr: 2e-3, tokens_max: 256, publish_every: 32, buffer_tokens_max: 65_536 }
+        Self { lr: 2e-3, tokens_max: 256, levels: 3, publish_every: 32, buffer_tokens_max: 65_536 }
     }
 }

@@ -144,7 +144,7 @@ fn names(path: &str) -> &'static [&'static str] {
         ("data", _) => &["Chains", "Jsonl"],
         ("steps", true) => &["Sft", "Grpo", "Evaluate", "Export"],
         ("rewards", true) => &["Exact", "Numeric", "Format", "Steps", "Length"],
-        ("drafters", true) | ("drafter", _) => &["Eagle", "Suffix"],
+        ("drafters", true) | ("drafter", _) => &["Eagle", "Eagle3", "Suffix"],
         ("controller", _) => &["Off", "Fixed", "Bandit", "Table", "Threshold"],
         ("schedule", _) => &["Constant", "Cosine"],
         ("precision", _) => &["F32", "F16"],

@@ -1,0 +1,112 @@
+//! Gradients against differences of the loss, and what a drafter guesses.
+
+use std::sync::Arc;
+
+use kernels::NoiseKey;
+use state::plan::TinyShape;
+
+use super::super::buffer::Example;
+use super::*;
+
+const SHAPES: [DrafterShape; 2] =
+    [DrafterShape { network: Kind::Eagle, ffn: 10 }, DrafterShape { network: Kind::Eagle3, ffn: 10 }];
+
+/// A small target with large weights, so that its logits differ, and two answers with what it made of them.
+fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {
+    let tiny = TinyShape { hidden: 16, layers: 4, heads: 2, kv_heads: 1, ffn: 24, positions_max: 64 };
+    let config = Config::tiny(&tiny).unwrap();
+    let mut raw = Weights::random(&config, 5).unwrap().to_raw();
+    raw.tensors.values_mut().for_each(|(_, values)| values.iter_mut().for_each(|value| *value *= 8.0));
+    let target = Target::new(&config, &Weights::from_raw(&config, &raw).unwrap(), &Target::rope_table(&config));
+    let target = Arc::new(target.unwrap());
+    let example = |sample: u32, length: u32| {
+        let tokens: Vec<u32> = (0..length).map(|i| (i * i + sample) % config.vocab as u32).collect();
+        let most = &tokens[..tokens.len() - 1];
+        let hidden = target.hidden_of_sequences(&Pool::default(), &[most], eagle::reads(shape));
+        let noise = NoiseKey::new(1, 0, 0, 0, sample);
+        Arc::new(Example { tokens, hidden, prompt: 3, noise }).whole()
+    };
+    let windows = vec![example(1, 12), example(2, 7)];
+    (target, windows)
+}
+
+#[test]
+fn gradients_are_differences_of_the_loss() {
+    for (shape, levels) in SHAPES.into_iter().flat_map(|shape| [(shape, 1), (shape, 3)]) {
+        let (target, windows) = classroom(shape);
+        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let mut raw = Learner::fresh(&target, shape, 9).unwrap().to_raw();
+        // Beside a small stream everything else matters more.
+        if let Some((_, fuse)) = raw.tensors.get_mut("fc.weight") {
+            fuse.iter_mut().for_each(|value| *value *= 0.02);
+        }
+        let batch = Batch::new(&windows, target.config(), shape, levels);
+        let of = |raw: &RawWeights| {
+            let weights = eagle::weights(target.config(), shape, raw).unwrap();
+            let network = Network::new(target.config(), shape, &weights).unwrap();
+            let mut gradients = weights.zeros();
+            let loss = loss::gradient(&pool, &batch, &network, (&vocabulary, shape.network), &mut gradients);
+            let rounded = vec![Vec::new(); gradients.len()];
+            (loss, weights.replaced(gradients, rounded).to_raw())
+        };
+        let (_, gradients) = of(&raw);
+        for name in raw.tensors.keys() {
+            let slopes = &gradients.tensors[name].1;
+            // The steepest ones, all moved uphill, are the least drowned in rounding.
+            let mut order: Vec<usize> = (0..slopes.len()).collect();
+            order.sort_by(|a, b| slopes[*b].abs().total_cmp(&slopes[*a].abs()));
+            order.truncate(8);
+            let moved = |by: f32| {
+                let mut raw = raw.clone();
+                let values = &mut raw.tensors.get_mut(name).unwrap().1;
+                order.iter().for_each(|at| values[*at] += by * slopes[*at].signum());
+                of(&raw).0
+            };
+            let slope: f64 = order.iter().map(|at| f64::from(slopes[*at].abs())).sum();
+            let step = (0.01 / slope).min(2e-2) as f32;
+            let difference = (moved(step) - moved(-step)) / f64::from(2.0 * step);
+            assert!(
+                (difference - slope).abs() < 0.03 * slope.abs() + 1e-4,
+                "{shape:?} of {levels}, {name}{order:?}: {slope}, found {difference}"
+            );
+        }
+    }
+}
+
+#[test]
+fn windows_together_are_windows_apart() {
+    for shape in SHAPES {
+        let (target, windows) = classroom(shape);
+        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let weights = Learner::fresh(&target, shape, 9).unwrap();
+        let network = Network::new(target.config(), shape, &weights).unwrap();
+        let of = |windows: &[Window]| {
+            let mut gradients = weights.zeros();
+            let batch = Batch::new(windows, target.config(), shape, 3);
+            loss::gradient(&pool, &batch, &network, (&vocabulary, shape.network), &mut gradients);
+            gradients.concat()
+        };
+        let apart = windows.iter().map(|window| of(std::slice::from_ref(window)));
+        let apart = apart.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect()).unwrap();
+        let largest = apart.iter().fold(0.0_f32, |most, slope| most.max(slope.abs()));
+        for (together, apart) in of(&windows).iter().zip(&apart) {
+            assert!((together - apart).abs() <= 1e-5 * largest, "{together} and {apart}");
+        }
+    }
+}
+
+#[test]
+fn guesses_are_those_of_the_drafts() {
+    for shape in SHAPES {
+        let (target, windows) = classroom(shape);
+        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let weights = Learner::fresh(&target, shape, 9).unwrap();
+        let guesses = guess(&pool, &vocabulary, (&weights, shape), &windows, 0.8).unwrap();
+        assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
+        assert!(guesses.among_three >= guesses.right.iter().filter(|right| **right).count());
+        // One token further on, the same forward guesses the same.
+        let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
+        let fewer = guess(&pool, &vocabulary, (&weights, shape), &cut, 0.8).unwrap();
+        assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
+    }
+}

@@ -1,0 +1,105 @@
+//! What the folder of an `Eagle3` has beside its layer: which layers of the target it reads, and a head of its own over the tokens
+//! that it drafts. Here that head is a part of the target's.
+
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+
+use super::super::export::{Table, Tables};
+use super::{Config, RawWeights, Vocabulary, place, refused};
+use crate::error::{Error, Result};
+use crate::target::{Target, taps};
+
+/// From tokens of the head to the target's, as offsets; and which of the target's are among them.
+pub(super) const MAPS: [&str; 2] = ["d2t", "t2d"];
+const HEAD: &str = "lm_head.weight";
+
+/// Least mean cosine between rows of a head and the target's: training moves a target's by less, and another head is far from it.
+const COSINE_MIN: f64 = 0.9;
+
+/// Adds fields to the configuration and the head to the tensors; returns the maps.
+pub(super) fn add(value: &mut Value, own: &mut RawWeights, vocabulary: &Vocabulary) -> Result<Tables> {
+    let config = vocabulary.target().config();
+    let layers = taps(config.layers);
+    if !layers.is_sorted_by(|a, b| a < b) {
+        return Err(Error::TooFewLayers { layers: config.layers });
+    }
+    let (ids, size) = (vocabulary.ids(), vocabulary.size());
+    value["draft_vocab_size"] = json!(size);
+    value["tie_word_embeddings"] = json!(false);
+    // vLLM counts what goes into a layer, SGLang what comes out of one; both are told, their defaults are for deep targets.
+    value["eagle_aux_hidden_state_layer_ids"] = json!(layers);
+    let outputs = layers.map(|layer| layer - 1);
+    value["eagle_config"] = json!({ "eagle_aux_hidden_state_layer_ids": outputs, "use_aux_hidden_state": true });
+    let mut rows = Vec::new();
+    kernels::embed(&ids, &vocabulary.target().head, &mut rows);
+    own.tensors.insert(HEAD.into(), (vec![size, config.hidden], rows));
+    let offsets = ids.iter().zip(0..).flat_map(|(id, draft)| (i64::from(*id) - draft).to_le_bytes()).collect();
+    let mut drafted = vec![0; config.vocab];
+    ids.iter().for_each(|id| drafted[*id as usize] = 1);
+    Ok(vec![
+        (MAPS[0].into(), Table { dtype: Dtype::I64, shape: vec![size], bytes: offsets }),
+        (MAPS[1].into(), Table { dtype: Dtype::BOOL, shape: vec![config.vocab], bytes: drafted }),
+    ])
+}
+
+/// Refuses a drafter that reads other layers.
+pub(super) fn taps_fit(path: &Path, value: &Value, target: &Config) -> Result<()> {
+    let field = "eagle_aux_hidden_state_layer_ids";
+    let layers = taps(target.layers);
+    match value.get(field).unwrap_or(&Value::Null) {
+        // Older folders do not say: they mean those of the public code.
+        Value::Null if layers == [2, target.layers / 2, target.layers.saturating_sub(3)] => Ok(()),
+        found if *found == json!(layers) => Ok(()),
+        found => Err(refused(path, field, found, &format!("{layers:?}, the layers whose inputs are read here"))),
+    }
+}
+
+/// Takes the head out, which has to be the target's own.
+pub(super) fn take_head(path: &Path, bytes: &[u8], target: &Target, raw: &mut RawWeights) -> Result<()> {
+    let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(()) };
+    let (size, hidden) = (shape.first().copied().unwrap_or(0), target.config().hidden);
+    if shape != [size, hidden] || size == 0 {
+        return Err(Error::TensorShape { name: HEAD.into(), found: shape, expected: vec![size, hidden] });
+    }
+    let ids = ids(path, bytes, target.config(), size)?;
+    let mut own = Vec::new();
+    kernels::embed(&ids, &target.head, &mut own);
+    let cosines = head.chunks_exact(hidden).zip(own.chunks_exact(hidden)).map(|(a, b)| cosine(a, b));
+    let mean = cosines.sum::<f64>() / size as f64;
+    if mean >= COSINE_MIN {
+        return Ok(());
+    }
+    let wanted = "the target's own head: a drafter with a head of its own cannot follow what a run drafts";
+    Err(refused(path, HEAD, format!("a head at a mean cosine of {mean:.2}"), wanted))
+}
+
+/// The target's tokens that a head of `size` rows is for.
+fn ids(path: &Path, bytes: &[u8], target: &Config, size: usize) -> Result<Vec<u32>> {
+    let damaged = |source| Error::NotSafetensors { path: path.into(), source };
+    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    let all = || (0..target.vocab as u32).collect();
+    let Ok(view) = file.tensor(MAPS[0]) else {
+        let missing = || Error::MissingTensor { name: MAPS[0].into(), place: place(path) };
+        return (size == target.vocab).then(all).ok_or_else(missing);
+    };
+    if view.shape() != [size] {
+        return Err(Error::TensorShape { name: MAPS[0].into(), found: view.shape().to_vec(), expected: vec![size] });
+    }
+    let dtype =
+        || Error::TensorDtype { name: MAPS[0].into(), found: format!("{:?}", view.dtype()), place: place(path) };
+    let (Dtype::I64, (offsets, [])) = (view.dtype(), view.data().as_chunks::<8>()) else { return Err(dtype()) };
+    let id = |(offset, draft): (&[u8; 8], i64)| {
+        let id = i64::from_le_bytes(*offset).checked_add(draft);
+        let id = id.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < target.vocab);
+        let supported = format!("offsets to tokens below {}", target.vocab);
+        id.ok_or_else(|| refused(path, MAPS[0], i64::from_le_bytes(*offset), &supported))
+    };
+    offsets.iter().zip(0..).map(id).collect()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE)
+}
