@@ -73,7 +73,6 @@ impl Drafting {
             // Its time says little of a strategy's.
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
         }
-        speculator.note_cycle(seconds);
         let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
         let tokens = cycle.tokens as u64;
         let mut controller = lock(&speculator.controller);

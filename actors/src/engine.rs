@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use kernels::{NoiseKey, Pool};
@@ -28,7 +29,7 @@ pub(crate) enum Command {
     Borrow { rollout: Arc<Rollout>, loan: u64 },
     /// Train the drafter until told to stop.
     TrainDrafter { rollout: Arc<Rollout>, training: u64 },
-    /// Stop training the drafter, within one micro-batch.
+    /// Stop training the drafter, within a kernel.
     Preempt,
     /// Compute a micro-batch.
     Compute { update: Arc<Update>, part: usize },
@@ -73,6 +74,8 @@ pub struct Fault {
 /// Handle of an engine. Dropping it ends the thread after its current cycle.
 pub(crate) struct Engine {
     commands: Sender<Command>,
+    /// Commands that the thread has not taken.
+    waiting: Arc<AtomicUsize>,
     _thread: JoinHandle<()>,
 }
 
@@ -87,8 +90,10 @@ impl Engine {
         report: impl Fn(Report) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
+        let waiting: Arc<AtomicUsize> = Arc::default();
+        let inbox = Inbox { commands: inbox, waiting: waiting.clone() };
         let body = move || {
-            let pool = Arc::new(Pool::new(threads));
+            let pool = Arc::new(Pool::new(threads).interrupted_by(inbox.waiting.clone()));
             let workspace = Workspace::default();
             let mut state = State {
                 inbox,
@@ -109,11 +114,13 @@ impl Engine {
             report(Report::Died { reason });
         };
         let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(body)?;
-        Ok(Self { commands, _thread: thread })
+        Ok(Self { commands, waiting, _thread: thread })
     }
 
     /// Sends a command; one to a dead engine is lost, and its death is reported.
     pub(crate) fn send(&self, command: Command) {
+        // Before the command itself: the thread spends a moment looking for it at most.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let _ = self.commands.send(command);
     }
 }
@@ -121,6 +128,26 @@ impl Engine {
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     format!("panic: {}", text.unwrap_or("no message"))
+}
+
+/// Where commands come in, counted until they are taken.
+struct Inbox {
+    commands: Receiver<Command>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    /// The next command, if there is one, or once there is; whether nobody can send any more.
+    fn take(&self, waits: bool) -> std::result::Result<Command, bool> {
+        let command = match waits {
+            true => self.commands.recv().map_err(|_| true),
+            false => self.commands.try_recv().map_err(|error| error == TryRecvError::Disconnected),
+        };
+        if command.is_ok() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        command
+    }
 }
 
 /// The rollout a device works on.
@@ -131,7 +158,7 @@ struct Work {
 }
 
 struct State {
-    inbox: Receiver<Command>,
+    inbox: Inbox,
     /// Commands met while polling for another.
     later: VecDeque<Command>,
     work: Option<Work>,
@@ -151,10 +178,7 @@ impl State {
             let is_decoding = self.work.as_ref().is_some_and(|w| w.decoder.running() > 0);
             let command = match self.later.pop_front() {
                 Some(command) => Ok(command),
-                None if is_decoding => {
-                    self.inbox.try_recv().map_err(|e| e == std::sync::mpsc::TryRecvError::Disconnected)
-                }
-                None => self.inbox.recv().map_err(|_| true),
+                None => self.inbox.take(!is_decoding),
             };
             match command {
                 Ok(command) => self.obey(command, report)?,
@@ -259,13 +283,13 @@ impl State {
         self.workspace.trim();
         let (inbox, later) = (&self.inbox, &mut self.later);
         // Anything but the order to stop is kept for afterwards, and stops the training too.
-        let stop = || match inbox.try_recv() {
-            Ok(Command::Preempt) | Err(std::sync::mpsc::TryRecvError::Disconnected) => true,
+        let stop = || match inbox.take(false) {
+            Ok(Command::Preempt) => true,
             Ok(other) => {
                 later.push_back(other);
                 true
             }
-            Err(std::sync::mpsc::TryRecvError::Empty) => false,
+            Err(is_over) => is_over,
         };
         let temperature = rollout.decoding.temperature;
         let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), temperature, stop)?;

@@ -1,8 +1,6 @@
 //! How the learned drafter learns while a device would be idle: window by window until the device is needed, a step of the
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
 
-use std::time::Instant;
-
 use kernels::{NoiseKey, Pool};
 use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
@@ -18,8 +16,8 @@ use crate::speculator::{Speculator, lock};
 const DRAWS: u32 = 6;
 /// Steps after which the first version is published, at most.
 const FIRST_AFTER: u32 = 8;
-/// Tokens of the longest windows, at least: as far as a drafter looks back, and as much again.
-const WINDOW_MIN: usize = 96;
+/// Steps after which another level is learned: what is said from a bad guess teaches nothing, and costs as much.
+const LEVEL_AFTER: u32 = 400;
 
 /// The learner of a drafter, and what becomes of its versions.
 pub(crate) struct Learning {
@@ -31,8 +29,6 @@ pub(crate) struct Learning {
     /// Windows of the step that was begun, and one that did not fit into it.
     pending: Vec<Window>,
     left: Option<Window>,
-    /// Seconds that a token of a window takes; 0 before it was measured.
-    token_s: f64,
     /// A version waits for its score.
     is_due: bool,
     /// One that was begun.
@@ -93,7 +89,6 @@ impl Learning {
             (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr),
             (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
         };
-        let learner = learner.with_levels(training.levels);
         let training = training.clone();
         Ok(Self {
             training,
@@ -103,7 +98,6 @@ impl Learning {
             publication,
             pending: Vec::new(),
             left: None,
-            token_s: 0.0,
             is_due: false,
             exam: None,
         })
@@ -117,7 +111,8 @@ impl Learning {
         &self.publication
     }
 
-    /// Learns until `stop` says so, which is asked before every window, or until nothing is to be gained for now.
+    /// Learns until `stop` says so, which is asked before every window, or until nothing is to be gained for now. A window that is
+    /// interrupted is read again another time.
     pub(crate) fn go_on(&mut self, lesson: &Lesson<'_>, mut stop: impl FnMut() -> bool) -> Result<Learned> {
         // An order to stop is given once.
         let mut has_stopped = false;
@@ -136,9 +131,14 @@ impl Learning {
             }
             if self.pending.is_empty() {
                 self.pending = self.draw(lesson.speculator);
+                let grown = 1 + (self.learner.steps() / LEVEL_AFTER) as usize;
+                self.learner.set_levels(grown.min(self.training.levels));
             }
-            let Some(window) = self.pending.pop() else { break };
-            self.read(lesson, window)?;
+            let Some(window) = self.pending.last() else { break };
+            if !self.learner.read(lesson.pool, lesson.vocabulary, std::slice::from_ref(window))? {
+                continue;
+            }
+            self.pending.pop();
             if self.pending.is_empty() {
                 learned.loss = self.learner.step(lesson.pool);
                 learned.batches += 1;
@@ -148,26 +148,10 @@ impl Learning {
         Ok(learned)
     }
 
-    /// Reads one window: what cannot be interrupted.
-    fn read(&mut self, lesson: &Lesson<'_>, window: Window) -> Result<()> {
-        let (began, tokens) = (Instant::now(), window.size() as f64);
-        self.learner.read(lesson.pool, lesson.vocabulary, &[window])?;
-        let token_s = began.elapsed().as_secs_f64() / tokens;
-        self.token_s = if self.token_s > 0.0 { self.token_s + 0.1 * (token_s - self.token_s) } else { token_s };
-        Ok(())
-    }
-
     /// Steps between versions; until there is one, devices have nothing to draft with.
     fn publish_every(&self, speculator: &Speculator) -> u32 {
         let every = u32::try_from(self.training.publish_every).unwrap_or(u32::MAX);
         if speculator.version() == 0 { every.min(FIRST_AFTER) } else { every }
-    }
-
-    /// Longest window: one that takes no longer than a cycle of a device that decodes, but holds enough to attend to.
-    fn window_max(&self, cycle_s: f64) -> usize {
-        let tokens_max = self.training.tokens_max;
-        let fitting = if self.token_s > 0.0 { (cycle_s / self.token_s) as usize } else { 0 };
-        fitting.clamp(WINDOW_MIN.min(tokens_max), tokens_max)
     }
 
     /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
@@ -186,19 +170,18 @@ impl Learning {
     }
 
     fn new_exam(&self, lesson: &Lesson<'_>) -> Exam {
-        let window_max = self.window_max(lesson.speculator.cycle_s());
-        Exam { windows: lock(&lesson.speculator.buffer).held_out(window_max), ..Exam::default() }
+        let windows = lock(&lesson.speculator.buffer).held_out(self.training.tokens_max);
+        Exam { windows, ..Exam::default() }
     }
 
-    /// The windows of the next micro-batch. Their length depends on what was measured: drafters are on the side of *when*.
+    /// The windows of the next micro-batch.
     fn draw(&mut self, speculator: &Speculator) -> Vec<Window> {
         let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, self.learner.steps(), 0, 0), 0);
         let uniform = || {
             draws += 1;
             key.uniform(0, draws)
         };
-        let sizes = (self.window_max(speculator.cycle_s()), self.training.tokens_max);
-        lock(&speculator.buffer).draw(sizes, &mut self.left, uniform)
+        lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
     /// Scores the newest version against the one in use, and does what follows. Whether it came to an end.
@@ -232,7 +215,7 @@ impl Learning {
         Ok(true)
     }
 
-    /// Goes on with a version's paper; whether it is complete. Told to stop, it ends with the window it reads.
+    /// Goes on with a version's paper; whether it is complete.
     fn read_paper(
         &self,
         lesson: &Lesson<'_>,
@@ -247,6 +230,7 @@ impl Learning {
             }
             let one = std::slice::from_ref(window);
             let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.shape), one, lesson.temperature)?;
+            let Some(guesses) = guesses else { continue };
             paper.guesses.right.extend(guesses.right);
             paper.guesses.among_three += guesses.among_three;
             paper.read += 1;

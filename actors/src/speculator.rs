@@ -47,8 +47,6 @@ pub(crate) struct Speculator {
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
     choices: AtomicU64,
-    /// Seconds of the last cycle of any device, as bits.
-    cycle_s: AtomicU64,
     seed: u64,
 }
 
@@ -77,7 +75,6 @@ impl Speculator {
             calibration: Arc::default(),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
-            cycle_s: AtomicU64::new(0),
             seed,
         }
     }
@@ -92,15 +89,6 @@ impl Speculator {
         let key = NoiseKey::new(self.seed, CHOICES, 0, 0, 0);
         let choice = self.choices.fetch_add(1, Ordering::Relaxed);
         [key.uniform(choice as u32, 0), key.uniform(choice as u32, 1)]
-    }
-
-    /// Seconds of the last cycle of any device; 0 before the first.
-    pub(crate) fn cycle_s(&self) -> f64 {
-        f64::from_bits(self.cycle_s.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn note_cycle(&self, seconds: f64) {
-        self.cycle_s.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// How often each token was seen.

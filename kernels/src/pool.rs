@@ -1,6 +1,9 @@
 //! The threads of one device. They belong to it alone: a device of k threads never uses more, and devices do not share.
 //!
 //! Work is split by output elements, never along a sum, so that the number of threads changes no bit.
+//!
+//! What may be given up can run interruptibly: as soon as somebody else has work for the device, its kernels do nothing any
+//! more, so that it ends within the kernel that is running.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -19,6 +22,8 @@ type Task<'a> = dyn Fn(usize) + Sync + 'a;
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    waiting: Arc<AtomicUsize>,
+    is_interruptible: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +83,34 @@ impl Pool {
             std::thread::Builder::new().name(format!("kernel{i}")).spawn(body).expect("the system refused a thread")
         };
         let helpers = (1..threads.max(1)).map(helper).collect();
-        Self { shared, helpers }
+        Self { shared, helpers, waiting: Arc::default(), is_interruptible: AtomicBool::new(false) }
+    }
+
+    /// The same that is interrupted by others: by as much work as this number says is waiting for it. It is theirs to count.
+    #[must_use]
+    pub fn interrupted_by(mut self, waiting: Arc<AtomicUsize>) -> Self {
+        self.waiting = waiting;
+        self
+    }
+
+    /// Runs `task`; nothing if work was waiting before it ended. Its kernels do nothing any more from then on, and whatever it
+    /// wrote is worth nothing. One caller at a time.
+    pub fn interruptibly<R>(&self, task: impl FnOnce() -> R) -> Option<R> {
+        self.is_interruptible.store(true, Ordering::Relaxed);
+        let until = Until(&self.is_interruptible);
+        let result = (!self.is_waited_for()).then(task);
+        drop(until);
+        result.filter(|_| !self.is_waited_for())
+    }
+
+    /// Whether what runs interruptibly was interrupted, so that other work than kernels need not be done either.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.is_interruptible.load(Ordering::Relaxed) && self.is_waited_for()
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Threads, the caller included.
@@ -88,11 +120,14 @@ impl Pool {
     }
 
     /// Calls `task` once for every part, on any of the threads, and returns when all parts are done. While the threads are at
-    /// work for another caller, this one does all parts itself.
+    /// work for another caller, this one does all parts itself. Does nothing once it was interrupted.
     ///
     /// # Panics
     /// If a part panics.
     pub fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+        if self.is_interrupted() {
+            return;
+        }
         if self.helpers.is_empty() || parts <= 1 {
             return (0..parts).for_each(task);
         }
@@ -114,6 +149,15 @@ impl Pool {
         let parts = if self.helpers.is_empty() { 1 } else { (PARTS * self.threads()).min(grains).max(1) };
         let bound = |i: usize| (grains * i / parts * grain).min(len);
         self.run(parts, &|i| task(bound(i)..bound(i + 1)));
+    }
+}
+
+/// Ends what is interruptible, also by a panic.
+struct Until<'a>(&'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -237,6 +281,33 @@ impl<'a, T> Shares<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_interrupted_does_nothing_more() {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).interrupted_by(waiting.clone());
+            let done = AtomicUsize::new(0);
+            let count = |_| {
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            let kernel = || pool.run(1, &count);
+            waiting.store(1, Ordering::Relaxed);
+            kernel();
+            assert_eq!(done.load(Ordering::Relaxed), 1, "only what is interruptible is interrupted");
+            assert_eq!(pool.interruptibly(kernel), None);
+            waiting.store(0, Ordering::Relaxed);
+            assert_eq!(pool.interruptibly(|| 7), Some(7));
+            let task = || {
+                kernel();
+                waiting.store(1, Ordering::Relaxed);
+                kernel();
+            };
+            assert_eq!(pool.interruptibly(task), None);
+            assert_eq!(done.load(Ordering::Relaxed), 2, "the second one did nothing");
+            waiting.store(0, Ordering::Relaxed);
+        }
+    }
 
     #[test]
     fn every_part_is_done_once_and_panics_come_through() {

@@ -1,6 +1,7 @@
 //! A drafter that learns from the answers of a small random target.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use models::{Answer, Config, Decoder, Decoding, Hidden};
 use state::plan::{self, Speculation, TinyShape};
@@ -101,6 +102,28 @@ fn an_order_to_stop_is_obeyed_within_a_window() {
         looks != 2
     });
     assert_eq!((learning.pending.len(), looks), (whole - 2, 2));
+}
+
+#[test]
+fn what_is_interrupted_is_read_another_time() {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let mut device = Device::new(4);
+    device.pool = Arc::new(Pool::new(2).interrupted_by(waiting.clone()));
+    let mut learning = device.learning((None, Publication::default()));
+    let before = learning.learner().to_raw();
+    // Work comes between two looks: within a window.
+    let mut looks = 0;
+    device.teach(&mut learning, || {
+        waiting.store(1, Ordering::Relaxed);
+        looks += 1;
+        looks < 3
+    });
+    let whole = learning.pending.len();
+    assert!(whole > 0);
+    assert_eq!((learning.learner().steps(), learning.learner().to_raw()), (0, before));
+    waiting.store(0, Ordering::Relaxed);
+    device.teach_for(&mut learning, 2);
+    assert_eq!(learning.pending.len(), whole - 1);
 }
 
 #[test]

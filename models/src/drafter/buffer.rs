@@ -159,18 +159,12 @@ impl Buffer {
         self.held_out.iter().flat_map(windows).collect()
     }
 
-    /// Windows of at most `window_max` tokens each, together at most `tokens_max` (at least one window), from numbers of 0 up to
-    /// 1; none of an empty buffer. The window that did not fit is `left` for the next time.
+    /// Windows of together at most `tokens_max` tokens, at least one window, from numbers of 0 up to 1; none of an empty buffer. The window that did not fit is `left` for the next time.
     #[must_use]
-    pub fn draw(
-        &self,
-        (window_max, tokens_max): (usize, usize),
-        left: &mut Option<Window>,
-        mut uniform: impl FnMut() -> f64,
-    ) -> Vec<Window> {
-        let window_max = window_max.max(SHORTEST);
+    pub fn draw(&self, tokens_max: usize, left: &mut Option<Window>, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
+        let tokens_max = tokens_max.max(SHORTEST);
         let ends = self.examples.iter().scan(0, |end, example| {
-            *end += example.tokens.len().div_ceil(window_max);
+            *end += example.tokens.len().div_ceil(tokens_max);
             Some(*end)
         });
         let ends: Vec<usize> = ends.collect();
@@ -180,7 +174,7 @@ impl Buffer {
             let window = left.take().unwrap_or_else(|| {
                 let at = (uniform() * *windows as f64) as usize;
                 let example = &self.examples[ends.partition_point(|end| *end <= at)];
-                window(example, window_max, uniform())
+                window(example, tokens_max, uniform())
             });
             tokens += window.tokens.len();
             if tokens > tokens_max && !drawn.is_empty() {
@@ -217,7 +211,7 @@ mod tests {
         let mut left = None;
         let batch = |i: u32| {
             let (key, mut n) = (NoiseKey::new(3, 0, 0, 0, 0), 0);
-            buffer.draw((tokens_max, tokens_max), &mut left, || {
+            buffer.draw(tokens_max, &mut left, || {
                 n += 1;
                 key.uniform(i, n)
             })
@@ -228,7 +222,7 @@ mod tests {
     #[test]
     fn the_oldest_leave_and_what_is_too_long_is_cut() {
         let mut buffer = Buffer::new(10);
-        assert!(buffer.draw((8, 8), &mut None, || 0.5).is_empty());
+        assert!(buffer.draw(8, &mut None, || 0.5).is_empty());
         [4, 5, 6].into_iter().for_each(|length| buffer.push(example(length)));
         assert_eq!(buffer.tokens(), 6);
         buffer.push(example(11));

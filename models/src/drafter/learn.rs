@@ -33,6 +33,8 @@ pub struct Learner {
     steps: u32,
     /// Of the step to come.
     sum: Sum,
+    /// Of the windows that are being read.
+    own: Gradients,
 }
 
 /// Gradients of some windows, summed over their guesses.
@@ -56,13 +58,19 @@ impl Learner {
             schedule: Schedule::Constant,
         };
         let (target, adam) = (target.clone(), AdamW::new(&weights));
-        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Sum::default() }
+        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Sum::default(), own: Vec::new() }
     }
 
-    /// The same that learns so many guesses of each token, each from the one before.
+    /// From now on it learns so many guesses of each token, each from the one before.
+    pub fn set_levels(&mut self, levels: usize) {
+        self.levels = levels.max(1);
+    }
+
+    /// [`Learner::set_levels`] from the start.
     #[must_use]
-    pub fn with_levels(self, levels: usize) -> Self {
-        Self { levels: levels.max(1), ..self }
+    pub fn with_levels(mut self, levels: usize) -> Self {
+        self.set_levels(levels);
+        self
     }
 
     /// A fresh drafter: keyed random, but what goes in starts as a copy of the target's highest hidden state that it reads, and what
@@ -136,27 +144,35 @@ impl Learner {
         Ok(self.step(pool))
     }
 
-    /// Reads windows for the next step, which but for rounding is the same however they are spread over calls.
+    /// Reads windows for the next step, which but for rounding is the same however they are spread over calls. Whether it did: if
+    /// the pool was interrupted, it is as if they had not been read.
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn read(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<()> {
+    pub fn read(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<bool> {
         let batch = Batch::new(windows, &self.target, self.shape, self.levels);
         if batch.guesses() == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let network = Network::new(&self.target, self.shape, &self.weights)?;
-        let Sum { gradients, guesses, loss } = &mut self.sum;
-        if *guesses == 0 {
-            gradients.resize(self.weights.masters().len(), Vec::new());
-            for (gradient, master) in gradients.iter_mut().zip(self.weights.masters()) {
-                gradient.clear();
-                gradient.resize(master.len(), 0.0);
+        self.own.resize(self.weights.masters().len(), Vec::new());
+        for (gradient, master) in self.own.iter_mut().zip(self.weights.masters()) {
+            gradient.clear();
+            gradient.resize(master.len(), 0.0);
+        }
+        let whole = (vocabulary, self.shape.network);
+        let loss = pool.interruptibly(|| loss::gradient(pool, &batch, &network, whole, &mut self.own));
+        let Some(loss) = loss else { return Ok(false) };
+        if self.sum.guesses == 0 {
+            std::mem::swap(&mut self.sum.gradients, &mut self.own);
+        } else {
+            for (sum, own) in self.sum.gradients.iter_mut().zip(&self.own) {
+                kernels::add(sum, own);
             }
         }
-        *loss += loss::gradient(pool, &batch, &network, (vocabulary, self.shape.network), gradients);
-        *guesses += batch.guesses();
-        Ok(())
+        self.sum.loss += loss;
+        self.sum.guesses += batch.guesses();
+        Ok(true)
     }
 
     /// One step of the optimiser on what was read since the last one; returns the loss of a guess.
@@ -187,7 +203,7 @@ pub struct Guesses {
 }
 
 /// Guesses each token of the windows' answers from the true tokens and hidden states before it, with the noise it was drawn
-/// with.
+/// with; nothing if the pool was interrupted.
 ///
 /// # Errors
 /// If the weights are of another layout.
@@ -197,24 +213,31 @@ pub fn guess(
     (weights, shape): (&Weights, DrafterShape),
     windows: &[Window],
     temperature: f32,
-) -> Result<Guesses> {
+) -> Result<Option<Guesses>> {
     let target = vocabulary.target().config();
     let network = Network::new(target, shape, weights)?;
     let batch = Batch::new(windows, target, shape, 1);
-    let (mut guesses, mut logits) = (Guesses::default(), Vec::new());
     if batch.guesses() == 0 {
-        return Ok(guesses);
+        return Ok(Some(Guesses::default()));
     }
-    let passes = batch.forward(pool, &network, vocabulary);
+    Ok(pool.interruptibly(|| guesses(pool, &batch, &network, vocabulary, temperature)))
+}
+
+fn guesses(pool: &Pool, batch: &Batch, network: &Network, vocabulary: &Vocabulary, temperature: f32) -> Guesses {
+    let (mut guesses, mut logits) = (Guesses::default(), Vec::new());
+    let passes = batch.forward(pool, network, vocabulary);
     let read = network.leave(pool, &batch.used(0, &passes[0].predicted));
     vocabulary.logits_into(pool, &read, &mut logits);
     for (logits, Drawn { token, noise, position }) in logits.chunks_exact(vocabulary.size()).zip(batch.drawn(0)) {
+        if pool.is_interrupted() {
+            break;
+        }
         let best = vocabulary.best(logits, temperature, noise, *position, 3);
         let place = best.iter().position(|(guess, _)| guess == token);
         guesses.right.push(place == Some(0));
         guesses.among_three += usize::from(place.is_some());
     }
-    Ok(guesses)
+    guesses
 }
 
 #[cfg(test)]

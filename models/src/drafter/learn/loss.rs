@@ -28,7 +28,7 @@ pub(super) fn gradient(
         let (own, slope) = wanted.level(pool, level, weight, (network, pass), gradients);
         loss += own;
         slopes.push(slope);
-        weight *= DECAY;
+        weight *= std::env::var("DECAY").map_or(DECAY, |v| v.parse().unwrap());
     }
     backward(pool, batch, (network, vocabulary), &mut passes, slopes, gradients);
     loss
@@ -87,7 +87,10 @@ impl<'a> Wanted<'a> {
     ) -> (f64, Vec<f32>) {
         let predicted = self.batch.used(level, &pass.predicted);
         let (by_entropy, by_states) = match self.kind {
-            Kind::Eagle => (weight * CROSS_ENTROPY, weight),
+            Kind::Eagle => (
+                weight * std::env::var("CE").map_or(CROSS_ENTROPY, |v| v.parse().unwrap()),
+                weight * std::env::var("REG").map_or(1.0, |v| v.parse().unwrap()),
+            ),
             Kind::Eagle3 => (weight, 0.0),
         };
         let mut d = vec![0.0; predicted.len()];
@@ -106,6 +109,9 @@ impl<'a> Wanted<'a> {
         let (mut found, mut entropy) = (Vec::new(), 0.0);
         self.vocabulary.logits_into(pool, read, &mut found);
         for (found, drawn) in found.chunks_exact_mut(vocab).zip(self.batch.wanted(level)) {
+            if pool.is_interrupted() {
+                break;
+            }
             softmax(found);
             for (wanted, found) in self.chances[drawn * vocab..][..vocab].iter().zip(found) {
                 entropy -= f64::from(*wanted) * f64::from(found.max(f32::MIN_POSITIVE)).ln();

@@ -101,12 +101,12 @@ fn guesses_are_those_of_the_drafts() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(&pool, &vocabulary, (&weights, shape), &windows, 0.8).unwrap();
+        let guesses = guess(&pool, &vocabulary, (&weights, shape), &windows, 0.8).unwrap().unwrap();
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
         assert!(guesses.among_three >= guesses.right.iter().filter(|right| **right).count());
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer = guess(&pool, &vocabulary, (&weights, shape), &cut, 0.8).unwrap();
+        let fewer = guess(&pool, &vocabulary, (&weights, shape), &cut, 0.8).unwrap().unwrap();
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
     }
 }
