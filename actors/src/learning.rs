@@ -1,16 +1,19 @@
-//! How the learned drafter learns while a device would be idle: window by window until the device is needed, a step of the
+//! How the learned drafter learns while devices would be idle: window by window until a device is needed, a step of the
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, Weak};
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
-use models::drafter::learn::{Guesses, Learner, guess};
+use models::drafter::learn::{Guesses, Learner, Reader, Reading, guess};
 use models::{RawWeights, Target, Weights};
 use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
-use crate::speculator::{Speculator, lock};
+use crate::speculator::{Published, Speculator, lock};
 
 /// Separates the noise that draws micro-batches from others.
 const DRAWS: u32 = 6;
@@ -26,13 +29,19 @@ pub(crate) struct Learning {
     seed: u64,
     learner: Learner,
     publication: Publication,
-    /// Windows of the step that was begun, and one that did not fit into it.
+    /// Windows that nobody reads yet, of the micro-batch drawn last, and one that did not fit into it.
     pending: Vec<Window>,
     left: Option<Window>,
+    /// Micro-batches drawn; windows in those that were begun; and windows read since the last step.
+    drawn: u32,
+    begun: VecDeque<usize>,
+    read: usize,
     /// A version waits for its score.
     is_due: bool,
-    /// One that was begun.
+    /// An exam that was begun.
     exam: Option<Exam>,
+    /// Who reads an exam, if anybody does: a lost device leaves none behind.
+    examiner: Weak<()>,
 }
 
 /// What an opportunity to learn was used for.
@@ -58,11 +67,14 @@ pub(crate) struct Lesson<'a> {
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
 /// shorter than an exam.
-#[derive(Default)]
 struct Exam {
     windows: Vec<Window>,
-    in_use: Paper,
-    newest: Paper,
+    shape: DrafterShape,
+    /// The version in use, and the newest one, if it is to be scored.
+    published: Option<Published>,
+    newest: Option<Weights>,
+    by_in_use: Paper,
+    by_newest: Paper,
 }
 
 /// Guesses of one version, and how many windows they are of.
@@ -70,6 +82,45 @@ struct Exam {
 struct Paper {
     guesses: Guesses,
     read: usize,
+}
+
+impl Exam {
+    /// Goes on; whether it is over.
+    fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let is_over = self.read_in_use(lesson, stop)?;
+        let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
+        self.by_newest.go_on((newest, self.shape), &self.windows, lesson, stop)
+    }
+
+    /// The same with the version in use alone.
+    fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let Some(published) = &self.published else { return Ok(true) };
+        self.by_in_use.go_on((&published.weights, self.shape), &self.windows, lesson, stop)
+    }
+}
+
+impl Paper {
+    /// Goes on with a version's paper; whether it is complete.
+    fn go_on(
+        &mut self,
+        (weights, shape): (&Weights, DrafterShape),
+        windows: &[Window],
+        lesson: &Lesson<'_>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        while let Some(window) = windows.get(self.read) {
+            if stop() {
+                return Ok(false);
+            }
+            let one = std::slice::from_ref(window);
+            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, shape), one, lesson.temperature)?;
+            let Some(guesses) = guesses else { continue };
+            self.guesses.right.extend(guesses.right);
+            self.guesses.among_three += guesses.among_three;
+            self.read += 1;
+        }
+        Ok(true)
+    }
 }
 
 impl Learning {
@@ -94,12 +145,16 @@ impl Learning {
             training,
             shape,
             seed,
-            learner,
             publication,
+            drawn: learner.steps(),
+            learner,
             pending: Vec::new(),
             left: None,
+            begun: VecDeque::new(),
+            read: 0,
             is_due: false,
             exam: None,
+            examiner: Weak::new(),
         })
     }
 
@@ -112,8 +167,12 @@ impl Learning {
     }
 
     /// Learns until `stop` says so, which is asked before every window, or until nothing is to be gained for now. A window that is
-    /// interrupted is read again another time.
-    pub(crate) fn go_on(&mut self, lesson: &Lesson<'_>, mut stop: impl FnMut() -> bool) -> Result<Learned> {
+    /// interrupted is read again another time. Several devices may learn together.
+    pub(crate) fn go_on(
+        learning: &Mutex<Self>,
+        lesson: &Lesson<'_>,
+        mut stop: impl FnMut() -> bool,
+    ) -> Result<Learned> {
         // An order to stop is given once.
         let mut has_stopped = false;
         let stop = &mut || {
@@ -121,31 +180,62 @@ impl Learning {
             has_stopped
         };
         let mut learned = Learned::default();
-        if !self.is_worth_it(lesson, stop)? {
+        if !Self::is_worth_it(learning, lesson, stop)? {
             return Ok(learned);
         }
         while !stop() {
-            if self.is_due {
-                self.is_due = !self.judge(lesson, &mut learned, stop)?;
-                continue;
-            }
-            if self.pending.is_empty() {
-                self.pending = self.draw(lesson.speculator);
-                let grown = 1 + (self.learner.steps() / LEVEL_AFTER) as usize;
-                self.learner.set_levels(grown.min(self.training.levels));
-            }
-            let Some(window) = self.pending.last() else { break };
-            if !self.learner.read(lesson.pool, lesson.vocabulary, std::slice::from_ref(window))? {
-                continue;
-            }
-            self.pending.pop();
-            if self.pending.is_empty() {
-                learned.loss = self.learner.step(lesson.pool);
-                learned.batches += 1;
-                self.is_due = self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
+            let task = lock(learning).next(lesson.speculator);
+            match task {
+                Task::Read(window, reader) => {
+                    let one = std::slice::from_ref(&window);
+                    match reader.read(lesson.pool, lesson.vocabulary, one)? {
+                        Some(reading) => lock(learning).take_in(reading, lesson, &mut learned),
+                        None => lock(learning).pending.push(window),
+                    }
+                }
+                Task::Examine(mut exam, examiner) => {
+                    let is_over = exam.read(lesson, stop)?;
+                    let mut learning = lock(learning);
+                    drop(examiner);
+                    match is_over {
+                        true => learning.judge(exam, lesson.speculator, &mut learned),
+                        false => learning.exam = Some(exam),
+                    }
+                }
+                Task::Rest => break,
             }
         }
         Ok(learned)
+    }
+
+    /// What a device is to do next.
+    fn next(&mut self, speculator: &Speculator) -> Task {
+        if self.is_due && !self.is_examined() {
+            let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(speculator));
+            exam.newest.get_or_insert_with(|| self.learner.weights().clone());
+            let examiner = Arc::default();
+            self.examiner = Arc::downgrade(&examiner);
+            return Task::Examine(exam, examiner);
+        }
+        if self.pending.is_empty() {
+            let grown = 1 + (self.learner.steps() / LEVEL_AFTER) as usize;
+            self.learner.set_levels(grown.min(self.training.levels));
+            self.pending = self.draw(speculator);
+            self.begun.push_back(self.pending.len());
+        }
+        self.pending.pop().map_or(Task::Rest, |window| Task::Read(window, self.learner.reader()))
+    }
+
+    /// Takes in a window; a step follows once there are as many as in the micro-batch that was begun first, whichever they are.
+    fn take_in(&mut self, reading: Reading, lesson: &Lesson<'_>, learned: &mut Learned) {
+        self.learner.add(reading);
+        self.read += 1;
+        let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return };
+        self.begun.pop_front();
+        self.read -= windows;
+        learned.loss = self.learner.step(lesson.pool);
+        learned.batches += 1;
+        self.is_due |= self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
     }
 
     /// Steps between versions; until there is one, devices have nothing to draft with.
@@ -154,29 +244,42 @@ impl Learning {
         if speculator.version() == 0 { every.min(FIRST_AFTER) } else { every }
     }
 
+    /// Whether a device is reading an exam.
+    fn is_examined(&self) -> bool {
+        self.examiner.strong_count() > 0
+    }
+
     /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
     /// short for that is used up by it.
-    fn is_worth_it(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let published = lesson.speculator.published().filter(|_| self.publication.has_settled());
-        let Some(published) = published else { return Ok(self.publication.takes(None)) };
-        let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(lesson));
-        let is_over = self.read_paper(lesson, &exam.windows, &published.weights, &mut exam.in_use, stop)?;
-        let guesses = &exam.in_use.guesses;
+    fn is_worth_it(learning: &Mutex<Self>, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let mut held = lock(learning);
+        if !held.publication.has_settled() || lesson.speculator.version() == 0 {
+            return Ok(held.publication.takes(None));
+        }
+        let mut exam = held.exam.take().unwrap_or_else(|| held.new_exam(lesson.speculator));
+        drop(held);
+        let is_over = exam.read_in_use(lesson, stop)?;
+        let mut held = lock(learning);
+        let guesses = &exam.by_in_use.guesses;
         let right = guesses.right.iter().filter(|right| **right).count();
         let share = (guesses.right.len() >= GUESSES_MIN).then(|| share(right, guesses));
         // A newer version that waits for its score goes on with the same exam.
-        self.exam = (!is_over || self.is_due).then_some(exam);
-        Ok(is_over && self.publication.takes(share))
+        held.exam = (!is_over || held.is_due).then_some(exam);
+        Ok(is_over && held.publication.takes(share))
     }
 
-    fn new_exam(&self, lesson: &Lesson<'_>) -> Exam {
-        let windows = lock(&lesson.speculator.buffer).held_out(self.training.tokens_max);
-        Exam { windows, ..Exam::default() }
+    /// Held-out answers for the version in use and another one.
+    fn new_exam(&self, speculator: &Speculator) -> Exam {
+        let windows = lock(&speculator.buffer).held_out(self.training.tokens_max);
+        let published = speculator.published();
+        let (newest, by_in_use, by_newest) = Default::default();
+        Exam { windows, shape: self.shape, published, newest, by_in_use, by_newest }
     }
 
     /// The windows of the next micro-batch.
     fn draw(&mut self, speculator: &Speculator) -> Vec<Window> {
-        let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, self.learner.steps(), 0, 0), 0);
+        self.drawn += 1;
+        let (key, mut draws) = (NoiseKey::new(self.seed, DRAWS, self.drawn, 0, 0), 0);
         let uniform = || {
             draws += 1;
             key.uniform(0, draws)
@@ -184,26 +287,17 @@ impl Learning {
         lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
-    /// Scores the newest version against the one in use, and does what follows. Whether it came to an end.
-    fn judge(&mut self, lesson: &Lesson<'_>, learned: &mut Learned, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(lesson));
-        let published = lesson.speculator.published();
-        let mut is_over = match &published {
-            Some(published) => self.read_paper(lesson, &exam.windows, &published.weights, &mut exam.in_use, stop)?,
-            None => true,
-        };
-        is_over = is_over && self.read_paper(lesson, &exam.windows, self.learner.weights(), &mut exam.newest, stop)?;
-        if !is_over {
-            self.exam = Some(exam);
-            return Ok(false);
-        }
-        let (newest, in_use) = (exam.newest.guesses, exam.in_use.guesses);
+    /// Scores the newest version against the one in use, and does what follows.
+    fn judge(&mut self, exam: Exam, speculator: &Speculator, learned: &mut Learned) {
+        let Exam { published, newest: Some(weights), by_in_use, by_newest, .. } = exam else { return };
+        self.is_due = false;
+        let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
         if duel.guesses >= GUESSES_MIN {
             learned.held_out = Some((share(duel.right, &newest), share(newest.among_three, &newest)));
         }
         match self.publication.judge(duel) {
-            Verdict::Publish => lesson.speculator.publish(self.learner.weights()),
+            Verdict::Publish => speculator.publish(&weights),
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {
                 learned.discarded += 1;
@@ -212,31 +306,17 @@ impl Learning {
                 }
             }
         }
-        Ok(true)
     }
+}
 
-    /// Goes on with a version's paper; whether it is complete.
-    fn read_paper(
-        &self,
-        lesson: &Lesson<'_>,
-        windows: &[Window],
-        weights: &Weights,
-        paper: &mut Paper,
-        stop: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
-        while let Some(window) = windows.get(paper.read) {
-            if stop() {
-                return Ok(false);
-            }
-            let one = std::slice::from_ref(window);
-            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, self.shape), one, lesson.temperature)?;
-            let Some(guesses) = guesses else { continue };
-            paper.guesses.right.extend(guesses.right);
-            paper.guesses.among_three += guesses.among_three;
-            paper.read += 1;
-        }
-        Ok(true)
-    }
+/// What a device is to do.
+enum Task {
+    /// Read a window with these weights.
+    Read(Window, Reader),
+    /// Have versions sit an exam; who holds the second reads it.
+    Examine(Exam, Arc<()>),
+    /// There is nothing to learn from.
+    Rest,
 }
 
 fn share(count: usize, guesses: &Guesses) -> f64 {

@@ -1,8 +1,8 @@
 //! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
@@ -35,9 +35,7 @@ pub(crate) struct Speculator {
     pub(crate) plan: Speculation,
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
-    learning: Mutex<Option<Learning>>,
-    /// Somebody waits for what the drafter has learned: a training in progress ends.
-    is_asked: AtomicBool,
+    learning: OnceLock<Mutex<Learning>>,
     /// What an earlier session had learned, until learning goes on.
     earlier: Mutex<(Option<RawWeights>, Publication)>,
     pub(crate) buffer: Mutex<Buffer>,
@@ -67,8 +65,7 @@ impl Speculator {
             plan: plan.clone(),
             controller: Mutex::new(controller),
             published: Mutex::new(published),
-            learning: Mutex::new(None),
-            is_asked: AtomicBool::new(false),
+            learning: OnceLock::new(),
             earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
@@ -163,35 +160,34 @@ impl Speculator {
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
         temperature: f32,
-        mut stop: impl FnMut() -> bool,
+        stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
         let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
             return Ok(Learned::default());
         };
-        let mut held = lock(&self.learning);
-        let learning = match held.as_mut() {
-            Some(learning) => learning,
-            None => {
-                let published = self.published();
-                let weights = published.as_ref().map(|p| &*p.weights);
-                let (learner, publication) = std::mem::take(&mut *lock(&self.earlier));
-                let earlier = (learner.as_ref(), publication);
-                held.insert(Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?)
-            }
-        };
-        let stop = || stop() || self.is_asked.load(Ordering::Relaxed);
-        learning.go_on(&Lesson { speculator: self, pool, vocabulary, temperature }, stop)
+        // Held until there is one: of several devices the first makes it.
+        let mut earlier = lock(&self.earlier);
+        if self.learning.get().is_none() {
+            let published = self.published();
+            let weights = published.as_ref().map(|p| &*p.weights);
+            let (learner, publication) = std::mem::take(&mut *earlier);
+            let earlier = (learner.as_ref(), publication);
+            let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?;
+            let _ = self.learning.set(Mutex::new(new));
+        }
+        drop(earlier);
+        let Some(learning) = self.learning.get() else { return Ok(Learned::default()) };
+        Learning::go_on(learning, &Lesson { speculator: self, pool, vocabulary, temperature }, stop)
     }
 
-    /// What a checkpoint keeps. A device that trains the drafter meanwhile stops, within a window.
+    /// What a checkpoint keeps.
     pub(crate) fn experience(&self) -> Experience {
-        self.is_asked.store(true, Ordering::Relaxed);
-        let learning = lock(&self.learning);
-        self.is_asked.store(false, Ordering::Relaxed);
-        let (learner, publication) = match learning.as_ref() {
+        let earlier = lock(&self.earlier);
+        let (learner, publication) = match self.learning.get().map(lock) {
             Some(learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
-            None => lock(&self.earlier).clone(),
+            None => earlier.clone(),
         };
+        drop(earlier);
         let controller = lock(&self.controller).clone();
         let habits = Some(Habits { controller, publication, seen: self.seen() });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }

@@ -4,10 +4,10 @@
 //! * **STEP-2** An answer is held by at most one device, which is running, had room for it and does not train.
 //! * **STEP-3** `Score` comes exactly once for each group, when all its answers have ended; `StartUpdate` exactly once, when
 //!   every group is scored and no device trains the drafter.
-//! * **STEP-4** At most one device trains the drafter. It begins only when it has nothing to decode, nothing waits, and
-//!   another device decodes.
-//! * **STEP-5** It is told to stop once no other device decodes, or an answer waits that no other can take, or halving what
-//!   another device has left gains more than training is worth.
+//! * **STEP-4** A device trains the drafter only from when it has nothing to decode, nothing waits, and another device
+//!   decodes. Several may train it together.
+//! * **STEP-5** All are told to stop once no device decodes, or an answer waits that no other can take; one of them once halving
+//!   what another device has left gains more than training is worth.
 //! * **STEP-6** Answers of a lost device wait again, and waiting ones are handed out by group, in the order of their index.
 //! * **STEP-7** A message of an earlier incarnation, drafter training or loan changes nothing.
 //! * **STEP-8** If running devices answer and lost ones are started again, `StartUpdate` is reached.
@@ -168,8 +168,8 @@ enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Training {
     Off,
-    On,
-    Stopping,
+    On { number: u64 },
+    Stopping { number: u64 },
 }
 
 /// Answers that a device was asked to put aside.
@@ -282,10 +282,9 @@ impl StepMachine {
         self.requests[self.index(request)] == Request::Held { device }
     }
 
-    /// The device that trains the drafter, also while it is being stopped.
-    #[must_use]
-    pub fn trainer(&self) -> Option<usize> {
-        self.seats.iter().position(|seat| seat.training != Training::Off)
+    /// Devices that train the drafter, also while they are being stopped.
+    pub fn trainers(&self) -> impl Iterator<Item = usize> {
+        (0..self.seats.len()).filter(|device| self.seats[*device].training != Training::Off)
     }
 
     /// Whether `StartUpdate` was given; every later event is ignored.
@@ -343,12 +342,16 @@ impl StepMachine {
     }
 
     fn stop(&mut self, device: usize, epoch: u64, training: u64) {
-        if !self.is_current(device, epoch) || training != self.trainings {
-            return;
+        let seat = &mut self.seats[device];
+        let is_by_itself = seat.training == Training::On { number: training };
+        if seat.is_up
+            && seat.epoch == epoch
+            && (is_by_itself || seat.training == Training::Stopping { number: training })
+        {
+            seat.training = Training::Off;
+            // A drafter that stopped by itself has learned enough in this step.
+            self.idle.training &= !is_by_itself;
         }
-        // A drafter that stopped by itself has learned enough in this step.
-        self.idle.training &= self.seats[device].training != Training::On;
-        self.seats[device].training = Training::Off;
     }
 
     /// Takes note of a new incarnation; nothing if it is known or outdated.
@@ -407,16 +410,19 @@ impl StepMachine {
             .min_by_key(|&device| (self.held(device), device))
     }
 
-    /// Calls the trainer back where it is needed: for answers that wait, or because halving what another device has left has
-    /// become worth more than what it does.
-    fn preempt(&mut self, gain: &dyn Fn(usize) -> f64) -> Option<Effect> {
-        let device = self.seats.iter().position(|seat| seat.training == Training::On)?;
-        let may_go_on = self.waiting() == 0 && self.is_other_decoding(device);
-        if may_go_on && self.lender(GAIN_MIN, gain).is_none() {
-            return None;
-        }
-        self.seats[device].training = Training::Stopping;
-        Some(Effect::PreemptDrafter { device })
+    /// Calls trainers back where they are needed: all for answers that wait, or because nothing is decoded any more; one because
+    /// halving what another device has left has become worth more than what it does.
+    fn preempt(&mut self, gain: &dyn Fn(usize) -> f64) -> Vec<Effect> {
+        let may_go_on = self.waiting() == 0 && self.is_decoding();
+        let is_stopping = self.seats.iter().any(|seat| matches!(seat.training, Training::Stopping { .. }));
+        let is_lending = !is_stopping && self.lender(GAIN_MIN, gain).is_some();
+        let count = if !may_go_on { self.seats.len() } else { usize::from(is_lending) };
+        let mut stop = |(device, seat): (usize, &mut Seat)| {
+            let Training::On { number } = seat.training else { return None };
+            seat.training = Training::Stopping { number };
+            Some(Effect::PreemptDrafter { device })
+        };
+        self.seats.iter_mut().enumerate().filter_map(&mut stop).take(count).collect()
     }
 
     /// Gives each device that has nothing to decode whatever ends the step soonest: half of another one's answers, or the drafter.
@@ -439,7 +445,10 @@ impl StepMachine {
     }
 
     fn borrow(&mut self, device: usize, gain: &dyn Fn(usize) -> f64) -> Option<Effect> {
-        let from = self.lender(if self.may_train() { GAIN_MIN } else { GAIN_MIN_IDLE }, gain)?;
+        // One more trainer is worth less than the first.
+        let is_trained = self.trainers().next().is_some();
+        let gain_min = if self.idle.training && !is_trained { GAIN_MIN } else { GAIN_MIN_IDLE };
+        let from = self.lender(gain_min, gain)?;
         self.loans += 1;
         self.asked.push(Loan { number: self.loans, from, to: Some(device) });
         Some(Effect::Lend { device: from, loan: self.loans })
@@ -455,24 +464,21 @@ impl StepMachine {
     }
 
     fn train(&mut self, device: usize) -> Option<Effect> {
-        if !self.may_train() || !self.is_other_decoding(device) {
+        if !self.idle.training || !self.is_decoding() {
             return None;
         }
-        self.seats[device].training = Training::On;
         self.trainings += 1;
+        self.seats[device].training = Training::On { number: self.trainings };
         Some(Effect::TrainDrafter { device, training: self.trainings })
     }
 
-    fn may_train(&self) -> bool {
-        self.idle.training && self.trainer().is_none()
-    }
-
-    fn is_other_decoding(&self, device: usize) -> bool {
-        self.requests.iter().any(|request| matches!(request, Request::Held { device: owner } if *owner != device))
+    /// Whether any device does; trainers hold no answers.
+    fn is_decoding(&self) -> bool {
+        self.requests.iter().any(|request| matches!(request, Request::Held { .. }))
     }
 
     fn start_update(&mut self) -> Option<Effect> {
-        self.is_update_started = self.is_scored.iter().all(|is| *is) && self.trainer().is_none();
+        self.is_update_started = self.is_scored.iter().all(|is| *is) && self.trainers().next().is_none();
         self.is_update_started.then_some(Effect::StartUpdate)
     }
 }

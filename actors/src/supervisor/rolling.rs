@@ -1,5 +1,6 @@
 //! A rollout in progress: answers to devices, verdicts back, loans and drafter training in between.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,8 +32,8 @@ pub(crate) struct Rolling {
     verdicts: Vec<Option<Vec<Verdict>>>,
     /// Seconds since the step began when the last group was done.
     drained_s: f64,
-    /// When drafter training was told to stop, until it has.
-    preempted: Option<Instant>,
+    /// When drafter training was told to stop on devices, until it has.
+    preempted: BTreeMap<usize, Instant>,
 }
 
 impl State {
@@ -89,7 +90,8 @@ impl State {
         self.rollouts += 1;
         let rollout =
             Arc::new(Rollout::new(self.rollouts, target, decoding, groups, (self.speculator.clone(), trains_drafter)));
-        self.activity = Activity::Rolling(Rolling { rollout, machine, verdicts, drained_s: 0.0, preempted: None });
+        self.activity =
+            Activity::Rolling(Rolling { rollout, machine, verdicts, drained_s: 0.0, preempted: BTreeMap::new() });
         for device in 0..self.seats.len() {
             if self.seats[device].machine.is_up() {
                 self.offer(device);
@@ -107,7 +109,7 @@ impl State {
 
     pub(super) fn rolling_without(&mut self, device: usize) {
         if let Activity::Rolling(rolling) = &mut self.activity {
-            rolling.preempted = None;
+            rolling.preempted.remove(&device);
             rolling.rollout.forget_loans_of(device);
         }
         self.advance(Event::DeviceLost { device });
@@ -145,7 +147,7 @@ impl State {
                 self.request(device, device::Event::TrainingRequested, command);
             }
             Effect::PreemptDrafter { device } => {
-                rolling.preempted = Some(Instant::now());
+                rolling.preempted.insert(device, Instant::now());
                 self.request(device, device::Event::PreemptionRequested, Command::Preempt);
             }
             Effect::StartUpdate => self.rolled_out(),
@@ -179,7 +181,7 @@ impl State {
     pub(super) fn drafter_stopped(&mut self, device: usize, epoch: u64, training: u64) {
         self.note(device, device::Event::TrainingStopped { epoch });
         if let Activity::Rolling(rolling) = &mut self.activity
-            && let Some(preempted) = rolling.preempted.take()
+            && let Some(preempted) = rolling.preempted.remove(&device)
         {
             self.metrics.preemptions_s.push(preempted.elapsed().as_secs_f64());
         }

@@ -31,18 +31,43 @@ pub struct Learner {
     adam: AdamW,
     optimizer: Optimizer,
     steps: u32,
-    /// Of the step to come.
-    sum: Sum,
-    /// Of the windows that are being read.
-    own: Gradients,
+    /// For the step to come.
+    sum: Reading,
 }
 
-/// Gradients of some windows, summed over their guesses.
+/// What windows teach: gradients and loss, summed over their guesses.
 #[derive(Debug, Clone, Default)]
-struct Sum {
+pub struct Reading {
     gradients: Gradients,
     guesses: usize,
     loss: f64,
+}
+
+/// Reads windows with one version of the weights, apart from the learner: several devices may read at the same time.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    target: Config,
+    shape: DrafterShape,
+    levels: usize,
+    weights: Weights,
+}
+
+impl Reader {
+    /// Reads windows; nothing if the pool was interrupted.
+    ///
+    /// # Errors
+    /// If the weights are of another layout.
+    pub fn read(&self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<Option<Reading>> {
+        let batch = Batch::new(windows, &self.target, self.shape, self.levels);
+        if batch.guesses() == 0 {
+            return Ok(Some(Reading::default()));
+        }
+        let network = Network::new(&self.target, self.shape, &self.weights)?;
+        let mut gradients = self.weights.zeros();
+        let whole = (vocabulary, self.shape.network);
+        let loss = pool.interruptibly(|| loss::gradient(pool, &batch, &network, whole, &mut gradients));
+        Ok(loss.map(|loss| Reading { gradients, guesses: batch.guesses(), loss }))
+    }
 }
 
 impl Learner {
@@ -58,7 +83,7 @@ impl Learner {
             schedule: Schedule::Constant,
         };
         let (target, adam) = (target.clone(), AdamW::new(&weights));
-        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Sum::default(), own: Vec::new() }
+        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Reading::default() }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
@@ -98,7 +123,7 @@ impl Learner {
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
         self.adam = AdamW::new(&weights);
-        (self.weights, self.sum) = (weights, Sum::default());
+        (self.weights, self.sum) = (weights, Reading::default());
     }
 
     /// Weights, moments and steps, as a checkpoint keeps them: numbers by name.
@@ -134,51 +159,46 @@ impl Learner {
         &self.weights
     }
 
+    /// Reads windows with the weights so far.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        let Self { target, shape, levels, weights, .. } = self;
+        Reader { target: target.clone(), shape: *shape, levels: *levels, weights: weights.clone() }
+    }
+
     /// Some windows and one step of the optimiser; returns the loss. A loss that is not finite changes nothing, and neither do
     /// windows without a token of an answer, whose loss is 0.
     ///
     /// # Errors
     /// If the weights are of another layout.
     pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<f64> {
-        self.read(pool, vocabulary, windows)?;
+        if let Some(reading) = self.reader().read(pool, vocabulary, windows)? {
+            self.add(reading);
+        }
         Ok(self.step(pool))
     }
 
-    /// Reads windows for the next step, which but for rounding is the same however they are spread over calls. Whether it did: if
-    /// the pool was interrupted, it is as if they had not been read.
-    ///
-    /// # Errors
-    /// If the weights are of another layout.
-    pub fn read(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<bool> {
-        let batch = Batch::new(windows, &self.target, self.shape, self.levels);
-        if batch.guesses() == 0 {
-            return Ok(true);
+    /// Takes in what was read for the next step, which but for rounding is the same however its windows are spread over readings.
+    pub fn add(&mut self, reading: Reading) {
+        let Reading { gradients, guesses, loss } = reading;
+        if guesses == 0 {
+            return;
         }
-        let network = Network::new(&self.target, self.shape, &self.weights)?;
-        self.own.resize(self.weights.masters().len(), Vec::new());
-        for (gradient, master) in self.own.iter_mut().zip(self.weights.masters()) {
-            gradient.clear();
-            gradient.resize(master.len(), 0.0);
-        }
-        let whole = (vocabulary, self.shape.network);
-        let loss = pool.interruptibly(|| loss::gradient(pool, &batch, &network, whole, &mut self.own));
-        let Some(loss) = loss else { return Ok(false) };
         if self.sum.guesses == 0 {
-            std::mem::swap(&mut self.sum.gradients, &mut self.own);
+            self.sum.gradients = gradients;
         } else {
-            for (sum, own) in self.sum.gradients.iter_mut().zip(&self.own) {
+            for (sum, own) in self.sum.gradients.iter_mut().zip(&gradients) {
                 kernels::add(sum, own);
             }
         }
         self.sum.loss += loss;
-        self.sum.guesses += batch.guesses();
-        Ok(true)
+        self.sum.guesses += guesses;
     }
 
     /// One step of the optimiser on what was read since the last one; returns the loss of a guess.
     pub fn step(&mut self, pool: &Pool) -> f64 {
         self.steps = self.steps.wrapping_add(1);
-        let Sum { gradients, guesses, loss } = &mut self.sum;
+        let Reading { gradients, guesses, loss } = &mut self.sum;
         if *guesses == 0 {
             return 0.0;
         }

@@ -1,10 +1,8 @@
-//! Steps by hand, and a simulated machine room that loses, doubles and delays.
-
-use std::collections::BTreeMap;
-
-use proptest::prelude::*;
+//! Steps by hand, and in a simulated machine room.
 
 use super::*;
+
+mod room;
 
 const TRAINING: IdleUse = IdleUse { training: true, lending: false };
 const BOTH: IdleUse = IdleUse { training: true, lending: true };
@@ -119,6 +117,38 @@ fn a_trainer_is_called_back_for_answers_no_one_else_can_take() {
 }
 
 #[test]
+fn devices_that_have_run_dry_train_together() {
+    let mut machine = StepMachine::new(singles(3, 4, 1), TRAINING);
+    let stopped = |device, training| Event::DrafterStopped { device, epoch: 0, training };
+    let [train, stop]: [fn(usize, u64) -> Effect; 2] =
+        [|device, training| Effect::TrainDrafter { device, training }, |device, _| Effect::PreemptDrafter { device }];
+    play(
+        &mut machine,
+        1.0,
+        &[
+            (ready(0), &[assign(0, 0, &[0])]),
+            (ready(1), &[assign(1, 1, &[0])]),
+            (ready(2), &[assign(2, 2, &[0])]),
+            (ready(3), &[train(3, 1)]),
+            (ended(2, 2, 0), &[score(2), train(2, 2)]),
+            // What a lost device had begun is for one that does not train; nobody else can take it.
+            (Event::DeviceLost { device: 1 }, &[stop(2, 0), stop(3, 0)]),
+            // An answer that comes late, or of another training, changes nothing.
+            (stopped(3, 2), &[]),
+            (stopped(3, 1), &[assign(3, 1, &[0])]),
+            (stopped(2, 2), &[train(2, 3)]),
+            (ended(0, 0, 0), &[score(0), train(0, 4)]),
+            (ended(3, 1, 0), &[score(1), stop(0, 0), stop(2, 0)]),
+            (Event::Scored { group: 0 }, &[]),
+            (Event::Scored { group: 1 }, &[]),
+            (Event::Scored { group: 2 }, &[]),
+            (stopped(0, 4), &[]),
+            (stopped(2, 3), &[Effect::StartUpdate]),
+        ],
+    );
+}
+
+#[test]
 fn a_drafter_that_stopped_by_itself_is_not_trained_again() {
     let mut machine = StepMachine::new(singles(1, 2, 1), TRAINING);
     play(
@@ -172,6 +202,18 @@ fn a_small_gain_is_for_who_cannot_train() {
             (ready(2), &[Effect::Lend { device: 0, loan: 1 }]),
         ],
     );
+    // Nor where it has nothing else to do.
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 2, slots_max: 2 }, BOTH);
+    let stopped = Event::DrafterStopped { device: 1, epoch: 0, training: 1 };
+    play(
+        &mut machine,
+        1.1,
+        &[
+            (ready(0), &[assign(0, 0, &[0, 1])]),
+            (ready(1), &[Effect::TrainDrafter { device: 1, training: 1 }]),
+            (stopped, &[Effect::Lend { device: 0, loan: 1 }]),
+        ],
+    );
     let mut machine = StepMachine::new(Size { groups: 1, samples: 2, devices: 2, slots_max: 2 }, BOTH);
     play(&mut machine, 1.0, &[(ready(0), &[assign(0, 0, &[0, 1])])]);
     assert_eq!(machine.apply(ready(1), &|_| 1.0), [Effect::TrainDrafter { device: 1, training: 1 }]);
@@ -211,249 +253,4 @@ fn a_loan_that_no_one_can_take_goes_back() {
             (lent(0, 2, &[(0, 1)]), &[]),
         ],
     );
-}
-
-/// A device as it is, whatever the machine believes.
-#[derive(Debug, Clone, Default)]
-struct Device {
-    epoch: u64,
-    is_up: bool,
-    requests: Vec<RequestId>,
-    /// Loans that it is asked for.
-    asked: Vec<u64>,
-    is_training: bool,
-    training: u64,
-    is_stopping: bool,
-}
-
-/// All that is outside the machine.
-struct Room {
-    machine: StepMachine,
-    size: Size,
-    gain: f64,
-    devices: Vec<Device>,
-    /// Answers on their way, by loan.
-    lent: BTreeMap<u64, Vec<RequestId>>,
-    /// Losses not yet told.
-    losses: Vec<usize>,
-    unscored: Vec<usize>,
-    ended: Vec<RequestId>,
-    asked_to_score: Vec<bool>,
-    scored: usize,
-    updates: usize,
-    /// Everything ever told, to be told again.
-    told: Vec<Event>,
-}
-
-impl Room {
-    fn new(size: Size, gain: f64) -> Self {
-        Self {
-            machine: StepMachine::new(size, BOTH),
-            size,
-            gain,
-            devices: vec![Device { is_up: true, ..Device::default() }; size.devices],
-            lent: BTreeMap::new(),
-            losses: Vec::new(),
-            unscored: Vec::new(),
-            ended: Vec::new(),
-            asked_to_score: vec![false; size.groups],
-            scored: 0,
-            updates: 0,
-            told: Vec::new(),
-        }
-    }
-
-    fn tell(&mut self, event: Event) {
-        // A loss carries no epoch and is told once by the runtime, so it is not repeated.
-        if !matches!(event, Event::DeviceLost { .. }) {
-            self.told.push(event.clone());
-        }
-        let gain = self.gain;
-        for effect in self.machine.apply(event, &|_| gain) {
-            self.perform(effect);
-        }
-        self.check();
-    }
-
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Assign { device, group, samples } => {
-                let requests: Vec<_> = samples.into_iter().map(|sample| RequestId { group, sample }).collect();
-                self.take(device, &requests);
-            }
-            Effect::Score { group } => {
-                assert!(!self.asked_to_score[group], "STEP-3: group {group} twice");
-                self.asked_to_score[group] = true;
-                self.unscored.push(group);
-            }
-            Effect::Lend { device, loan } => {
-                assert!(self.machine.held(device) >= 2, "STEP-9: device {device} lends its last");
-                assert_eq!(self.machine.waiting(), 0, "STEP-9: an answer waits");
-                assert!(self.devices[device].asked.is_empty(), "STEP-9: device {device} lends twice");
-                if self.devices[device].is_up {
-                    self.devices[device].asked.push(loan);
-                }
-            }
-            Effect::Borrow { device, loan } => {
-                let requests = self.lent.remove(&loan).expect("STEP-9: something to borrow");
-                self.take(device, &requests);
-            }
-            Effect::TrainDrafter { device, training } => {
-                let others = self.devices.iter().enumerate().filter(|(other, _)| *other != device);
-                assert!(others.clone().all(|(_, other)| !other.is_training), "STEP-4: two trainers");
-                assert_eq!(self.machine.waiting(), 0, "STEP-4: an answer waits");
-                assert!(self.devices[device].requests.is_empty(), "STEP-4: the trainer decodes");
-                self.devices[device].is_training = self.devices[device].is_up;
-                self.devices[device].training = training;
-            }
-            Effect::PreemptDrafter { device } => self.devices[device].is_stopping = true,
-            Effect::StartUpdate => {
-                self.updates += 1;
-                assert_eq!((self.updates, self.scored), (1, self.size.groups), "STEP-3");
-                assert!(self.devices.iter().all(|device| !device.is_up || !device.is_training), "STEP-3: training");
-            }
-        }
-    }
-
-    fn take(&mut self, device: usize, requests: &[RequestId]) {
-        for request in requests {
-            let held = self.devices.iter().any(|device| device.is_up && device.requests.contains(request));
-            assert!(!held && !self.ended.contains(request), "STEP-2: {request:?} is held or has ended");
-        }
-        let Device { is_up, is_training, requests: here, .. } = &mut self.devices[device];
-        assert!(!*is_training, "STEP-2: device {device} trains");
-        if *is_up {
-            here.extend(requests);
-            assert!(here.len() <= self.size.slots_max, "STEP-2: device {device} has no room");
-        }
-    }
-
-    fn check(&self) {
-        let Some(trainer) = self.machine.trainer() else { return };
-        let is_decoding = (0..self.devices.len()).any(|other| other != trainer && self.machine.held(other) > 0);
-        let is_stopping = self.devices[trainer].is_stopping || !self.devices[trainer].is_up;
-        assert!(is_stopping || (is_decoding && self.machine.waiting() == 0), "STEP-5");
-        // Of a lost device the machine may not have heard.
-        let is_known = |d: usize| self.devices[d].is_up && !self.losses.contains(&d);
-        let may_lend = |d: usize| is_known(d) && self.machine.held(d) >= 2 && self.devices[d].asked.is_empty();
-        let is_wanted = self.gain >= GAIN_MIN && (0..self.devices.len()).any(may_lend);
-        assert!(is_stopping || !is_wanted, "STEP-5: an answer could be lent");
-    }
-
-    fn report(&mut self, device: usize) {
-        let Device { epoch, is_up, .. } = self.devices[device];
-        if is_up {
-            self.tell(Event::DeviceReady { device, epoch });
-        }
-    }
-
-    fn finish(&mut self, device: usize, pick: usize) {
-        let requests = self.devices[device].requests.len();
-        if !self.devices[device].is_up || requests == 0 {
-            return;
-        }
-        let request = self.devices[device].requests.remove(pick % requests);
-        assert!(!self.ended.contains(&request), "STEP-1: {request:?} ended twice");
-        self.ended.push(request);
-        self.tell(Event::Ended { device, epoch: self.devices[device].epoch, request });
-    }
-
-    fn lend(&mut self, device: usize) {
-        let Device { is_up: true, epoch, requests, asked, .. } = &mut self.devices[device] else { return };
-        let Some(loan) = asked.pop() else { return };
-        let away = requests.split_off(requests.len().div_ceil(2));
-        let epoch = *epoch;
-        self.lent.insert(loan, away.clone());
-        self.tell(Event::Lent { device, epoch, loan, requests: away });
-    }
-
-    fn score(&mut self, pick: usize) {
-        if !self.unscored.is_empty() {
-            let group = self.unscored.remove(pick % self.unscored.len());
-            self.scored += 1;
-            self.tell(Event::Scored { group });
-        }
-    }
-
-    fn stop(&mut self, device: usize) {
-        let Device { epoch, is_up, is_training, training, .. } = self.devices[device];
-        if is_up && is_training {
-            (self.devices[device].is_training, self.devices[device].is_stopping) = (false, false);
-            self.tell(Event::DrafterStopped { device, epoch, training });
-        }
-    }
-
-    fn kill(&mut self, device: usize) {
-        if self.devices[device].is_up {
-            let epoch = self.devices[device].epoch + 1;
-            self.devices[device] = Device { epoch, ..Device::default() };
-            self.losses.push(device);
-        }
-    }
-
-    fn tell_loss(&mut self) {
-        if let Some(device) = self.losses.pop() {
-            self.tell(Event::DeviceLost { device });
-        }
-    }
-
-    fn restart(&mut self, device: usize) {
-        if !self.devices[device].is_up && !self.losses.contains(&device) {
-            self.devices[device].is_up = true;
-            self.tell(Event::DeviceRestarted { device, epoch: self.devices[device].epoch });
-        }
-    }
-
-    fn act(&mut self, action: u8, device: usize, pick: usize) {
-        let device = device % self.devices.len();
-        match action {
-            0..=2 => self.report(device),
-            3..=6 => self.finish(device, pick),
-            7..=8 => self.score(pick),
-            9..=10 if self.devices[device].is_stopping => self.stop(device),
-            11 => self.stop(device),
-            12 => self.kill(device),
-            13 => self.tell_loss(),
-            14..=15 => self.restart(device),
-            16 if !self.told.is_empty() => self.tell(self.told[pick % self.told.len()].clone()),
-            17..=18 => self.lend(device),
-            _ => {}
-        }
-    }
-
-    /// Everyone answers and comes back.
-    fn settle(&mut self) {
-        for _ in 0..=3 * self.size.groups * self.size.samples {
-            for device in 0..self.devices.len() {
-                self.tell_loss();
-                self.restart(device);
-                self.report(device);
-                self.lend(device);
-                if self.devices[device].is_stopping {
-                    self.stop(device);
-                }
-                self.finish(device, 0);
-                self.score(0);
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn step_1_to_9(
-        (groups, samples, devices, spare) in (1usize..8, 1usize..4, 1usize..5, 0usize..5),
-        gain in prop::sample::select(vec![1.0, 1.1, 2.0]),
-        actions in prop::collection::vec((0u8..19, 0usize..5, any::<usize>()), 0..150),
-    ) {
-        let mut room = Room::new(Size { groups, samples, devices, slots_max: samples + spare }, gain);
-        for (action, device, pick) in actions {
-            room.act(action, device, pick);
-        }
-        room.settle();
-        prop_assert_eq!(room.updates, 1);
-        prop_assert!(room.machine.is_update_started());
-    }
 }
