@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Borrow { rollout: Arc<Rollout>, loan: u64 },
     /// Train the drafter until told to stop.
     TrainDrafter { rollout: Arc<Rollout>, training: u64 },
-    /// Stop training the drafter, within a kernel.
+    /// Stop training the drafter, within a kernel or a step of its optimiser.
     Preempt,
     /// Compute a micro-batch.
     Compute { update: Arc<Update>, part: usize },
@@ -71,7 +71,7 @@ pub struct Fault {
     pub cycle: u64,
 }
 
-/// Handle of an engine. Dropping it ends the thread after its current cycle.
+/// Handle of an engine. Dropping it ends the thread after its current cycle, or within a kernel of drafter training.
 pub(crate) struct Engine {
     commands: Sender<Command>,
     /// Commands that the thread has not taken.
@@ -122,6 +122,12 @@ impl Engine {
         // Before the command itself: the thread spends a moment looking for it at most.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
     }
 }
 

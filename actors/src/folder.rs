@@ -122,7 +122,8 @@ impl RunFolder {
         (experience, errors)
     }
 
-    fn habits(&self, name: &str) -> Result<Option<Habits>> {
+    /// Reads the habits of a checkpoint, if it has any.
+    pub(crate) fn habits(&self, name: &str) -> Result<Option<Habits>> {
         let hashes = self.hashes(name)?;
         let Some(hash) = hashes.get(HABITS) else { return Ok(None) };
         let path = self.checkpoint(name).join(HABITS);

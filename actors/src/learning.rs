@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::Vocabulary;
@@ -21,6 +22,10 @@ const DRAWS: u32 = 6;
 const FIRST_AFTER: u32 = 8;
 /// Steps after which another level is learned: what is said from a bad guess teaches nothing, and costs as much.
 const LEVEL_AFTER: u32 = 400;
+/// Tokens of the shortest windows that are made of longer ones.
+const WINDOW_MIN: usize = 64;
+/// Between two looks at what another device finds out.
+const A_MOMENT: Duration = Duration::from_micros(200);
 
 /// The learner of a drafter, and what becomes of its versions.
 pub(crate) struct Learning {
@@ -42,6 +47,11 @@ pub(crate) struct Learning {
     exam: Option<Exam>,
     /// Who reads an exam, if anybody does: a lost device leaves none behind.
     examiner: Weak<()>,
+    /// Levels that are learned from the start, beside the first.
+    head_start: u32,
+    /// Devices that learn, and what one of them found out for all.
+    at_work: usize,
+    is_worth_it: Option<bool>,
 }
 
 /// What an opportunity to learn was used for.
@@ -70,6 +80,7 @@ pub(crate) struct Lesson<'a> {
 struct Exam {
     windows: Vec<Window>,
     shape: DrafterShape,
+    levels: usize,
     /// The version in use, and the newest one, if it is to be scored.
     published: Option<Published>,
     newest: Option<Weights>,
@@ -89,13 +100,13 @@ impl Exam {
     fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let is_over = self.read_in_use(lesson, stop)?;
         let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
-        self.by_newest.go_on((newest, self.shape), &self.windows, lesson, stop)
+        self.by_newest.go_on((newest, self.shape, self.levels), &self.windows, lesson, stop)
     }
 
     /// The same with the version in use alone.
     fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let Some(published) = &self.published else { return Ok(true) };
-        self.by_in_use.go_on((&published.weights, self.shape), &self.windows, lesson, stop)
+        self.by_in_use.go_on((&published.weights, self.shape, self.levels), &self.windows, lesson, stop)
     }
 }
 
@@ -103,7 +114,7 @@ impl Paper {
     /// Goes on with a version's paper; whether it is complete.
     fn go_on(
         &mut self,
-        (weights, shape): (&Weights, DrafterShape),
+        version: (&Weights, DrafterShape, usize),
         windows: &[Window],
         lesson: &Lesson<'_>,
         stop: &mut dyn FnMut() -> bool,
@@ -113,10 +124,9 @@ impl Paper {
                 return Ok(false);
             }
             let one = std::slice::from_ref(window);
-            let guesses = guess(lesson.pool, lesson.vocabulary, (weights, shape), one, lesson.temperature)?;
+            let guesses = guess(lesson.pool, lesson.vocabulary, version, one, lesson.temperature)?;
             let Some(guesses) = guesses else { continue };
-            self.guesses.right.extend(guesses.right);
-            self.guesses.among_three += guesses.among_three;
+            self.guesses.extend(guesses);
             self.read += 1;
         }
         Ok(true)
@@ -135,6 +145,9 @@ impl Learning {
         // One of another shape is as good as none.
         let config = target.config();
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, training.lr).ok());
+        // Weights from elsewhere have learned; an earlier learner knows how much.
+        let is_taught = earlier.is_none() && published.is_some();
+        let head_start = if is_taught { u32::try_from(training.levels).unwrap_or(u32::MAX) } else { 0 };
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
             (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr),
@@ -155,6 +168,9 @@ impl Learning {
             is_due: false,
             exam: None,
             examiner: Weak::new(),
+            head_start,
+            at_work: 0,
+            is_worth_it: None,
         })
     }
 
@@ -180,18 +196,17 @@ impl Learning {
             has_stopped
         };
         let mut learned = Learned::default();
+        lock(learning).at_work += 1;
+        let _leaving = Leaving(learning);
         if !Self::is_worth_it(learning, lesson, stop)? {
             return Ok(learned);
         }
         while !stop() {
-            let task = lock(learning).next(lesson.speculator);
+            let task = lock(learning).next(lesson, &mut learned);
             match task {
                 Task::Read(window, reader) => {
-                    let one = std::slice::from_ref(&window);
-                    match reader.read(lesson.pool, lesson.vocabulary, one)? {
-                        Some(reading) => lock(learning).take_in(reading, lesson, &mut learned),
-                        None => lock(learning).pending.push(window),
-                    }
+                    let reading = reader.read(lesson.pool, lesson.vocabulary, std::slice::from_ref(&window))?;
+                    lock(learning).take_in(window, reading);
                 }
                 Task::Examine(mut exam, examiner) => {
                     let is_over = exam.read(lesson, stop)?;
@@ -208,28 +223,42 @@ impl Learning {
         Ok(learned)
     }
 
-    /// What a device is to do next.
-    fn next(&mut self, speculator: &Speculator) -> Task {
+    /// What a device is to do next. A step comes first that is due: a device that is waited for does not come here.
+    fn next(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> Task {
+        let speculator = lesson.speculator;
+        self.step(lesson, learned);
         if self.is_due && !self.is_examined() {
-            let mut exam = self.exam.take().unwrap_or_else(|| self.new_exam(speculator));
+            let (mut exam, examiner) = self.begin_exam(speculator);
             exam.newest.get_or_insert_with(|| self.learner.weights().clone());
-            let examiner = Arc::default();
-            self.examiner = Arc::downgrade(&examiner);
             return Task::Examine(exam, examiner);
         }
         if self.pending.is_empty() {
-            let grown = 1 + (self.learner.steps() / LEVEL_AFTER) as usize;
-            self.learner.set_levels(grown.min(self.training.levels));
+            let grown = self.head_start + self.learner.steps() / LEVEL_AFTER;
+            self.learner.set_levels(self.training.levels.min(1 + grown as usize));
             self.pending = self.draw(speculator);
-            self.begun.push_back(self.pending.len());
+            // Of an empty buffer nothing is begun.
+            self.begun.extend(Some(self.pending.len()).filter(|windows| *windows > 0));
         }
         self.pending.pop().map_or(Task::Rest, |window| Task::Read(window, self.learner.reader()))
     }
 
-    /// Takes in a window; a step follows once there are as many as in the micro-batch that was begun first, whichever they are.
-    fn take_in(&mut self, reading: Reading, lesson: &Lesson<'_>, learned: &mut Learned) {
-        self.learner.add(reading);
-        self.read += 1;
+    /// Takes in a window that was read, or takes it back. One that was interrupted is halved: there may never be time for all of it.
+    fn take_in(&mut self, window: Window, reading: Option<Reading>) {
+        match reading {
+            Some(reading) => {
+                self.learner.add(reading);
+                self.read += 1;
+            }
+            None if window.size() >= 2 * WINDOW_MIN => {
+                self.pending.extend(window.halves());
+                self.begun.iter_mut().rev().take(1).for_each(|windows| *windows += 1);
+            }
+            None => self.pending.push(window),
+        }
+    }
+
+    /// A step, once there are as many windows as in the micro-batch that was begun first, whichever they are.
+    fn step(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) {
         let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return };
         self.begun.pop_front();
         self.read -= windows;
@@ -250,30 +279,66 @@ impl Learning {
     }
 
     /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
-    /// short for that is used up by it.
+    /// short for that is used up by it. One device finds out for all that are at work.
     fn is_worth_it(learning: &Mutex<Self>, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let mut held = lock(learning);
-        if !held.publication.has_settled() || lesson.speculator.version() == 0 {
-            return Ok(held.publication.takes(None));
+        loop {
+            let mut held = lock(learning);
+            if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
+                held.is_worth_it = Some(held.publication.takes(None));
+            }
+            if let Some(is_worth_it) = held.is_worth_it {
+                return Ok(is_worth_it);
+            }
+            if !held.is_examined() {
+                let (exam, examiner) = held.begin_exam(lesson.speculator);
+                drop(held);
+                return Self::has_moved_on(learning, (exam, examiner), lesson, stop);
+            }
+            drop(held);
+            if stop() {
+                return Ok(false);
+            }
+            std::thread::sleep(A_MOMENT);
         }
-        let mut exam = held.exam.take().unwrap_or_else(|| held.new_exam(lesson.speculator));
-        drop(held);
-        let is_over = exam.read_in_use(lesson, stop)?;
-        let mut held = lock(learning);
-        let guesses = &exam.by_in_use.guesses;
-        let right = guesses.right.iter().filter(|right| **right).count();
-        let share = (guesses.right.len() >= GUESSES_MIN).then(|| share(right, guesses));
-        // A newer version that waits for its score goes on with the same exam.
-        held.exam = (!is_over || held.is_due).then_some(exam);
-        Ok(is_over && held.publication.takes(share))
     }
 
-    /// Held-out answers for the version in use and another one.
-    fn new_exam(&self, speculator: &Speculator) -> Exam {
-        let windows = lock(&speculator.buffer).held_out(self.training.tokens_max);
-        let published = speculator.published();
-        let (newest, by_in_use, by_newest) = Default::default();
-        Exam { windows, shape: self.shape, published, newest, by_in_use, by_newest }
+    fn has_moved_on(
+        learning: &Mutex<Self>,
+        (mut exam, examiner): (Exam, Arc<()>),
+        lesson: &Lesson<'_>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        let is_over = exam.read_in_use(lesson, stop)?;
+        let mut held = lock(learning);
+        drop(examiner);
+        let guesses = &exam.by_in_use.guesses.right;
+        let right = guesses.iter().filter(|right| **right).count();
+        let share = (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()));
+        // A newer version that waits for its score goes on with the same exam.
+        held.exam = (!is_over || held.is_due).then_some(exam);
+        if !is_over {
+            return Ok(false);
+        }
+        let takes = held.publication.takes(share);
+        held.is_worth_it = Some(takes);
+        Ok(takes)
+    }
+
+    /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
+    fn begin_exam(&mut self, speculator: &Speculator) -> (Exam, Arc<()>) {
+        let version = speculator.version();
+        let earlier = self.exam.take().filter(|exam| exam.published.as_ref().map_or(0, |p| p.version) == version);
+        let exam = earlier.unwrap_or_else(|| {
+            // Anything is better than nothing to draft with: the first version need not show what it knows.
+            let held_out = || lock(&speculator.buffer).held_out(self.training.tokens_max);
+            let windows = if version > 0 { held_out() } else { Vec::new() };
+            let (newest, by_in_use, by_newest) = Default::default();
+            let (shape, levels) = (self.shape, self.training.levels);
+            Exam { windows, shape, levels, published: speculator.published(), newest, by_in_use, by_newest }
+        });
+        let examiner = Arc::default();
+        self.examiner = Arc::downgrade(&examiner);
+        (exam, examiner)
     }
 
     /// The windows of the next micro-batch.
@@ -293,8 +358,9 @@ impl Learning {
         self.is_due = false;
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
-        if duel.guesses >= GUESSES_MIN {
-            learned.held_out = Some((share(duel.right, &newest), share(newest.among_three, &newest)));
+        let [guesses, right, among_three] = newest.first;
+        if guesses >= GUESSES_MIN {
+            learned.held_out = Some((share(right, guesses), share(among_three, guesses)));
         }
         match self.publication.judge(duel) {
             Verdict::Publish => speculator.publish(&weights),
@@ -319,8 +385,20 @@ enum Task {
     Rest,
 }
 
-fn share(count: usize, guesses: &Guesses) -> f64 {
-    count as f64 / guesses.right.len().max(1) as f64
+/// A device at work; it leaves also when it is lost.
+struct Leaving<'a>(&'a Mutex<Learning>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut learning = lock(self.0);
+        learning.at_work -= 1;
+        // The next one to come is another opportunity.
+        learning.is_worth_it = learning.is_worth_it.filter(|_| learning.at_work > 0);
+    }
+}
+
+fn share(count: usize, of: usize) -> f64 {
+    count as f64 / of.max(1) as f64
 }
 
 #[cfg(test)]

@@ -166,12 +166,17 @@ impl Solo {
     pub fn of_run(dir: &Path, threads: usize) -> Result<Self> {
         let state = inspect(dir)?;
         let Some(plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
-        let (job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
+        let (mut job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
         let Some(name) = state.checkpoint else {
             let weights = Arc::new(job.initial.clone());
             return Self::of(job, weights, None, threads);
         };
         let checkpoint = folder.read(&name, &job.initial)?;
+        // What the run drafts is what it has seen.
+        let habits = folder.habits(&name).ok().flatten();
+        if let Some(habits) = habits.filter(|habits| habits.seen.len() == job.seen.len()) {
+            job.seen = habits.seen;
+        }
         let drafter = match run::drafter_layout(&job)? {
             Some(like) => folder.drafter(&name, &like)?,
             None => None,

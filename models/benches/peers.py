@@ -1,4 +1,5 @@
-"""The same work by peers, for the tables of LOG.md: llama.cpp decoding and a torch training step, on SmolLM2-135M.
+"""The same work by peers, for the tables of LOG.md: decoding by llama.cpp and transformers, and a torch training step, on
+SmolLM2-135M.
 
     python3 -m venv target/peers && target/peers/bin/pip install xllamacpp gguf numpy torch transformers
     target/peers/bin/python models/benches/peers.py
@@ -76,17 +77,43 @@ def llama(path, batch, threads=1, tokens=48):
     return batch * tokens / (long - short)
 
 
+def smollm2():
+    """A model of SmolLM2-135M's shape; its weights do not matter for speed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+    ))
+
+
+def transformers(batch, kind, threads=2, tokens=48):
+    """Tokens a second of `generate`, sampled at T = 1, of `batch` prompts of 100 tokens."""
+    import torch
+
+    torch.set_num_threads(threads)
+    model = smollm2().to(torch.bfloat16 if kind == "bf16" else torch.float32).eval()
+    ids = torch.randint(1, 40_000, (batch, 100))
+
+    def run(count):
+        began = time.time()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, pad_token_id=0,
+            min_new_tokens=count, max_new_tokens=count,
+        )
+        return time.time() - began
+
+    run(2)
+    # The difference of two lengths is decoding alone; the best of three, since others use the machine too.
+    return max(batch * tokens / (run(8 + tokens) - run(8)) for _ in range(3))
+
+
 def torch_step(rows=8, length=256, threads=2):
     """Tokens a second of forward, backward and AdamW in eager f32."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(threads)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
+    model = smollm2()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     ids = torch.randint(0, 49152, (rows, length))
     best = 0.0
@@ -110,6 +137,11 @@ def main():
     if "torch" in sys.argv[1:] or len(sys.argv) == 1:
         figures["torch eager f32, training step of 8 x 256, 2 threads, tokens/s"] = torch_step()
         figures["torch peak memory, GB"] = peak_gb()
+    if "transformers" in sys.argv[1:] or len(sys.argv) == 1:
+        for kind in ["bf16", "f32"]:
+            for batch in [1, 8, 32]:
+                name = f"transformers {kind}, generate, 2 threads, batch {batch}, tokens/s"
+                figures[name] = transformers(batch, kind)
     if "llama" in sys.argv[1:] or len(sys.argv) == 1:
         source = next(f for f in glob.glob(os.path.join(FOLDER, "*.gguf")) if "Q4_1" in f)
         for kind in ["bf16", "f32"]:

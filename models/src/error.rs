@@ -27,7 +27,9 @@ pub enum Error {
         tokens_max: usize,
     },
     /// An EAGLE-3 drafter whose taps an engine cannot tell apart.
-    #[error("engines read an EAGLE-3 drafter of a target of 4 layers or more; this one has {layers}")]
+    #[error(
+        "engines cannot tell the layers apart that an EAGLE-3 drafter of a target of {layers} layers reads; it takes 4, or write it for Taper"
+    )]
     TooFewLayers {
         /// Layers of the target.
         layers: usize,

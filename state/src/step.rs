@@ -143,7 +143,7 @@ pub enum Effect {
         /// Number of this training in the step, so that an answer told twice does not end a later one.
         training: u64,
     },
-    /// Stop that, within one micro-batch.
+    /// Stop that, within a kernel.
     PreemptDrafter {
         /// On this device.
         device: usize,
@@ -155,7 +155,7 @@ pub enum Effect {
 /// How many times faster the rest of so many answers must go if another device takes half of them, for a device that could train
 /// the drafter instead: that is of use for later steps too.
 const GAIN_MIN: f64 = 1.2;
-/// The same for a device that has nothing else to do: more than noise.
+/// The same for a device that has nothing else to do, or could train only beside others: more than noise.
 const GAIN_MIN_IDLE: f64 = 1.05;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,12 +342,10 @@ impl StepMachine {
     }
 
     fn stop(&mut self, device: usize, epoch: u64, training: u64) {
+        let is_current = self.is_current(device, epoch);
         let seat = &mut self.seats[device];
         let is_by_itself = seat.training == Training::On { number: training };
-        if seat.is_up
-            && seat.epoch == epoch
-            && (is_by_itself || seat.training == Training::Stopping { number: training })
-        {
+        if is_current && (is_by_itself || seat.training == Training::Stopping { number: training }) {
             seat.training = Training::Off;
             // A drafter that stopped by itself has learned enough in this step.
             self.idle.training &= !is_by_itself;

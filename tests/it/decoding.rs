@@ -91,3 +91,38 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     );
     assert!(refusal(&["export", text(folder.path()), "--drafter", "vllm"]).contains("holds no run"));
 }
+
+/// On three devices, of which two may train at the same time.
+#[test]
+fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, speculation: &str| {
+        let speculation = format!("speculation: ({speculation}),\n    devices:");
+        let file = workflow(folder.path(), |w| {
+            w.replace("layers: 2", "layers: 4").replace("cpu: 2", "cpu: 3").replace("devices:", &speculation)
+        });
+        let dir = folder.path().join(name);
+        (["run".to_owned(), text(&file).into(), "--out".into(), text(&dir).into()], dir)
+    };
+    let go = |(arguments, dir): ([String; 4], std::path::PathBuf)| {
+        completed(&arguments.each_ref().map(String::as_str));
+        dir
+    };
+    let dir = go(run("learns", "drafters: [Eagle3(ffn: 48), Suffix()], training: (publish_every: 1), lending: false"));
+    let learned = report(&dir);
+    assert!(learned.history.iter().any(|m| m.drafter_batches > 0 && m.drafter_version > 1));
+    for engine in ["sglang", "vllm", "taper"] {
+        let found = json(&["export", text(&dir), "--drafter", engine, "--json"]);
+        assert_eq!(found["drafter"]["accept_length_folder"], found["drafter"]["accept_length_run"], "{engine}");
+    }
+    let plain = report(&go(run("plain", "controller: Off")));
+    assert_eq!(plain.weights_sha256, learned.weights_sha256);
+    let other = go(run("other", "drafters: [Eagle3(ffn: 48, weights: \"learns/drafter-vllm\")], training: None"));
+    let other = report(&other);
+    assert_eq!(other.weights_sha256, learned.weights_sha256);
+    assert!(other.history.iter().any(|m| m.learned_accept_length > 0.0), "it drafts without training");
+    // Written down as the other kind.
+    let (arguments, _) = run("wrong", "drafters: [Eagle(ffn: 48, weights: \"learns/drafter-vllm\")], training: None");
+    let refused = refusal(&arguments.each_ref().map(String::as_str));
+    assert!(refused.contains("is an `Eagle3` where the workflow says `Eagle`"), "{refused}");
+}

@@ -15,16 +15,26 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// Groups of four answers of about the longest allowed length.
 fn rollout(groups: usize) -> Arc<Rollout> {
+    let suffix = plan::Drafter::Suffix { match_min: 1, match_max: 8 };
+    rollout_with(groups, (suffix, None), models::Hidden::Nothing)
+}
+
+fn rollout_with(
+    groups: usize,
+    (drafter, training): (plan::Drafter, Option<plan::DrafterTraining>),
+    hidden: models::Hidden,
+) -> Arc<Rollout> {
     let shape = TinyShape { hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64, positions_max: 260 };
     let config = Config::tiny(&shape).unwrap();
     let weights = Weights::random(&config, 3).unwrap();
     let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
     let speculation = Speculation {
-        drafters: vec![plan::Drafter::Suffix { match_min: 1, match_max: 8 }],
+        drafters: vec![drafter],
         controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
-        training: None,
+        training,
         lending: true,
     };
+    let teaches = speculation.training.is_some();
     let seen = vec![0; config.vocab];
     let speculator = Arc::new(Speculator::new(&speculation, 3, Experience::default(), seen));
     let group = |i: u32| {
@@ -33,15 +43,8 @@ fn rollout(groups: usize) -> Arc<Rollout> {
         Group { problem, prompt: vec![1, 2, i], noise: (0..4).map(noise).collect() }
     };
     let groups = (0..groups as u32).map(group).collect();
-    let decoding = Decoding {
-        temperature: 1.0,
-        top_p: 1.0,
-        tokens_max: 250,
-        eos: Vec::new(),
-        stop: None,
-        hidden: models::Hidden::Nothing,
-    };
-    Arc::new(Rollout::new(1, target, decoding, groups, (speculator, false)))
+    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 250, eos: Vec::new(), stop: None, hidden };
+    Arc::new(Rollout::new(1, target, decoding, groups, (speculator, teaches)))
 }
 
 fn engine(name: &str) -> (Engine, Receiver<Report>) {
@@ -103,4 +106,47 @@ fn a_device_without_answers_has_none_to_lend() {
     assert_eq!(ended(&reports, 4).len(), 4);
     lender.send(Command::Lend { rollout: shared, loan: 2 });
     assert_eq!(reports.recv_timeout(WAIT).unwrap(), Report::Lent { rollout: 1, loan: 2, answers: Vec::new() });
+}
+
+/// Commands come between kernels of the training, and what was begun goes on the next time.
+#[test]
+fn training_gives_way_and_goes_on() {
+    let shape = plan::DrafterShape::eagle(32);
+    let drafter = plan::Drafter::Learned { shape, weights: None };
+    let training =
+        plan::DrafterTraining { lr: 1e-3, tokens_max: 512, levels: 3, publish_every: 4, buffer_tokens_max: 1 << 14 };
+    let rollout = rollout_with(3, (drafter, Some(training)), models::Hidden::Last);
+    let (engine, reports) = engine("trainer");
+    let train = |training| engine.send(Command::TrainDrafter { rollout: rollout.clone(), training });
+    let stopped = || loop {
+        match reports.recv_timeout(WAIT).unwrap() {
+            Report::DrafterStopped { training } => break training,
+            Report::Ended { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    decode(&engine, &rollout, 0);
+    assert_eq!(ended(&reports, 4).len(), 4);
+    let (mut number, mut batches) = (0, Vec::new());
+    while batches.last().is_none_or(|batches| *batches < 12) {
+        number += 1;
+        train(number);
+        std::thread::sleep(Duration::from_millis(number % 7));
+        engine.send(Command::Preempt);
+        assert_eq!(stopped(), number);
+        batches.push(rollout.counts().training.batches);
+        assert!(number < 5_000, "it does not get on: {:?}", batches.last());
+    }
+    assert!(batches.len() > 2 && batches.is_sorted());
+    // Other work stops it too, and is done.
+    train(number + 1);
+    decode(&engine, &rollout, 1);
+    assert_eq!(stopped(), number + 1);
+    assert_eq!(ended(&reports, 4).len(), 4);
+    // Whoever lets go of a device that trains does not wait for it.
+    train(number + 2);
+    drop(engine);
+    while let Ok(report) = reports.recv_timeout(WAIT) {
+        assert!(matches!(report, Report::DrafterStopped { .. }), "{report:?}");
+    }
 }

@@ -144,13 +144,13 @@ fn versions_come_when_they_are_due_and_guess_better() {
             learned = Learned { held_out: now.held_out.or(learned.held_out), ..now };
             looks += 1;
         }
-        learned.held_out.unwrap().0
+        learned.held_out
     };
-    // Nothing to draft with is worse than a young drafter.
-    let first = until(&learning, 1);
+    // Nothing to draft with is worse than a young drafter, which is not examined.
+    assert_eq!(until(&learning, 1), None);
     let steps = lock(&learning).learner.steps();
     assert!((FIRST_AFTER..FIRST_AFTER + 4).contains(&steps), "{steps} steps");
-    let last = until(&learning, 6);
+    let (first, last) = (until(&learning, 2).unwrap().0, until(&learning, 6).unwrap().0);
     assert!(lock(&learning).learner.steps() >= 5 * 64 && last > first, "{first} and {last}");
 }
 
@@ -222,9 +222,13 @@ fn an_exam_outlives_the_device_that_reads_it() {
     while !lock(&learning).is_due {
         device.teach_for(&learning, 3);
     }
-    let task = lock(&learning).next(&device.speculator);
+    let (vocabulary, mut learned) = (Vocabulary::whole(&device.target), Learned::default());
+    let lesson =
+        Lesson { speculator: &device.speculator, pool: &device.pool, vocabulary: &vocabulary, temperature: 1.0 };
+    let task = lock(&learning).next(&lesson, &mut learned);
     assert!(matches!(task, Task::Examine(..)));
-    assert!(matches!(lock(&learning).next(&device.speculator), Task::Read(..)), "one device reads it, others go on");
+    let other = lock(&learning).next(&lesson, &mut learned);
+    assert!(matches!(other, Task::Read(..)), "one device reads it, others go on");
     drop(task);
     let mut looks = 0;
     while device.speculator.version() == 0 && looks < 1_000 {
@@ -232,4 +236,79 @@ fn an_exam_outlives_the_device_that_reads_it() {
         looks += 1;
     }
     assert_eq!(device.speculator.version(), 1);
+}
+
+#[test]
+fn nothing_is_begun_without_examples() {
+    let device = Device::new(16);
+    *lock(&device.speculator.buffer) = models::drafter::buffer::Buffer::new(1 << 14);
+    let learning = device.learning((None, Publication::default()));
+    for _ in 0..3 {
+        assert_eq!(device.teach_for(&learning, 5), Learned::default());
+    }
+    assert!(lock(&learning).begun.is_empty());
+    device.speculator.collect(&device.answers());
+    device.teach_for(&learning, 2);
+    let held = lock(&learning);
+    assert_eq!((held.read, held.learner.steps()), (1, 0));
+}
+
+#[test]
+fn a_taught_drafter_learns_all_levels_at_once() {
+    let mut device = Device::new(16);
+    device.speculator.plan.training.as_mut().unwrap().levels = 3;
+    let levels = |learning: &Mutex<Learning>| {
+        device.teach_for(learning, 2);
+        lock(learning).learner.levels()
+    };
+    let fresh = device.learning((None, Publication::default()));
+    assert_eq!(levels(&fresh), 1);
+    let training = device.speculator.plan.training.as_ref().unwrap();
+    let weights = lock(&fresh).learner.weights().clone();
+    let none = (None, Publication::default());
+    let taught = Mutex::new(Learning::new((&device.target, SHAPE), training, 3, Some(&weights), none).unwrap());
+    assert_eq!(levels(&taught), 3);
+    while lock(&fresh).learner.steps() < LEVEL_AFTER {
+        device.teach_for(&fresh, 200);
+    }
+    while lock(&fresh).learner.levels() < 2 {
+        device.teach_for(&fresh, 6);
+    }
+    assert!(lock(&fresh).learner.steps() <= LEVEL_AFTER + 60);
+}
+
+#[test]
+fn one_device_finds_out_for_all_whether_to_learn() {
+    let device = Device::new(8);
+    let learning = device.learning((None, Publication::default()));
+    while device.speculator.version() == 0 {
+        device.teach_for(&learning, 8);
+    }
+    // Versions that get no better.
+    let settle = |publication: &mut Publication| {
+        let right: Vec<bool> = (0..1_000).map(|i| i % 2 == 0).collect();
+        while !publication.has_settled() {
+            let _ = publication.judge(Duel::of(&right, Some(&right)));
+        }
+    };
+    settle(&mut lock(&learning).publication);
+    let vocabulary = Vocabulary::whole(&device.target);
+    let barrier = std::sync::Barrier::new(3);
+    let learn = &|| {
+        let pool = Pool::default();
+        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, temperature: 1.0 };
+        barrier.wait();
+        let mut looks = 0;
+        Learning::is_worth_it(&learning, &lesson, &mut || {
+            looks += 1;
+            looks > 100_000
+        })
+        .unwrap()
+    };
+    let found: Vec<bool> = std::thread::scope(|scope| {
+        let devices = [0; 3].map(|_| scope.spawn(learn));
+        devices.into_iter().map(|device| device.join().unwrap()).collect()
+    });
+    assert_eq!(Some(found[0]), lock(&learning).is_worth_it);
+    assert!(found.iter().all(|is| *is == found[0]), "{found:?}");
 }

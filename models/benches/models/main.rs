@@ -242,12 +242,14 @@ fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
         let weights = Weights::from_raw(&config, &loaded.weights).unwrap();
         drop(loaded);
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
-        let pool = Arc::new(Pool::default());
-        for requests in [1, 8, 32] {
-            let mut decoder = decoder(&target, requests, &pool);
-            let seconds = cycle(&mut decoder, 20, None);
-            let name = format!("SmolLM2 {storage:?}, decode, 1 thread, batch {requests}");
-            tell(rows, &name, requests as f64 / seconds, "tokens/s");
+        for threads in [1, 2] {
+            let pool = Arc::new(Pool::new(threads));
+            for requests in [1, 8, 32] {
+                let mut decoder = decoder(&target, requests, &pool);
+                let seconds = cycle(&mut decoder, 20, None);
+                let name = format!("SmolLM2 {storage:?}, decode, threads {threads}, batch {requests}");
+                tell(rows, &name, requests as f64 / seconds, "tokens/s");
+            }
         }
         step(&config, &weights, rows);
     }

@@ -34,6 +34,15 @@ pub struct Window {
 const SHORTEST: usize = 3;
 
 impl Window {
+    /// Its halves, which guess together what it guesses.
+    #[must_use]
+    pub fn halves(self) -> [Self; 2] {
+        let Range { start, end } = self.tokens;
+        let middle = start + (end - start) / 2;
+        let second = Self { example: self.example.clone(), tokens: (middle + 1).saturating_sub(SHORTEST)..end };
+        [Self { tokens: start..middle, ..self }, second]
+    }
+
     /// Tokens in it.
     #[must_use]
     pub fn size(&self) -> usize {

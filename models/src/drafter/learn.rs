@@ -33,6 +33,8 @@ pub struct Learner {
     steps: u32,
     /// For the step to come.
     sum: Reading,
+    /// How many times it has gone on from other weights.
+    generation: u64,
 }
 
 /// What windows teach: gradients and loss, summed over their guesses.
@@ -41,6 +43,8 @@ pub struct Reading {
     gradients: Gradients,
     guesses: usize,
     loss: f64,
+    /// Of the weights it was read with.
+    generation: u64,
 }
 
 /// Reads windows with one version of the weights, apart from the learner: several devices may read at the same time.
@@ -50,6 +54,7 @@ pub struct Reader {
     shape: DrafterShape,
     levels: usize,
     weights: Weights,
+    generation: u64,
 }
 
 impl Reader {
@@ -58,15 +63,18 @@ impl Reader {
     /// # Errors
     /// If the weights are of another layout.
     pub fn read(&self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<Option<Reading>> {
-        let batch = Batch::new(windows, &self.target, self.shape, self.levels);
-        if batch.guesses() == 0 {
-            return Ok(Some(Reading::default()));
-        }
         let network = Network::new(&self.target, self.shape, &self.weights)?;
-        let mut gradients = self.weights.zeros();
-        let whole = (vocabulary, self.shape.network);
-        let loss = pool.interruptibly(|| loss::gradient(pool, &batch, &network, whole, &mut gradients));
-        Ok(loss.map(|loss| Reading { gradients, guesses: batch.guesses(), loss }))
+        Ok(pool.interruptibly(|| {
+            let batch = Batch::new(windows, &self.target, self.shape, self.levels);
+            let (mut gradients, guesses) = (Gradients::new(), batch.guesses());
+            if guesses == 0 || pool.is_interrupted() {
+                return Reading { generation: self.generation, ..Reading::default() };
+            }
+            gradients.extend(self.weights.zeros());
+            let whole = (vocabulary, self.shape.network);
+            let loss = loss::gradient(pool, &batch, &network, whole, &mut gradients);
+            Reading { gradients, guesses, loss, generation: self.generation }
+        }))
     }
 }
 
@@ -83,12 +91,18 @@ impl Learner {
             schedule: Schedule::Constant,
         };
         let (target, adam) = (target.clone(), AdamW::new(&weights));
-        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Reading::default() }
+        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Reading::default(), generation: 0 }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
     pub fn set_levels(&mut self, levels: usize) {
         self.levels = levels.max(1);
+    }
+
+    /// Guesses of each token that it learns.
+    #[must_use]
+    pub fn levels(&self) -> usize {
+        self.levels
     }
 
     /// [`Learner::set_levels`] from the start.
@@ -124,6 +138,7 @@ impl Learner {
     pub fn restart(&mut self, weights: Weights) {
         self.adam = AdamW::new(&weights);
         (self.weights, self.sum) = (weights, Reading::default());
+        self.generation += 1;
     }
 
     /// Weights, moments and steps, as a checkpoint keeps them: numbers by name.
@@ -162,11 +177,12 @@ impl Learner {
     /// Reads windows with the weights so far.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        let Self { target, shape, levels, weights, .. } = self;
-        Reader { target: target.clone(), shape: *shape, levels: *levels, weights: weights.clone() }
+        let Self { target, shape, levels, weights, generation, .. } = self;
+        let (target, weights) = (target.clone(), weights.clone());
+        Reader { target, shape: *shape, levels: *levels, weights, generation: *generation }
     }
 
-    /// Some windows and one step of the optimiser; returns the loss. A loss that is not finite changes nothing, and neither do
+    /// Some windows and one step of the optimiser; returns the loss. A loss that is not finite changes no weight, and neither do
     /// windows without a token of an answer, whose loss is 0.
     ///
     /// # Errors
@@ -179,9 +195,10 @@ impl Learner {
     }
 
     /// Takes in what was read for the next step, which but for rounding is the same however its windows are spread over readings.
+    /// What was read before it went on from other weights is left out.
     pub fn add(&mut self, reading: Reading) {
-        let Reading { gradients, guesses, loss } = reading;
-        if guesses == 0 {
+        let Reading { gradients, guesses, loss, generation } = reading;
+        if guesses == 0 || generation != self.generation {
             return;
         }
         if self.sum.guesses == 0 {
@@ -198,17 +215,15 @@ impl Learner {
     /// One step of the optimiser on what was read since the last one; returns the loss of a guess.
     pub fn step(&mut self, pool: &Pool) -> f64 {
         self.steps = self.steps.wrapping_add(1);
-        let Reading { gradients, guesses, loss } = &mut self.sum;
-        if *guesses == 0 {
+        let Reading { mut gradients, guesses, loss, .. } = std::mem::take(&mut self.sum);
+        if guesses == 0 {
             return 0.0;
         }
-        let (mean, scale) = (*loss / *guesses as f64, 1.0 / *guesses as f32);
-        gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
+        let (mean, scale) = (loss / guesses as f64, 1.0 / guesses as f32);
         if mean.is_finite() {
-            let sum = std::mem::take(gradients);
-            self.weights = self.adam.step(pool, &self.weights, sum, &self.optimizer, self.optimizer.lr).0;
+            gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
+            self.weights = self.adam.step(pool, &self.weights, gradients, &self.optimizer, self.optimizer.lr).0;
         }
-        (*guesses, *loss) = (0, 0.0);
         mean
     }
 }
@@ -216,48 +231,76 @@ impl Learner {
 /// What one version of a drafter makes of held-out answers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guesses {
-    /// For each token whether it was the drafter's first choice.
+    /// For each token, level by level, whether it and all before it at earlier levels were the drafter's first choices: together as
+    /// many as a draft would have right.
     pub right: Vec<bool>,
-    /// Tokens that were among its first three.
-    pub among_three: usize,
+    /// Tokens guessed from true hidden states, those of them that were its first choice, and those among its first three.
+    pub first: [usize; 3],
 }
 
-/// Guesses each token of the windows' answers from the true tokens and hidden states before it, with the noise it was drawn
-/// with; nothing if the pool was interrupted.
+impl Guesses {
+    /// Takes in those of other windows.
+    pub fn extend(&mut self, other: Self) {
+        self.right.extend(other.right);
+        self.first.iter_mut().zip(other.first).for_each(|(sum, own)| *sum += own);
+    }
+}
+
+/// Guesses the tokens of the windows' answers, so many ahead of each, with the noise they were drawn with: what a draft would guess
+/// that has been right so far. Nothing if the pool was interrupted.
 ///
 /// # Errors
 /// If the weights are of another layout.
 pub fn guess(
     pool: &Pool,
     vocabulary: &Vocabulary,
-    (weights, shape): (&Weights, DrafterShape),
+    (weights, shape, levels): (&Weights, DrafterShape, usize),
     windows: &[Window],
     temperature: f32,
 ) -> Result<Option<Guesses>> {
     let target = vocabulary.target().config();
     let network = Network::new(target, shape, weights)?;
-    let batch = Batch::new(windows, target, shape, 1);
-    if batch.guesses() == 0 {
-        return Ok(Some(Guesses::default()));
-    }
-    Ok(pool.interruptibly(|| guesses(pool, &batch, &network, vocabulary, temperature)))
+    Ok(pool.interruptibly(|| {
+        let batch = Batch::new(windows, target, shape, levels.max(1));
+        let passes = batch.forward(pool, &network, vocabulary);
+        let (mut guesses, mut right) = (Guesses::default(), batch.rows_right());
+        for (level, pass) in passes.iter().enumerate() {
+            let read = network.leave(pool, &batch.used(level, &pass.predicted));
+            level_guesses(pool, (&batch, level), vocabulary, (&read, temperature), &mut right, &mut guesses);
+        }
+        guesses
+    }))
 }
 
-fn guesses(pool: &Pool, batch: &Batch, network: &Network, vocabulary: &Vocabulary, temperature: f32) -> Guesses {
-    let (mut guesses, mut logits) = (Guesses::default(), Vec::new());
-    let passes = batch.forward(pool, network, vocabulary);
-    let read = network.leave(pool, &batch.used(0, &passes[0].predicted));
-    vocabulary.logits_into(pool, &read, &mut logits);
-    for (logits, Drawn { token, noise, position }) in logits.chunks_exact(vocabulary.size()).zip(batch.drawn(0)) {
+/// One level; `right` says of each row whether it has been right so far.
+fn level_guesses(
+    pool: &Pool,
+    (batch, level): (&Batch, usize),
+    vocabulary: &Vocabulary,
+    (read, temperature): (&[f32], f32),
+    right: &mut [bool],
+    guesses: &mut Guesses,
+) {
+    let mut logits = Vec::new();
+    vocabulary.logits_into(pool, read, &mut logits);
+    for (logits, (row, drawn)) in logits.chunks_exact(vocabulary.size()).zip(batch.drawn(level)) {
         if pool.is_interrupted() {
             break;
         }
-        let best = vocabulary.best(logits, temperature, noise, *position, 3);
-        let place = best.iter().position(|(guess, _)| guess == token);
-        guesses.right.push(place == Some(0));
-        guesses.among_three += usize::from(place.is_some());
+        let Drawn { token, noise, position } = drawn;
+        let place = if right[row] {
+            let best = vocabulary.best(logits, temperature, noise, *position, 3);
+            best.iter().position(|(guess, _)| guess == token)
+        } else {
+            None
+        };
+        right[row] = place == Some(0);
+        guesses.right.push(right[row]);
+        if level == 0 {
+            let found = [true, place == Some(0), place.is_some()];
+            guesses.first.iter_mut().zip(found).for_each(|(sum, is)| *sum += usize::from(is));
+        }
     }
-    guesses
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ pub fn export_drafter(
             value["tie_word_embeddings"] = json!(target.tied);
             joined(target, &mut tensors, layout);
         }
-        Network::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary)?,
+        Network::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
     }
     export::replaceable(folder)?;
     let partial = export::beside(folder, "partial");
@@ -102,7 +102,7 @@ pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, Draft
     raw.tensors.remove("embed_tokens.weight");
     match shape.network {
         Network::Eagle => split(&path, target.config(), &mut raw)?,
-        Network::Eagle3 => third::take_head(&path, &bytes, target, &mut raw)?,
+        Network::Eagle3 => third::take_head((&path, &bytes), &value, target, &mut raw)?,
     }
     Ok((named((target.config(), shape), &raw, &place(&path))?, shape))
 }

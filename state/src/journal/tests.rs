@@ -164,7 +164,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// Changes the store behind the journal's back.
 fn tamper(dir: &Path, change: impl FnOnce(&::sled::Db)) {
-    let db = ::sled::open(dir).unwrap();
+    // Without a thread of sled's that would hold the files for a moment longer.
+    let db = ::sled::Config::new().path(dir).flush_every_ms(None).open().unwrap();
     change(&db);
     db.flush().unwrap();
 }

@@ -90,9 +90,14 @@ impl Batch {
         self.levels[0].used.len()
     }
 
-    /// The tokens that are guessed at a level, in the order of [`Batch::used`].
-    pub(super) fn drawn(&self, level: usize) -> impl Iterator<Item = &Drawn> {
-        self.levels[level].used.iter().map(|(_, drawn)| &self.drawn[*drawn])
+    /// The rows that guess at a level, in the order of [`Batch::used`], and the tokens they guess.
+    pub(super) fn drawn(&self, level: usize) -> impl Iterator<Item = (usize, &Drawn)> {
+        self.levels[level].used.iter().map(|(row, drawn)| (*row, &self.drawn[*drawn]))
+    }
+
+    /// For each row whether all it has guessed is right, before it guesses.
+    pub(super) fn rows_right(&self) -> Vec<bool> {
+        vec![true; self.lengths.iter().sum()]
     }
 
     /// Rows in use at a level, out of all `(r, hidden)`.

@@ -1,5 +1,7 @@
 //! The loss of what a drafter says ahead, and its gradients.
 
+use std::iter::successors;
+
 use kernels::{Pool, Turned, input_gradient, softmax};
 use state::plan::Network as Kind;
 
@@ -22,17 +24,34 @@ pub(super) fn gradient(
     gradients: &mut Gradients,
 ) -> f64 {
     let mut passes = batch.forward(pool, network, vocabulary);
-    let wanted = Wanted::new(pool, batch, vocabulary, kind);
-    let (mut loss, mut weight, mut slopes) = (0.0, 1.0, Vec::new());
+    // The head runs once over the guesses of all levels.
+    let used: Vec<Vec<f32>> = passes.iter().enumerate().map(|(level, p)| batch.used(level, &p.predicted)).collect();
+    let predicted = used.concat();
+    let weights: Vec<f32> = successors(Some(1.0), |weight| Some(weight * DECAY)).take(passes.len()).collect();
+    let guesses: Vec<Guess> =
+        weights.iter().enumerate().flat_map(|(level, w)| batch.wanted(level).map(|d| (d, *w))).collect();
+    let (by_entropy, by_states) = match kind {
+        Kind::Eagle => (CROSS_ENTROPY, 1.0),
+        Kind::Eagle3 => (1.0, 0.0),
+    };
+    let mut d = vec![0.0; predicted.len()];
+    let (entropy, read) = entropy(pool, batch, vocabulary, (&network.leave(pool, &predicted), &guesses), by_entropy);
+    network.leave_backward(pool, (&predicted, &read), &mut d, gradients);
+    let regression = if by_states > 0.0 { regression(batch, &predicted, &guesses, &mut d) } else { 0.0 };
+    let (mut rest, mut slopes) = (d.as_slice(), Vec::new());
     for (level, pass) in passes.iter().enumerate() {
-        let (own, slope) = wanted.level(pool, level, weight, (network, pass), gradients);
-        loss += own;
-        slopes.push(slope);
-        weight *= std::env::var("DECAY").map_or(DECAY, |v| v.parse().unwrap());
+        let (own, later) = rest.split_at(used[level].len());
+        let mut all = vec![0.0; pass.predicted.len()];
+        batch.place(level, own, &mut all);
+        slopes.push(all);
+        rest = later;
     }
     backward(pool, batch, (network, vocabulary), &mut passes, slopes, gradients);
-    loss
+    entropy + regression
 }
+
+/// A guess: which drawn token it is to be, and its weight.
+type Guess = (usize, f32);
 
 /// From the gradients by each level's predictions, the last level first: a prediction is what the next level stands on.
 fn backward(
@@ -59,86 +78,62 @@ fn backward(
     }
 }
 
-/// What the guesses should be.
-struct Wanted<'a> {
-    batch: &'a Batch,
-    vocabulary: &'a Vocabulary,
-    kind: Kind,
-    /// Probabilities of the drafted tokens under the target, for each drawn token.
-    chances: Vec<f32>,
+/// Cross-entropy of the drafted tokens that the head reads from `read` against those that it reads from the true hidden states,
+/// and its derivative by `read`.
+fn entropy(
+    pool: &Pool,
+    batch: &Batch,
+    vocabulary: &Vocabulary,
+    (read, guesses): (&[f32], &[Guess]),
+    weight: f32,
+) -> (f64, Vec<f32>) {
+    let vocab = vocabulary.size();
+    let (mut chances, mut found, mut entropy) = (Vec::new(), Vec::new(), 0.0);
+    vocabulary.logits_into(pool, batch.last(), &mut chances);
+    for chances in chances.chunks_exact_mut(vocab) {
+        if pool.is_interrupted() {
+            break;
+        }
+        softmax(chances);
+    }
+    vocabulary.logits_into(pool, read, &mut found);
+    for (found, (drawn, own)) in found.chunks_exact_mut(vocab).zip(guesses) {
+        if pool.is_interrupted() {
+            break;
+        }
+        let (wanted, scale) = (&chances[drawn * vocab..][..vocab], weight * own);
+        // -Σ w ln softmax(l) = ln Σ exp(l) - Σ w l, and the first is what softmax took off the likeliest.
+        let (most, at) = largest(found);
+        let mean: f64 = wanted.iter().zip(&*found).map(|(w, logit)| f64::from(w * (logit - most))).sum();
+        softmax(found);
+        entropy -= f64::from(scale) * (mean + f64::from(found[at].max(f32::MIN_POSITIVE)).ln());
+        found.iter_mut().zip(wanted).for_each(|(found, wanted)| *found = (*found - wanted) * scale);
+    }
+    let mut d = vec![0.0; read.len()];
+    input_gradient(pool, &found, vocabulary.head(), &mut d, false, &mut Turned::default());
+    (entropy, d)
 }
 
-impl<'a> Wanted<'a> {
-    fn new(pool: &Pool, batch: &'a Batch, vocabulary: &'a Vocabulary, kind: Kind) -> Self {
-        let mut chances = Vec::new();
-        vocabulary.logits_into(pool, batch.last(), &mut chances);
-        chances.chunks_exact_mut(vocabulary.size()).for_each(softmax);
-        Self { batch, vocabulary, kind, chances }
-    }
+/// The largest number and its place.
+fn largest(values: &[f32]) -> (f32, usize) {
+    let pairs = values.iter().copied().zip(0..);
+    pairs.fold((f32::NEG_INFINITY, 0), |most, next| if next.0 > most.0 { next } else { most })
+}
 
-    /// A level's part of the loss, and its derivative by all its predictions.
-    fn level(
-        &self,
-        pool: &Pool,
-        level: usize,
-        weight: f32,
-        (network, pass): (&Network, &Pass),
-        gradients: &mut Gradients,
-    ) -> (f64, Vec<f32>) {
-        let predicted = self.batch.used(level, &pass.predicted);
-        let (by_entropy, by_states) = match self.kind {
-            Kind::Eagle => (
-                weight * std::env::var("CE").map_or(CROSS_ENTROPY, |v| v.parse().unwrap()),
-                weight * std::env::var("REG").map_or(1.0, |v| v.parse().unwrap()),
-            ),
-            Kind::Eagle3 => (weight, 0.0),
-        };
-        let mut d = vec![0.0; predicted.len()];
-        let (entropy, read) = self.entropy(pool, level, &network.leave(pool, &predicted), by_entropy);
-        network.leave_backward(pool, (&predicted, &read), &mut d, gradients);
-        let regression = if by_states > 0.0 { self.regression(level, &predicted, by_states, &mut d) } else { 0.0 };
-        let mut all = vec![0.0; pass.predicted.len()];
-        self.batch.place(level, &d, &mut all);
-        (entropy + regression, all)
-    }
-
-    /// Cross-entropy of the drafted tokens that the head reads from `read` against those that it reads from the true hidden
-    /// states, and its derivative by `read`.
-    fn entropy(&self, pool: &Pool, level: usize, read: &[f32], weight: f32) -> (f64, Vec<f32>) {
-        let vocab = self.vocabulary.size();
-        let (mut found, mut entropy) = (Vec::new(), 0.0);
-        self.vocabulary.logits_into(pool, read, &mut found);
-        for (found, drawn) in found.chunks_exact_mut(vocab).zip(self.batch.wanted(level)) {
-            if pool.is_interrupted() {
-                break;
-            }
-            softmax(found);
-            for (wanted, found) in self.chances[drawn * vocab..][..vocab].iter().zip(found) {
-                entropy -= f64::from(*wanted) * f64::from(found.max(f32::MIN_POSITIVE)).ln();
-                *found = (*found - wanted) * weight;
-            }
+/// SmoothL1 of hidden states, their mean; adds its derivative to `d`.
+fn regression(batch: &Batch, predicted: &[f32], guesses: &[Guess], d: &mut [f32]) -> f64 {
+    let width = predicted.len() / guesses.len().max(1);
+    let mut sum = 0.0;
+    let rows = d.chunks_exact_mut(width).zip(predicted.chunks_exact(width));
+    for ((d, predicted), (drawn, weight)) in rows.zip(guesses) {
+        let (wanted, scale) = (&batch.last()[drawn * width..][..width], weight / width as f32);
+        for ((d, predicted), wanted) in d.iter_mut().zip(predicted).zip(wanted) {
+            let difference = predicted - wanted;
+            // d² / 2 below 1, d - 1/2 above: its slope is the smaller of d and 1.
+            let near = difference.clamp(-1.0, 1.0);
+            sum += f64::from(scale * near * (difference - near * 0.5));
+            *d += near * scale;
         }
-        let mut d = vec![0.0; read.len()];
-        input_gradient(pool, &found, self.vocabulary.head(), &mut d, false, &mut Turned::default());
-        (entropy * f64::from(weight), d)
     }
-
-    /// SmoothL1 of hidden states, their mean; adds its derivative to `d`.
-    fn regression(&self, level: usize, predicted: &[f32], weight: f32, d: &mut [f32]) -> f64 {
-        let width = self.vocabulary.head().k();
-        let scale = weight / width as f32;
-        let mut sum = 0.0;
-        let rows = d.chunks_exact_mut(width).zip(predicted.chunks_exact(width));
-        for ((d, predicted), drawn) in rows.zip(self.batch.wanted(level)) {
-            let wanted = &self.batch.last()[drawn * width..][..width];
-            for ((d, predicted), wanted) in d.iter_mut().zip(predicted).zip(wanted) {
-                let difference = predicted - wanted;
-                // d² / 2 below 1, d - 1/2 above: its slope is the smaller of d and 1.
-                let near = difference.clamp(-1.0, 1.0);
-                sum += f64::from(near * (difference - near * 0.5));
-                *d += near * scale;
-            }
-        }
-        sum * f64::from(scale)
-    }
+    sum
 }

@@ -101,12 +101,53 @@ fn guesses_are_those_of_the_drafts() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(&pool, &vocabulary, (&weights, shape), &windows, 0.8).unwrap().unwrap();
+        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, 0.8).unwrap().unwrap();
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
-        assert!(guesses.among_three >= guesses.right.iter().filter(|right| **right).count());
+        assert_eq!(guesses.first[1], guesses.right.iter().filter(|right| **right).count());
+        assert!(guesses.first[0] == 13 && guesses.first[2] >= guesses.first[1]);
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer = guess(&pool, &vocabulary, (&weights, shape), &cut, 0.8).unwrap().unwrap();
+        let fewer = guess(&pool, &vocabulary, (&weights, shape, 1), &cut, 0.8).unwrap().unwrap();
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
+    }
+}
+
+/// What is right at a level is right at those above it, and level by level there are fewer guesses: the ends of windows.
+#[test]
+fn a_wrong_guess_ends_what_is_said_ahead() {
+    for shape in SHAPES {
+        let (target, windows) = classroom(shape);
+        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let weights = Learner::fresh(&target, shape, 9).unwrap();
+        let of = |levels| guess(&pool, &vocabulary, (&weights, shape, levels), &windows, 0.8).unwrap().unwrap();
+        let (one, three) = (of(1), of(3));
+        assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
+        assert!(three.right[..13] == one.right && three.first == one.first);
+        let right = |guesses: &[bool]| guesses.iter().filter(|right| **right).count();
+        assert!(right(&three.right[13..26]) <= right(&three.right[..13]));
+        assert!(right(&three.right[26..]) <= right(&three.right[13..26]));
+    }
+}
+
+/// Windows anywhere in an answer, as short as one guess, with a part of the vocabulary.
+#[test]
+fn windows_anywhere_teach_and_halves_guess_what_the_whole_does() {
+    for shape in SHAPES {
+        let (target, windows) = classroom(shape);
+        let part: Arc<Vec<u32>> = Arc::new((0..target.config().vocab as u32).filter(|id| id % 3 != 1).collect());
+        let (vocabulary, pool) = (Vocabulary::of(&target, Some(&part)), Pool::default());
+        let learner = Learner::new(target.config(), shape, Learner::fresh(&target, shape, 9).unwrap(), 1e-3);
+        let reader = learner.with_levels(3).reader();
+        let whole = Window { tokens: 4..12, ..windows[0].clone() };
+        for window in [whole.clone(), Window { tokens: 6..9, ..whole.clone() }] {
+            let reading = reader.read(&pool, &vocabulary, &[window]).unwrap().unwrap();
+            assert!(
+                reading.guesses > 0
+                    && reading.loss.is_finite()
+                    && reading.gradients.iter().flatten().any(|g| *g != 0.0)
+            );
+        }
+        let guesses = |windows: &[Window]| Batch::new(windows, target.config(), shape, 3).guesses();
+        assert_eq!(guesses(std::slice::from_ref(&whole)), guesses(&whole.halves()));
     }
 }

@@ -109,10 +109,14 @@ fn a_head_comes_with_its_tokens() {
     let drafted: Vec<usize> =
         file.tensor("t2d").unwrap().data().iter().enumerate().filter(|(_, b)| **b == 1).map(|(id, _)| id).collect();
     assert_eq!(drafted, [2, 3, 7, 40]);
-    // Another head would guess something else than what the run drafts.
-    let other = self::config();
-    let weights = Weights::random(&other, 8).unwrap();
-    let stranger = Target::new(&other, &weights, &Target::rope_table(&other)).unwrap();
+    // Another head would guess something else than what the run drafts; this one is an earlier step's.
+    let weights = Weights::random(&self::config(), 8).unwrap();
+    let stranger = Target::new(&self::config(), &weights, &Target::rope_table(&self::config())).unwrap();
+    load_drafter(&to, &stranger).unwrap();
+    let mut unsaid = config.clone();
+    unsaid.as_object_mut().unwrap().remove("lm_head_of_target").unwrap();
+    fs::write(to.join("config.json"), unsaid.to_string()).unwrap();
+    load_drafter(&to, &target_of(&self::config())).unwrap();
     let error = load_drafter(&to, &stranger).unwrap_err().to_string();
     assert!(error.contains("lm_head.weight") && error.contains("cosine"), "{error}");
 }
@@ -125,8 +129,10 @@ fn engines_tell_the_taps_of_shallow_targets_apart() {
     let to = folder.path().join("drafter");
     let vocabulary = Vocabulary::whole(&target);
     let error = export_drafter(&to, &vocabulary, (&weights, EAGLE3), Layout::Vllm, Precision::F32).unwrap_err();
-    assert!(error.to_string().contains("4 layers"), "{error}");
+    assert!(error.to_string().contains("of 2 layers"), "{error}");
     assert!(!to.exists());
+    export_drafter(&to, &vocabulary, (&weights, EAGLE3), Layout::Taper, Precision::F32).unwrap();
+    assert_eq!(load_drafter(&to, &target).unwrap().0, weights);
 }
 
 #[test]
@@ -150,6 +156,28 @@ fn a_drafter_of_another_target_is_refused() {
     let text = fs::read_to_string(&config_file).unwrap().replace("\"LlamaForCausalLMEagle3\"", "\"Qwen\"");
     fs::write(&config_file, text).unwrap();
     refuses(config, "LlamaForCausalLMEagle");
+}
+
+#[test]
+fn a_drafter_that_reads_other_layers_is_refused() {
+    let (folder, config) = (tempfile::tempdir().unwrap(), config());
+    let to = folder.path().join("drafter");
+    let file = to.join("config.json");
+    let with = |change: &dyn Fn(&mut Value)| {
+        export(&to, EAGLE3, Layout::Sglang).unwrap();
+        let mut value: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut value);
+        fs::write(&file, value.to_string()).unwrap();
+        load_drafter(&to, &target_of(&config)).map(drop).map_err(|error| error.to_string())
+    };
+    let ids = "eagle_aux_hidden_state_layer_ids";
+    assert_eq!(with(&|value| value["eagle_config"] = Value::Null), Ok(()));
+    assert_eq!(with(&|value| value[ids] = Value::Null), Ok(()));
+    let refused = |change: &dyn Fn(&mut Value)| assert!(with(change).unwrap_err().contains(ids));
+    refused(&|value| value[ids] = json!([0, 1, 2]));
+    refused(&|value| (value[ids], value["eagle_config"][ids]) = (Value::Null, json!([1, 2, 3])));
+    // Those of the public code are none of four layers.
+    refused(&|value| (value[ids], value["eagle_config"]) = (Value::Null, Value::Null));
 }
 
 #[test]
@@ -182,9 +210,12 @@ fn damaged_maps_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("drafter");
     export(&to, EAGLE3, Layout::Sglang).unwrap();
+    let text = fs::read_to_string(to.join("config.json")).unwrap();
+    fs::write(to.join("config.json"), text.replace("\"lm_head_of_target\": true", "\"lm_head_of_target\": false"))
+        .unwrap();
     let spoil = |change: &dyn Fn(&mut export::Tables)| {
         let (mut raw, mut value) = (weights.clone(), json!({}));
-        let mut tables = third::add(&mut value, &mut raw, &vocabulary).unwrap();
+        let mut tables = third::add(&mut value, &mut raw, &vocabulary, Layout::Sglang).unwrap();
         change(&mut tables);
         write_beside(&to.join("model.safetensors"), &raw, tables, Precision::F32).unwrap();
         load_drafter(&to, vocabulary.target()).unwrap_err().to_string()

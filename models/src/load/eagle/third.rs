@@ -7,31 +7,35 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::super::export::{Table, Tables};
-use super::{Config, RawWeights, Vocabulary, place, refused};
+use super::{Config, Layout, RawWeights, Vocabulary, place, refused};
 use crate::error::{Error, Result};
-use crate::target::{Target, taps};
+use crate::target::{TAPS, Target, taps};
 
 /// From tokens of the head to the target's, as offsets; and which of the target's are among them.
 pub(super) const MAPS: [&str; 2] = ["d2t", "t2d"];
 const HEAD: &str = "lm_head.weight";
+/// Field that says that the head is the target's, of whichever step: engines pass it over.
+const OF_TARGET: &str = "lm_head_of_target";
+/// The layers that are read.
+const LAYERS: &str = "eagle_aux_hidden_state_layer_ids";
 
 /// Least mean cosine between rows of a head and the target's: training moves a target's by less, and another head is far from it.
 const COSINE_MIN: f64 = 0.9;
 
 /// Adds fields to the configuration and the head to the tensors; returns the maps.
-pub(super) fn add(value: &mut Value, own: &mut RawWeights, vocabulary: &Vocabulary) -> Result<Tables> {
+pub(super) fn add(value: &mut Value, own: &mut RawWeights, vocabulary: &Vocabulary, layout: Layout) -> Result<Tables> {
     let config = vocabulary.target().config();
     let layers = taps(config.layers);
-    if !layers.is_sorted_by(|a, b| a < b) {
+    if layout != Layout::Taper && !layers.is_sorted_by(|a, b| a < b) {
         return Err(Error::TooFewLayers { layers: config.layers });
     }
     let (ids, size) = (vocabulary.ids(), vocabulary.size());
     value["draft_vocab_size"] = json!(size);
+    value[OF_TARGET] = json!(true);
     value["tie_word_embeddings"] = json!(false);
     // vLLM counts what goes into a layer, SGLang what comes out of one; both are told, their defaults are for deep targets.
-    value["eagle_aux_hidden_state_layer_ids"] = json!(layers);
-    let outputs = layers.map(|layer| layer - 1);
-    value["eagle_config"] = json!({ "eagle_aux_hidden_state_layer_ids": outputs, "use_aux_hidden_state": true });
+    value[LAYERS] = json!(layers);
+    value["eagle_config"] = json!({ LAYERS: outputs_of(layers), "use_aux_hidden_state": true });
     let mut rows = Vec::new();
     kernels::embed(&ids, &vocabulary.target().head, &mut rows);
     own.tensors.insert(HEAD.into(), (vec![size, config.hidden], rows));
@@ -46,18 +50,32 @@ pub(super) fn add(value: &mut Value, own: &mut RawWeights, vocabulary: &Vocabula
 
 /// Refuses a drafter that reads other layers.
 pub(super) fn taps_fit(path: &Path, value: &Value, target: &Config) -> Result<()> {
-    let field = "eagle_aux_hidden_state_layer_ids";
     let layers = taps(target.layers);
-    match value.get(field).unwrap_or(&Value::Null) {
-        // Older folders do not say: they mean those of the public code.
-        Value::Null if layers == [2, target.layers / 2, target.layers.saturating_sub(3)] => Ok(()),
-        found if *found == json!(layers) => Ok(()),
-        found => Err(refused(path, field, found, &format!("{layers:?}, the layers whose inputs are read here"))),
+    let inputs = value.get(LAYERS).unwrap_or(&Value::Null);
+    let outputs = value.get("eagle_config").and_then(|config| config.get(LAYERS)).unwrap_or(&Value::Null);
+    // Older folders do not say: they mean those of the public code.
+    let is_public = layers == [2, target.layers / 2, target.layers.saturating_sub(3)];
+    let is_silent = inputs.is_null() && outputs.is_null();
+    for (found, wanted) in [(inputs, json!(layers)), (outputs, json!(outputs_of(layers)))] {
+        if (is_silent && !is_public) || (!found.is_null() && *found != wanted) {
+            return Err(refused(path, LAYERS, found, &format!("{wanted}, the layers that are read here")));
+        }
     }
+    Ok(())
 }
 
-/// Takes the head out, which has to be the target's own.
-pub(super) fn take_head(path: &Path, bytes: &[u8], target: &Target, raw: &mut RawWeights) -> Result<()> {
+/// Layers by what comes out of the ones before.
+fn outputs_of(layers: [usize; TAPS]) -> [i64; TAPS] {
+    layers.map(|layer| layer as i64 - 1)
+}
+
+/// Takes the head out, which has to be the target's own, as the configuration says or numbers show.
+pub(super) fn take_head(
+    (path, bytes): (&Path, &[u8]),
+    value: &Value,
+    target: &Target,
+    raw: &mut RawWeights,
+) -> Result<()> {
     let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(()) };
     let (size, hidden) = (shape.first().copied().unwrap_or(0), target.config().hidden);
     if shape != [size, hidden] || size == 0 {
@@ -68,7 +86,7 @@ pub(super) fn take_head(path: &Path, bytes: &[u8], target: &Target, raw: &mut Ra
     kernels::embed(&ids, &target.head, &mut own);
     let cosines = head.chunks_exact(hidden).zip(own.chunks_exact(hidden)).map(|(a, b)| cosine(a, b));
     let mean = cosines.sum::<f64>() / size as f64;
-    if mean >= COSINE_MIN {
+    if mean >= COSINE_MIN || value.get(OF_TARGET) == Some(&json!(true)) {
         return Ok(());
     }
     let wanted = "the target's own head: a drafter with a head of its own cannot follow what a run drafts";
