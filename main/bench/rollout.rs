@@ -34,8 +34,8 @@ pub(crate) struct Rollout {
     /// Longest answer, in tokens. Default: the workflow's.
     #[arg(long)]
     tokens: Option<usize>,
-    /// Answers that a drafter learns from before it is measured; a run's drafter goes on.
-    #[arg(long, default_value_t = 64)]
+    /// Answers that a drafter learns from before it is measured; a run's drafter goes on. Few are soon known by heart.
+    #[arg(long, default_value_t = 256)]
     learn_from: usize,
     /// Seconds that it learns for, at most.
     #[arg(long, default_value_t = 120)]

@@ -186,7 +186,7 @@ impl Layer {
         Self::reading(config, Reads::Normed(norm), parameters)
     }
 
-    /// The same without norms before its attention.
+    /// The same, of which `reads` brings the norms before its attention.
     pub(crate) fn reading(config: &Config, reads: Reads, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         Some(Self {
             heads: heads(config),
@@ -286,8 +286,8 @@ impl Layer {
         swiglu(pool, gate, up, gated);
     }
 
-    /// Backward: `d` `(r, hidden)`, the gradient by the output, becomes that by the input `x`. Takes the values that the forward kept, or makes them again, with the same bits. Adds to `gradients`, this layer's
-    /// parameters in the order of the layout.
+    /// Backward: `d` `(r, hidden)`, the gradient by the output, becomes that by the input `x`. Takes the values that the forward
+    /// kept, or makes them again, with the same bits. Adds to `gradients`, this layer's parameters in the order of the layout.
     pub(crate) fn backward(
         &self,
         pool: &Pool,

@@ -45,7 +45,7 @@ pub(crate) fn layer(config: &Config, prefix: &str) -> Vec<Parameter> {
     all
 }
 
-/// The same without norms before its attention, which reads so many features.
+/// The same without the norms before its attention, which reads so many features.
 pub(crate) fn layer_reading(config: &Config, width: usize, prefix: &str) -> Vec<Parameter> {
     let Config { hidden, ffn, head_dim, .. } = *config;
     let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);

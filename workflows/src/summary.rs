@@ -99,9 +99,16 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     let has_reference = plan.steps.iter().any(|step| matches!(step, Step::Grpo(grpo) if grpo.kl > 0.0));
     // Weights, gradients, two moments; a reference is weights only.
     let copies = |gradients: u64| gradients + 3 + u64::from(has_reference);
-    let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[4, drafter])]);
+    // Each device that trains the drafter has a gradient of its own; how many there are may be the machine's to say.
+    let trainers = wide(plan.devices.cpu.max(2));
+    let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[trainers.saturating_add(4), drafter])]);
     let kept = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_tokens_max));
-    let buffer = product(&[kept, wide(shape.hidden)]);
+    // Three taps beside the last hidden state.
+    let states = match plan.speculation.shape().map(|shape| shape.network) {
+        Some(Network::Eagle3) => 4,
+        _ => 1,
+    };
+    let buffer = product(&[kept, states, wide(shape.hidden)]);
     product(&[F32, sum(&[weights, cache(plan, shape), buffer, activations(plan, shape)])])
 }
 

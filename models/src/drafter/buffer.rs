@@ -168,7 +168,8 @@ impl Buffer {
         self.held_out.iter().flat_map(windows).collect()
     }
 
-    /// Windows of together at most `tokens_max` tokens, at least one window, from numbers of 0 up to 1; none of an empty buffer. The window that did not fit is `left` for the next time.
+    /// Windows of together at most `tokens_max` tokens, at least one window, from numbers of 0 up to 1; none of an empty buffer.
+    /// The window that did not fit is `left` for the next time.
     #[must_use]
     pub fn draw(&self, tokens_max: usize, left: &mut Option<Window>, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
         let tokens_max = tokens_max.max(SHORTEST);

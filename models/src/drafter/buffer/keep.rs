@@ -8,7 +8,7 @@ use super::{Buffer, Example, SHORTEST};
 use crate::load::RawWeights;
 
 /// Tokens of the newest examples that are kept: enough for what is learned until there are new ones. All would be 150 MB for
-/// SmolLM2.
+/// SmolLM2, 600 with the taps of an `Eagle3`.
 const TOKENS_MAX: usize = 8192;
 /// Numbers of an example beside its tokens and hidden states: tokens, prompt, whether it is held out, and halves of its noise's words,
 /// each exact as a float.
