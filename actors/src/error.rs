@@ -36,9 +36,9 @@ pub enum Error {
         /// Its folder.
         path: PathBuf,
         /// Its kind.
-        found: state::plan::Network,
+        found: state::plan::NetworkKind,
         /// The plan's.
-        expected: state::plan::Network,
+        expected: state::plan::NetworkKind,
     },
     /// The drafter to begin with is not the one that the plan describes.
     #[error("the drafter in {} has a feed-forward network of width {found} where the workflow says {expected}; write `ffn: {found}`", path.display())]

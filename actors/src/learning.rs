@@ -237,7 +237,9 @@ impl Learning {
             self.learner.set_levels(self.training.levels.min(1 + grown as usize));
             self.pending = self.draw(speculator);
             // Of an empty buffer nothing is begun.
-            self.begun.extend(Some(self.pending.len()).filter(|windows| *windows > 0));
+            if !self.pending.is_empty() {
+                self.begun.push_back(self.pending.len());
+            }
         }
         self.pending.pop().map_or(Task::Rest, |window| Task::Read(window, self.learner.reader()))
     }
@@ -251,7 +253,9 @@ impl Learning {
             }
             None if window.size() >= 2 * WINDOW_MIN => {
                 self.pending.extend(window.halves());
-                self.begun.iter_mut().rev().take(1).for_each(|windows| *windows += 1);
+                if let Some(windows) = self.begun.back_mut() {
+                    *windows += 1;
+                }
             }
             None => self.pending.push(window),
         }

@@ -167,16 +167,18 @@ impl Speculator {
         };
         // Held until there is one: of several devices the first makes it.
         let mut earlier = lock(&self.earlier);
-        if self.learning.get().is_none() {
-            let published = self.published();
-            let weights = published.as_ref().map(|p| &*p.weights);
-            let (learner, publication) = std::mem::take(&mut *earlier);
-            let earlier = (learner.as_ref(), publication);
-            let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?;
-            let _ = self.learning.set(Mutex::new(new));
-        }
+        let learning = match self.learning.get() {
+            Some(learning) => learning,
+            None => {
+                let published = self.published();
+                let weights = published.as_ref().map(|p| &*p.weights);
+                let (learner, publication) = std::mem::take(&mut *earlier);
+                let earlier = (learner.as_ref(), publication);
+                let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?;
+                self.learning.get_or_init(|| Mutex::new(new))
+            }
+        };
         drop(earlier);
-        let Some(learning) = self.learning.get() else { return Ok(Learned::default()) };
         Learning::go_on(learning, &Lesson { speculator: self, pool, vocabulary, temperature }, stop)
     }
 

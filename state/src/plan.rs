@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use speculation::{Controller, Drafter, DrafterShape, DrafterTraining, Network, Speculation, Strategy, TableRow};
+pub use speculation::{
+    Controller, Drafter, DrafterShape, DrafterTraining, NetworkKind, Speculation, Strategy, TableRow,
+};
 
 /// One run, ready to execute.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

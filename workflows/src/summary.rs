@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use state::plan::{DrafterShape, Model, Network, Plan, Step, TinyShape};
+use state::plan::{DrafterShape, Model, NetworkKind, Plan, Step, TinyShape};
 
 /// Tokens of a tiny model's vocabulary.
 const VOCABULARY: u64 = 80;
@@ -105,7 +105,7 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     let kept = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_tokens_max));
     // Three taps beside the last hidden state.
     let states = match plan.speculation.shape().map(|shape| shape.network) {
-        Some(Network::Eagle3) => 4,
+        Some(NetworkKind::Eagle3) => 4,
         _ => 1,
     };
     let buffer = product(&[kept, states, wide(shape.hidden)]);
@@ -149,8 +149,8 @@ fn drafter(plan: &Plan, shape: &TinyShape) -> u64 {
     let hidden = wide(shape.hidden);
     let own = layer(shape, wide(if ffn == 0 { shape.ffn } else { ffn }));
     let more = match network {
-        Network::Eagle => product(&[2, hidden, hidden]),
-        Network::Eagle3 => {
+        NetworkKind::Eagle => product(&[2, hidden, hidden]),
+        NetworkKind::Eagle3 => {
             let reads = wide(shape.heads).saturating_add(wide(shape.kv_heads).saturating_mul(2));
             product(&[3, hidden, hidden]).saturating_add(product(&[reads, hidden / wide(shape.heads).max(1), hidden]))
         }

@@ -9,7 +9,7 @@ use state::plan::{self, Speculation, TinyShape};
 use super::*;
 use crate::experience::Experience;
 
-const SHAPE: DrafterShape = DrafterShape { network: plan::Network::Eagle, ffn: 32 };
+const SHAPE: DrafterShape = DrafterShape::eagle(32);
 
 /// A device with something to learn from.
 struct Device {

@@ -46,9 +46,14 @@ pub fn attend_ahead(
     let (width, kv_width) = (shape.width(), shape.kv_width());
     // The rows ahead of a row stand behind it.
     let each = 1 + ahead.len();
-    let path = |i: usize| (0..=i).map(|row| row * each).chain(i * each + 1..(i + 1) * each).collect();
-    let paths: Vec<Vec<usize>> = (0..BLOCK).map(path).collect();
-    let paths: Vec<&[usize]> = paths.iter().map(Vec::as_slice).collect();
+    let path = |i: usize| (0..=i).map(move |row| row * each).chain(i * each + 1..(i + 1) * each);
+    let order: Vec<usize> = (0..BLOCK).flat_map(path).collect();
+    let mut rest = order.as_slice();
+    let paths: [&[usize]; BLOCK] = std::array::from_fn(|i| {
+        let (path, later) = rest.split_at(i + each);
+        rest = later;
+        path
+    });
     let sequences = ranges(lengths);
     let out = Shares::of(out);
     pool.split(sequences.len(), 1, |some| {

@@ -4,7 +4,7 @@
 //! "EAGLE", section 4.2). Embedding and head stay the target's.
 
 use kernels::Pool;
-use state::plan::{DrafterShape, Network as Kind, Optimizer, Schedule};
+use state::plan::{DrafterShape, NetworkKind, Optimizer, Schedule};
 
 use super::Vocabulary;
 use super::buffer::Window;
@@ -12,7 +12,7 @@ use super::eagle;
 use super::network::Network;
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
-use crate::optim::{AdamW, Gradients};
+use crate::optim::{self, AdamW, Gradients};
 use crate::target::Target;
 use crate::weights::Weights;
 
@@ -24,17 +24,13 @@ use batch::{Batch, Drawn};
 /// Weights of the drafter in training, with the moments of its optimiser.
 #[derive(Debug, Clone)]
 pub struct Learner {
-    target: Config,
-    shape: DrafterShape,
-    levels: usize,
-    weights: Weights,
+    /// With the weights so far.
+    reader: Reader,
     adam: AdamW,
     optimizer: Optimizer,
     steps: u32,
     /// For the step to come.
     sum: Reading,
-    /// How many times it has gone on from other weights.
-    generation: u64,
 }
 
 /// What windows teach: gradients and loss, summed over their guesses.
@@ -54,6 +50,7 @@ pub struct Reader {
     shape: DrafterShape,
     levels: usize,
     weights: Weights,
+    /// How many times the learner has gone on from other weights.
     generation: u64,
 }
 
@@ -90,19 +87,20 @@ impl Learner {
             warmup: 0,
             schedule: Schedule::Constant,
         };
-        let (target, adam) = (target.clone(), AdamW::new(&weights));
-        Self { target, shape, levels: 1, adam, weights, optimizer, steps: 0, sum: Reading::default(), generation: 0 }
+        let adam = AdamW::new(&weights);
+        let reader = Reader { target: target.clone(), shape, levels: 1, weights, generation: 0 };
+        Self { reader, adam, optimizer, steps: 0, sum: Reading::default() }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
     pub fn set_levels(&mut self, levels: usize) {
-        self.levels = levels.max(1);
+        self.reader.levels = levels.max(1);
     }
 
     /// Guesses of each token that it learns.
     #[must_use]
     pub fn levels(&self) -> usize {
-        self.levels
+        self.reader.levels
     }
 
     /// [`Learner::set_levels`] from the start.
@@ -121,8 +119,8 @@ impl Learner {
         let (config, width) = (target.config(), target.config().hidden);
         let mut raw = Weights::random_layout(eagle::parameters(config, shape), config.storage, seed, 1)?.to_raw();
         let copying = match shape.network {
-            Kind::Eagle => "fc_hidden.weight",
-            Kind::Eagle3 => "fc.weight",
+            NetworkKind::Eagle => "fc_hidden.weight",
+            NetworkKind::Eagle3 => "fc.weight",
         };
         if let Some((dims, values)) = raw.tensors.get_mut(copying) {
             let inputs = dims[1];
@@ -137,15 +135,15 @@ impl Learner {
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
         self.adam = AdamW::new(&weights);
-        (self.weights, self.sum) = (weights, Reading::default());
-        self.generation += 1;
+        (self.reader.weights, self.sum) = (weights, Reading::default());
+        self.reader.generation += 1;
     }
 
     /// Weights, moments and steps, as a checkpoint keeps them: numbers by name.
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
         let mut raw = self.adam.to_raw();
-        raw.tensors.extend(self.weights.to_raw().tensors);
+        raw.tensors.extend(self.weights().to_raw().tensors);
         // Exact in f32 up to 2^24.
         raw.tensors.insert("learned".into(), (vec![1], vec![self.steps as f32]));
         raw
@@ -171,15 +169,13 @@ impl Learner {
     /// The weights so far.
     #[must_use]
     pub fn weights(&self) -> &Weights {
-        &self.weights
+        &self.reader.weights
     }
 
     /// Reads windows with the weights so far.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        let Self { target, shape, levels, weights, generation, .. } = self;
-        let (target, weights) = (target.clone(), weights.clone());
-        Reader { target, shape: *shape, levels: *levels, weights, generation: *generation }
+        self.reader.clone()
     }
 
     /// Some windows and one step of the optimiser; returns the loss. A loss that is not finite changes no weight, and neither do
@@ -188,7 +184,7 @@ impl Learner {
     /// # Errors
     /// If the weights are of another layout.
     pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<f64> {
-        if let Some(reading) = self.reader().read(pool, vocabulary, windows)? {
+        if let Some(reading) = self.reader.read(pool, vocabulary, windows)? {
             self.add(reading);
         }
         Ok(self.step(pool))
@@ -198,15 +194,13 @@ impl Learner {
     /// What was read before it went on from other weights is left out.
     pub fn add(&mut self, reading: Reading) {
         let Reading { gradients, guesses, loss, generation } = reading;
-        if guesses == 0 || generation != self.generation {
+        if guesses == 0 || generation != self.reader.generation {
             return;
         }
         if self.sum.guesses == 0 {
             self.sum.gradients = gradients;
         } else {
-            for (sum, own) in self.sum.gradients.iter_mut().zip(&gradients) {
-                kernels::add(sum, own);
-            }
+            optim::add(&mut self.sum.gradients, &gradients);
         }
         self.sum.loss += loss;
         self.sum.guesses += guesses;
@@ -222,7 +216,8 @@ impl Learner {
         let (mean, scale) = (loss / guesses as f64, 1.0 / guesses as f32);
         if mean.is_finite() {
             gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
-            self.weights = self.adam.step(pool, &self.weights, gradients, &self.optimizer, self.optimizer.lr).0;
+            let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
+            *weights = adam.step(pool, weights, gradients, optimizer, optimizer.lr).0;
         }
         mean
     }
@@ -265,7 +260,8 @@ pub fn guess(
         let passes = batch.forward(pool, &network, vocabulary);
         let (mut guesses, mut right) = (Guesses::default(), batch.rows_right());
         for (level, pass) in passes.iter().enumerate() {
-            let read = network.leave(pool, &batch.used(level, &pass.predicted));
+            let used = batch.used(level, &pass.predicted);
+            let read = network.leave(pool, &used);
             level_guesses(pool, (&batch, level), vocabulary, (&read, temperature), &mut right, &mut guesses);
         }
         guesses

@@ -8,10 +8,11 @@
 //! both normalised; what comes out is its own, goes in again for the next token, and is normalised before tokens are read
 //! from it. The head is the target's here, so that what is drafted can follow the rollouts (`Vocabulary`).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use kernels::{Matrix, Pool, Turned, add_linear, input_gradient, linear, rms_norm, rms_norm_gradient, weight_gradient};
-use state::plan::{DrafterShape, Network as Kind};
+use state::plan::{DrafterShape, NetworkKind};
 
 use crate::error::{Error, Result};
 use crate::layer::{self, Attend, Attention, Layer, Reads, Rows, Values, matrix, vector};
@@ -34,8 +35,8 @@ pub fn config(target: &Config, shape: DrafterShape) -> Config {
 #[must_use]
 pub fn reads(shape: DrafterShape) -> Hidden {
     match shape.network {
-        Kind::Eagle => Hidden::Last,
-        Kind::Eagle3 => Hidden::Taps,
+        NetworkKind::Eagle => Hidden::Last,
+        NetworkKind::Eagle3 => Hidden::Taps,
     }
 }
 
@@ -47,12 +48,12 @@ pub fn parameters(target: &Config, shape: DrafterShape) -> Vec<Parameter> {
     let matrix = |name: &str, k: usize| Parameter { name: name.into(), shape: ParameterShape::Matrix(hidden, k) };
     let vector = |name: &str| Parameter { name: name.into(), shape: ParameterShape::Vector(hidden) };
     match shape.network {
-        Kind::Eagle => {
+        NetworkKind::Eagle => {
             let mut all = vec![matrix("fc_token.weight", hidden), matrix("fc_hidden.weight", hidden)];
             all.extend(layout::layer_reading(&config, hidden, "layers.0."));
             all
         }
-        Kind::Eagle3 => {
+        NetworkKind::Eagle3 => {
             let norm = |name: &str| vector(&format!("{MIDLAYER}{name}.weight"));
             let mut all = vec![matrix("fc.weight", TAPS * hidden), norm("input_layernorm"), norm("hidden_norm")];
             all.extend(layout::layer_reading(&config, 2 * hidden, MIDLAYER));
@@ -110,15 +111,19 @@ impl Network {
         network.filter(|_| is_whole).ok_or(Error::Layout { found: weights.layout().len() })
     }
 
-    fn take(config: &Config, kind: Kind, parameters: &mut dyn Iterator<Item = crate::weights::Loaded>) -> Option<Self> {
+    fn take(
+        config: &Config,
+        kind: NetworkKind,
+        parameters: &mut dyn Iterator<Item = crate::weights::Loaded>,
+    ) -> Option<Self> {
         let Config { hidden, eps, .. } = *config;
         let (ends, layer);
         match kind {
-            Kind::Eagle => {
+            NetworkKind::Eagle => {
                 ends = Ends::Eagle([matrix(parameters)?, matrix(parameters)?]);
                 layer = Layer::reading(config, Reads::Stream, parameters)?;
             }
-            Kind::Eagle3 => {
+            NetworkKind::Eagle3 => {
                 let fuse = matrix(parameters)?;
                 let norms = [vector(parameters)?, vector(parameters)?];
                 layer = Layer::reading(config, Reads::Both(norms), parameters)?;
@@ -164,13 +169,13 @@ impl Network {
     }
 
     /// Predictions as the head reads them.
-    pub(crate) fn leave(&self, pool: &Pool, predicted: &[f32]) -> Vec<f32> {
+    pub(crate) fn leave<'a>(&self, pool: &Pool, predicted: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.ends {
-            Ends::Eagle(_) => predicted.to_vec(),
+            Ends::Eagle(_) => Cow::Borrowed(predicted),
             Ends::Eagle3(_, norm) => {
                 let mut read = vec![0.0; predicted.len()];
                 rms_norm(pool, predicted, norm, self.eps, &mut read);
-                read
+                Cow::Owned(read)
             }
         }
     }
@@ -191,14 +196,14 @@ impl Network {
         }
     }
 
-    /// Backward of [`Network::predict`]: `d`, the gradient by the predictions, becomes that by what entered. Adds to `gradients`, in
-    /// the order of [`parameters`].
+    /// Backward of [`Network::predict`]: `d`, the gradient by the predictions, becomes that by the layer's input. Adds to
+    /// `gradients`, in the order of [`parameters`].
     pub(crate) fn predict_backward(
         &self,
         pool: &Pool,
         pass: &mut Pass,
         (rows, attention): (Rows<'_>, &mut dyn Attention),
-        d: &mut Vec<f32>,
+        d: &mut [f32],
         gradients: &mut [Vec<f32>],
     ) {
         let Pass { embedded, entered, mixed, values, .. } = pass;
@@ -214,13 +219,22 @@ impl Network {
             for (i, (weight, x)) in halves.iter().zip([&*embedded, entered]).enumerate() {
                 weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
             }
-            let mut by_entered = vec![0.0; d.len()];
-            input_gradient(pool, d, &halves[1], &mut by_entered, false, &mut turned);
-            *d = by_entered;
         }
     }
 
-    /// Backward of [`Network::enter`] from `d`, the gradient by what entered.
+    /// From `d`, the gradient by the layer's input, that by the prediction that entered.
+    pub(crate) fn by_entered<'a>(&self, pool: &Pool, d: &'a [f32]) -> Cow<'a, [f32]> {
+        match &self.ends {
+            Ends::Eagle([_, hidden]) => {
+                let mut by_entered = vec![0.0; d.len()];
+                input_gradient(pool, d, hidden, &mut by_entered, false, &mut Turned::default());
+                Cow::Owned(by_entered)
+            }
+            Ends::Eagle3(..) => Cow::Borrowed(d),
+        }
+    }
+
+    /// Backward of [`Network::enter`] from `d`, the gradient by the layer's input.
     pub(crate) fn enter_backward(&self, pool: &Pool, kept: &[f32], d: &[f32], gradients: &mut [Vec<f32>]) {
         if let Ends::Eagle3(fuse, _) = &self.ends {
             let shape = [fuse.n(), fuse.k()];

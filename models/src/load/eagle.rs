@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use state::plan::{DrafterShape, Network};
+use state::plan::{DrafterShape, NetworkKind};
 
 use super::export::{self, Precision, write_beside, write_json};
 use super::{Config, RawWeights, dims, finite, hf, place, read, refused};
@@ -35,10 +35,10 @@ pub enum Layout {
 }
 
 /// What files call the architectures, and which network it is.
-const ARCHITECTURES: [(&str, Network); 3] = [
-    ("LlamaForCausalLMEagle", Network::Eagle),
-    ("LlamaForCausalLM", Network::Eagle),
-    ("LlamaForCausalLMEagle3", Network::Eagle3),
+const ARCHITECTURES: [(&str, NetworkKind); 3] = [
+    ("LlamaForCausalLMEagle", NetworkKind::Eagle),
+    ("LlamaForCausalLM", NetworkKind::Eagle),
+    ("LlamaForCausalLMEagle3", NetworkKind::Eagle3),
 ];
 /// The halves of `fc.weight` of an `Eagle`, side by side in this order.
 const HALVES: [&str; 2] = ["fc_token.weight", "fc_hidden.weight"];
@@ -61,18 +61,18 @@ pub fn export_drafter(
     let mut tensors = named((target, shape), weights, &place(folder))?;
     let mut tables = Vec::new();
     let architecture = match (shape.network, layout) {
-        (Network::Eagle, Layout::Vllm) => 1,
-        (Network::Eagle, _) => 0,
-        (Network::Eagle3, _) => 2,
+        (NetworkKind::Eagle, Layout::Vllm) => 1,
+        (NetworkKind::Eagle, _) => 0,
+        (NetworkKind::Eagle3, _) => 2,
     };
     value["architectures"] = json!([ARCHITECTURES[architecture].0]);
     match shape.network {
         // The head is the target's, whose own it may be.
-        Network::Eagle => {
+        NetworkKind::Eagle => {
             value["tie_word_embeddings"] = json!(target.tied);
             joined(target, &mut tensors, layout);
         }
-        Network::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
+        NetworkKind::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
     }
     export::replaceable(folder)?;
     let partial = export::beside(folder, "partial");
@@ -92,7 +92,7 @@ pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, Draft
     let path = folder.join("config.json");
     let value = super::json(&path, &read("drafter configuration", &path)?)?;
     let shape = fits(&path, &value, target.config())?;
-    if shape.network == Network::Eagle3 {
+    if shape.network == NetworkKind::Eagle3 {
         third::taps_fit(&path, &value, target.config())?;
     }
     let path = folder.join("model.safetensors");
@@ -101,8 +101,8 @@ pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, Draft
     // Some writers keep a copy of the target's.
     raw.tensors.remove("embed_tokens.weight");
     match shape.network {
-        Network::Eagle => split(&path, target.config(), &mut raw)?,
-        Network::Eagle3 => third::take_head((&path, &bytes), &value, target, &mut raw)?,
+        NetworkKind::Eagle => split(&path, target.config(), &mut raw)?,
+        NetworkKind::Eagle3 => third::take_head((&path, &bytes), &value, target, &mut raw)?,
     }
     Ok((named((target.config(), shape), &raw, &place(&path))?, shape))
 }

@@ -41,7 +41,7 @@ pub enum Drafter {
 #[serde(deny_unknown_fields)]
 pub struct DrafterShape {
     /// Which network it is.
-    pub network: Network,
+    pub network: NetworkKind,
     /// Width of its feed-forward network; 0: the target's.
     pub ffn: usize,
 }
@@ -49,20 +49,20 @@ pub struct DrafterShape {
 impl DrafterShape {
     /// An EAGLE drafter with a feed-forward network of this width.
     #[must_use]
-    pub fn eagle(ffn: usize) -> Self {
-        Self { network: Network::Eagle, ffn }
+    pub const fn eagle(ffn: usize) -> Self {
+        Self { network: NetworkKind::Eagle, ffn }
     }
 
     /// An EAGLE-3 drafter with a feed-forward network of this width.
     #[must_use]
-    pub fn eagle3(ffn: usize) -> Self {
-        Self { network: Network::Eagle3, ffn }
+    pub const fn eagle3(ffn: usize) -> Self {
+        Self { network: NetworkKind::Eagle3, ffn }
     }
 }
 
 /// Network of a drafter that learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Network {
+pub enum NetworkKind {
     /// Predicts the target's last hidden state from the one before and a token (Li et al. 2024, "EAGLE").
     Eagle,
     /// Predicts tokens from hidden states of three layers of the target, and from what it said itself (Li et al. 2025, "EAGLE-3").

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use state::plan::{Controller, Drafter, DrafterShape, DrafterTraining, Network, Speculation, Strategy, TableRow};
+use state::plan::{Controller, Drafter, DrafterShape, DrafterTraining, NetworkKind, Speculation, Strategy, TableRow};
 
 use super::check::Check;
 use super::model::resolved;
@@ -71,7 +71,7 @@ fn lower_drafter(check: &mut Check<'_>, index: usize, drafter: &spec::Drafter, f
         spec::Drafter::Eagle(spec::Eagle { ffn, weights }) | spec::Drafter::Eagle3(spec::Eagle { ffn, weights }) => {
             check.count(&at("ffn"), *ffn, 0, 1 << 20);
             let weights = weights.as_ref().map(|path| resolved(check, &at("weights"), path, folder));
-            let network = drafter.word().network().unwrap_or(Network::Eagle);
+            let network = drafter.word().network().unwrap_or(NetworkKind::Eagle);
             Drafter::Learned { shape: DrafterShape { network, ffn: *ffn }, weights }
         }
         spec::Drafter::Suffix(spec::Suffix { match_min, match_max }) => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use state::plan::Network;
+use state::plan::NetworkKind;
 
 use super::given;
 
@@ -65,10 +65,10 @@ pub(crate) enum Word {
 
 impl Word {
     /// The network of a drafter that learns.
-    pub(crate) fn network(self) -> Option<Network> {
+    pub(crate) fn network(self) -> Option<NetworkKind> {
         match self {
-            Self::Eagle => Some(Network::Eagle),
-            Self::Eagle3 => Some(Network::Eagle3),
+            Self::Eagle => Some(NetworkKind::Eagle),
+            Self::Eagle3 => Some(NetworkKind::Eagle3),
             Self::Suffix => None,
         }
     }

@@ -3,7 +3,7 @@
 use std::iter::successors;
 
 use kernels::{Pool, Turned, input_gradient, softmax};
-use state::plan::Network as Kind;
+use state::plan::NetworkKind;
 
 use super::batch::Batch;
 use crate::drafter::Vocabulary;
@@ -20,7 +20,7 @@ pub(super) fn gradient(
     pool: &Pool,
     batch: &Batch,
     network: &Network,
-    (vocabulary, kind): (&Vocabulary, Kind),
+    (vocabulary, kind): (&Vocabulary, NetworkKind),
     gradients: &mut Gradients,
 ) -> f64 {
     let mut passes = batch.forward(pool, network, vocabulary);
@@ -30,14 +30,17 @@ pub(super) fn gradient(
     let weights: Vec<f32> = successors(Some(1.0), |weight| Some(weight * DECAY)).take(passes.len()).collect();
     let guesses: Vec<Guess> =
         weights.iter().enumerate().flat_map(|(level, w)| batch.wanted(level).map(|d| (d, *w))).collect();
-    let (by_entropy, by_states) = match kind {
-        Kind::Eagle => (CROSS_ENTROPY, 1.0),
-        Kind::Eagle3 => (1.0, 0.0),
+    let by_entropy = match kind {
+        NetworkKind::Eagle => CROSS_ENTROPY,
+        NetworkKind::Eagle3 => 1.0,
     };
     let mut d = vec![0.0; predicted.len()];
     let (entropy, read) = entropy(pool, batch, vocabulary, (&network.leave(pool, &predicted), &guesses), by_entropy);
     network.leave_backward(pool, (&predicted, &read), &mut d, gradients);
-    let regression = if by_states > 0.0 { regression(batch, &predicted, &guesses, &mut d) } else { 0.0 };
+    let regression = match kind {
+        NetworkKind::Eagle => regression(batch, &predicted, &guesses, &mut d),
+        NetworkKind::Eagle3 => 0.0,
+    };
     let (mut rest, mut slopes) = (d.as_slice(), Vec::new());
     for (level, pass) in passes.iter().enumerate() {
         let (own, later) = rest.split_at(used[level].len());
@@ -72,7 +75,7 @@ fn backward(
         network.predict_backward(pool, &mut here[0], rows, d, gradients);
         let (above, here) = slopes.split_at_mut(level);
         match above.last_mut() {
-            Some(above) => kernels::add(above, &here[0]),
+            Some(above) => kernels::add(above, &network.by_entered(pool, &here[0])),
             None => network.enter_backward(pool, batch.kept(), &here[0], gradients),
         }
     }

@@ -8,8 +8,7 @@ use state::plan::TinyShape;
 use super::super::buffer::Example;
 use super::*;
 
-const SHAPES: [DrafterShape; 2] =
-    [DrafterShape { network: Kind::Eagle, ffn: 10 }, DrafterShape { network: Kind::Eagle3, ffn: 10 }];
+const SHAPES: [DrafterShape; 2] = [DrafterShape::eagle(10), DrafterShape::eagle3(10)];
 
 /// A small target with large weights, so that its logits differ, and two answers with what it made of them.
 fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {

@@ -13,8 +13,8 @@ use crate::weights::Weights;
 
 /// What the loaders of SGLang and vLLM look for in a checkpoint; see the file.
 const CONTRACT: &str = include_str!("../../../tests/fixtures/eagle_layouts.json");
-const EAGLE: DrafterShape = DrafterShape { network: Network::Eagle, ffn: 10 };
-const EAGLE3: DrafterShape = DrafterShape { network: Network::Eagle3, ffn: 10 };
+const EAGLE: DrafterShape = DrafterShape::eagle(10);
+const EAGLE3: DrafterShape = DrafterShape::eagle3(10);
 
 fn config() -> Config {
     let shape = TinyShape { hidden: 16, layers: 4, heads: 2, kv_heads: 1, ffn: 24, positions_max: 64 };
