@@ -30,6 +30,9 @@ pub(crate) enum Failure {
     /// A workflow without a drafter that learns while a policy does.
     #[error("{} has no step of GRPO, or no drafter that learns: give it `Grpo(…)`, and `Eagle` or `Eagle3` among `speculation.drafters`", path.display())]
     NothingToTeach { path: PathBuf },
+    /// A workflow whose controller measures nothing.
+    #[error("{} has no controller that measures: give it `speculation: (controller: Bandit(strategies: […]))`", path.display())]
+    NoBandit { path: PathBuf },
     /// A model without a drafter that learned.
     #[error("{} has no drafter that learns: give it `Eagle` or `Eagle3` among `speculation.drafters`, `training`, and more of `--learn-from` and `--learn-s`", path.display())]
     NothingToDraft { path: PathBuf },

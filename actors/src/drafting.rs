@@ -64,6 +64,7 @@ impl Drafting {
         let began = Instant::now();
         let cycle = self.decode(decoder, strategy)?;
         self.last = strategy;
+        cycle.waiting.iter().for_each(|id| self.left(*id));
         for answer in &cycle.ended {
             self.ended(answer);
         }

@@ -261,6 +261,7 @@ impl State {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
             self.workspace.trim();
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
+            let decoder = decoder.with_cache_max(rollout.cache_tokens_max);
             self.put_away();
             let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;
             self.work = Some(Work { rollout: rollout.clone(), decoder, drafting });

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use state::drafter::Publication;
 use state::speculation::Controller;
 
+use crate::said::Said;
 use crate::speculator::Published;
 
 /// All of it.
@@ -27,4 +28,6 @@ pub(crate) struct Habits {
     pub(crate) publication: Publication,
     /// How often each token was seen, in the data and in rollouts.
     pub(crate) seen: Vec<u64>,
+    /// What was answered lately; nothing without a drafter that repeats it.
+    pub(crate) said: Said,
 }

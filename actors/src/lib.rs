@@ -18,6 +18,7 @@ mod recorder;
 mod rewarder;
 mod rollout;
 mod run;
+mod said;
 mod solo;
 mod speculator;
 mod supervisor;

@@ -74,6 +74,8 @@ pub(crate) struct Rollout {
     pub(crate) number: u64,
     pub(crate) target: Arc<Target>,
     pub(crate) decoding: Decoding,
+    /// Tokens whose keys and values a device keeps, at most; 0: no limit.
+    pub(crate) cache_tokens_max: usize,
     pub(crate) groups: Vec<Group>,
     pub(crate) speculator: Arc<Speculator>,
     pub(crate) vocabulary: Arc<Vocabulary>,
@@ -97,7 +99,25 @@ impl Rollout {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
         let vocabulary = speculator.vocabulary(&target);
         let (lent, counts) = Default::default();
-        Self { number, target, decoding, groups, speculator, vocabulary, teaches, answers, lent, counts }
+        let cache_tokens_max = 0;
+        Self {
+            number,
+            target,
+            decoding,
+            cache_tokens_max,
+            groups,
+            speculator,
+            vocabulary,
+            teaches,
+            answers,
+            lent,
+            counts,
+        }
+    }
+
+    /// Devices keep keys and values of so many tokens, at most.
+    pub(crate) fn with_cache_max(self, cache_tokens_max: usize) -> Self {
+        Self { cache_tokens_max, ..self }
     }
 
     /// Takes in an answer; whether it completes its group. One that a device of which nothing was heard any more had given

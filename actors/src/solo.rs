@@ -58,6 +58,8 @@ pub struct DecodeOptions {
     pub tokens_max: usize,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// Keys and values of so many tokens are kept, at most; 0: of all requests.
+    pub cache_tokens_max: usize,
     /// Keep hidden states of answers, to train the drafter with.
     pub keep_hidden: bool,
     /// Guesses are ranked with the noise that the target is sampled with. Without, only to compare.
@@ -70,7 +72,9 @@ impl DecodeOptions {
     pub fn of(plan: &Plan, slots: usize, controller: plan::Controller) -> Self {
         let plan::Sampling { temperature, top_p, tokens_max, ref stop } = plan.sampling;
         let stop = stop.clone();
-        Self { slots, controller, temperature, top_p, tokens_max, stop, keep_hidden: false, is_coupled: true }
+        let cache_tokens_max = plan.devices.cache_tokens_max;
+        let (keep_hidden, is_coupled) = (false, true);
+        Self { slots, controller, temperature, top_p, tokens_max, stop, cache_tokens_max, keep_hidden, is_coupled }
     }
 }
 
@@ -99,6 +103,8 @@ pub struct CycleStats {
     pub requests: usize,
     /// One for each request and each drafted token.
     pub rows: usize,
+    /// Rows of prompts that went along.
+    pub prefilled: usize,
     /// Tokens emitted.
     pub tokens: usize,
     /// Requests with a draft, and the tokens they emitted.
@@ -315,6 +321,7 @@ impl Solo {
         let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
         drafting.is_coupled = options.is_coupled;
         let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
+        let decoder = decoder.with_cache_max(options.cache_tokens_max);
         Ok(Session { asked, slots: options.slots.max(1), decoder, drafting, next: 0, decoded: Decoded::default() })
     }
 
@@ -406,6 +413,26 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Hands requests that it is answering over to another session of the same model, half of those that are decoding with what was
+    /// made of them so far; `anew`: the younger half of all, which is to be made again there.
+    ///
+    /// # Errors
+    /// If one of them leaves no room there for more of its answer.
+    pub fn hand_over(&mut self, to: &mut Session<'_>, anew: bool) -> Result<()> {
+        if anew {
+            for (id, request) in self.decoder.export(self.decoder.running() / 2) {
+                self.drafting.left(id);
+                to.decoder.import(request)?;
+            }
+            return Ok(());
+        }
+        for running in self.decoder.halve() {
+            self.drafting.left(running.id());
+            to.decoder.take_over(running)?;
+        }
+        Ok(())
+    }
+
     /// What it made; answers in the order of their requests.
     #[must_use]
     pub fn finish(mut self) -> Decoded {
@@ -416,9 +443,10 @@ impl Session<'_> {
 
 impl CycleStats {
     fn of(drafted: &Drafted, at_s: f64) -> Self {
-        let Cycle { requests, tokens, drafted: with_draft, catch_up_s, rows, draft_s, target_s, .. } = drafted.cycle;
+        let Cycle { requests, tokens, drafted: with_draft, catch_up_s, rows, prefilled, draft_s, target_s, .. } =
+            drafted.cycle;
         let (seconds, strategy) = (drafted.seconds, drafted.strategy);
         let draft_s = draft_s + catch_up_s;
-        Self { at_s, seconds, draft_s, target_s, requests, rows, tokens, drafted: with_draft, strategy }
+        Self { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, drafted: with_draft, strategy }
     }
 }

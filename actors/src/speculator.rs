@@ -17,6 +17,7 @@ use state::speculation::Controller;
 use crate::error::Result;
 use crate::experience::{Experience, Habits};
 use crate::learning::{Learned, Learning, Lesson};
+use crate::said::Said;
 
 /// Separates the noise that choices of the controller are drawn with from others.
 const CHOICES: u32 = 9;
@@ -41,6 +42,8 @@ pub(crate) struct Speculator {
     pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
+    /// What was answered lately, for suffix drafters.
+    said: Mutex<Said>,
     calibration: Arc<Mutex<Calibration>>,
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
@@ -60,7 +63,8 @@ impl Speculator {
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));
         let controller = controller.cloned().unwrap_or_else(|| Controller::new(&plan.controller));
-        let (seen, publication) = habits.map_or((seen, Publication::default()), |h| (h.seen, h.publication));
+        let fresh = || (seen, Publication::default(), Said::default());
+        let (seen, publication, said) = habits.map_or_else(fresh, |h| (h.seen, h.publication, h.said));
         Self {
             plan: plan.clone(),
             controller: Mutex::new(controller),
@@ -69,6 +73,7 @@ impl Speculator {
             earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
+            said: Mutex::new(said),
             calibration: Arc::default(),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
@@ -126,9 +131,11 @@ impl Speculator {
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
             let earlier = earlier.next().flatten();
             Ok(match (d, &published) {
-                (plan::Drafter::Suffix { match_min, match_max }, _) => {
-                    Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
-                }
+                (plan::Drafter::Suffix { match_min, match_max }, _) => Some(earlier.unwrap_or_else(|| {
+                    let mut suffix = Suffix::new(*match_min, *match_max);
+                    lock(&self.said).texts().for_each(|(tokens, prompt)| suffix.recall(tokens, *prompt));
+                    Box::new(suffix)
+                })),
                 (plan::Drafter::Learned { shape, .. }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.weights, *shape, pool.clone())?;
                     Some(Box::new(eagle.calibrated(self.calibration.clone())))
@@ -141,6 +148,9 @@ impl Speculator {
 
     /// Takes in finished answers; the oldest leave when there are too many tokens.
     pub(crate) fn collect(&self, answers: &[Answer]) {
+        if self.plan.suffix().is_some() {
+            lock(&self.said).push(answers);
+        }
         if self.plan.training.is_none() {
             return;
         }
@@ -191,7 +201,8 @@ impl Speculator {
         };
         drop(earlier);
         let controller = lock(&self.controller).clone();
-        let habits = Some(Habits { controller, publication, seen: self.seen() });
+        let said = lock(&self.said).clone();
+        let habits = Some(Habits { controller, publication, seen: self.seen(), said });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 

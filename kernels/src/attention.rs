@@ -86,6 +86,15 @@ impl KeyValues {
         }
     }
 
+    /// Becomes the same as another, of the same shape, and keeps the memory.
+    pub fn copy_from(&mut self, other: &Self) {
+        (self.shape, self.rows) = (other.shape, other.rows);
+        for (to, from) in self.heads.iter_mut().zip(&other.heads) {
+            to.keys.clone_from(&from.keys);
+            to.values.clone_from(&from.values);
+        }
+    }
+
     /// Appends a position: key and value, `(kv_heads * head_dim)` each.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
         let (lane, dim, padded) = (self.rows % PANEL, self.shape.head_dim, self.shape.padded());

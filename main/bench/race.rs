@@ -57,7 +57,7 @@ impl Race {
         strategies.iter().filter(is_ready).map(|s| (self.name(s), Controller::Fixed(*s))).collect()
     }
 
-    fn name(&self, s: &Strategy) -> String {
+    pub(super) fn name(&self, s: &Strategy) -> String {
         let is_suffix = self.solo.plan().speculation.suffix() == Some(s.drafter);
         let mut name = format!("{} {}", if is_suffix { "suffix" } else { "eagle" }, s.depth);
         if s.width > 1 {
@@ -68,6 +68,9 @@ impl Race {
         }
         if s.chance_min > 0.0 {
             name += &format!(" from {:.0} %", s.chance_min * 100.0);
+        }
+        if s.budget_all > 0 {
+            name += &format!(", {} in all", s.budget_all);
         }
         name
     }
@@ -141,11 +144,15 @@ impl Race {
     /// Counts answers that are not those of the first way: tokens, and the bits of their log-probabilities.
     fn compare(&mut self, all: &[(String, Decoded)]) {
         for (_, other) in &all[1..] {
-            for (plain, other) in all[0].1.answers.iter().zip(&other.answers) {
-                let is_same = plain.tokens == other.tokens && plain.log_probs == other.log_probs;
-                self.compared += 1;
-                self.differences += usize::from(!is_same);
-            }
+            self.compared += all[0].1.answers.len();
+            self.differences += differences(&all[0].1.answers, &other.answers);
         }
     }
+}
+
+/// Answers that are not those of plain decoding: tokens, and the bits of their log-probabilities. One that is missing differs.
+pub(super) fn differences(plain: &[Answer], other: &[Answer]) -> usize {
+    let bits = |answer: &Answer| answer.log_probs.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let is_same = |(a, b): &(&Answer, &Answer)| a.group == b.group && a.tokens == b.tokens && bits(a) == bits(b);
+    plain.len().max(other.len()) - plain.iter().zip(other).filter(is_same).count()
 }

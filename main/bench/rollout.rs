@@ -28,6 +28,9 @@ pub(crate) struct Rollout {
     /// Answers of the rollout with a long tail.
     #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     requests: usize,
+    /// Of these decoded together, at most.
+    #[arg(long, default_value_t = SLOTS, value_parser = at_least_one)]
+    slots: usize,
     /// Answers decoded alone, one after the other.
     #[arg(long, default_value_t = 12, value_parser = at_least_one)]
     alone: usize,
@@ -72,9 +75,9 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
     let alone = race.run(&ways, args.alone, 1, tokens_max)?;
     output::note(&format!("{SLOTS} at a time"));
     let full = race.run(&ways[..2], 2 * SLOTS, SLOTS, tokens_max.min(96))?;
-    output::note(&format!("{} requests, {SLOTS} at a time", args.requests));
+    output::note(&format!("{} requests, {} at a time", args.requests, args.slots));
     let some = if args.regret { &ways[..] } else { &ways[..2] };
-    let tail = race.run(some, args.requests, SLOTS, tokens_max)?;
+    let tail = race.run(some, args.requests, args.slots, tokens_max)?;
     output::note("trees with and without shared noise");
     let trees = if race.solo.has_drafter() { trees(args, race)? } else { Vec::new() };
     let (regret_fixed, regret_by_batch) = regret(&tail);

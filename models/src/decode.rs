@@ -3,21 +3,25 @@
 //! Every emitted token is the target's own: `argmax(logits / T + noise)` at its place (L1). A draft only decides how
 //! many of them one forward yields.
 
+mod batch;
+mod room;
+
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, nucleus};
 use state::plan::Strategy;
 
-use crate::cache::no_rows;
+use crate::cache::{Cache, Pages};
+use crate::drafter::share::Lengths;
 use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
 use crate::layer::heads;
 use crate::request::{Answer, Entering, Request, Running};
 use crate::stop::Stop;
 use crate::target::{Hidden, Memory, Target};
+use batch::Batch;
 use state::speculation::tree::ROOT;
 use state::speculation::{Accepted, DraftTree, accept};
 
@@ -63,6 +67,8 @@ pub struct Cycle {
     pub catch_up_s: f64,
     /// Answers that ended.
     pub ended: Vec<Answer>,
+    /// Identities of requests that wait for memory before they go on, under another one: drafters are to be told that they left.
+    pub waiting: Vec<u64>,
 }
 
 /// Decodes the requests of one device.
@@ -75,27 +81,17 @@ pub struct Decoder {
     /// Prompts that have not been through the target, in the order of their admission.
     entering: VecDeque<Entering>,
     next_id: u64,
+    /// Of answers that ended here.
+    lengths: Lengths,
+    pages: Pages,
+    /// Pages that are used at a time, at most.
+    pages_max: Option<usize>,
     memory: Memory,
     new: NewRows,
 }
 
-/// Rows of prompts that go through the target in a cycle, at most: requests that decode do not wait for a long prompt, and as
-/// many rows are computed about as fast as more.
-const PREFILL_ROWS: usize = 64;
-
 /// Rows that attend together.
 const ATTEND_ROWS: usize = 16;
-
-/// Rows that go through the target together: each request's last token and its draft, then stretches of prompts.
-#[derive(Default)]
-struct Batch {
-    ids: Vec<u32>,
-    positions: Vec<u32>,
-    /// For each slot, and then for each prompt, its rows of the batch.
-    rows: Vec<Range<usize>>,
-    /// For each row the rows of its slot or prompt it stands below, from the first on, itself last.
-    paths: Vec<Vec<usize>>,
-}
 
 /// What the last forward made of its batch; memory that forwards reuse.
 #[derive(Debug, Default)]
@@ -113,9 +109,10 @@ impl Decoder {
     #[must_use]
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
         let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
-        let (slots, entering) = Default::default();
+        let (slots, entering, lengths) = Default::default();
+        let pages = Pages::new(target.config());
         let memory = Memory { keeps: decoding.hidden, ..Memory::default() };
-        Self { target, decoding, pool, slots, entering, next_id: 0, memory, new }
+        Self { target, decoding, pool, slots, entering, next_id: 0, lengths, pages, pages_max: None, memory, new }
     }
 
     /// Requests that have not ended.
@@ -229,20 +226,19 @@ impl Decoder {
 
     /// Their tokens, the same in all, are to go through the target, the last one left out; then the requests begin.
     fn enter(&mut self, requests: Vec<Request>) {
-        let rows = no_rows(self.target.config().layers, heads(self.target.config()));
         if !requests.is_empty() {
-            self.entering.push_back(Entering { requests, rows, hidden: Vec::new() });
+            self.entering.push_back(Entering::new(requests));
         }
     }
 
     /// Requests whose prompt has been through the target begin, in the order of their admission.
     fn begin(&mut self) {
         while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens().len()) {
-            let Some(Entering { requests, rows, hidden }) = self.entering.pop_front() else { return };
-            let (prefix, hidden) = (Arc::new(rows), Arc::new(hidden));
+            let Some(Entering { requests, cache, hidden }) = self.entering.pop_front() else { return };
+            let hidden = Arc::new(hidden);
             for request in requests {
                 let tokens_max = self.decoding.tokens_max;
-                self.push(Running::new(request, &self.target, tokens_max, prefix.clone(), hidden.clone()));
+                self.push(Running::new(request, &self.target, tokens_max, cache.clone(), hidden.clone()));
             }
         }
     }
@@ -256,6 +252,7 @@ impl Decoder {
         if self.running() == 0 {
             return Ok(Cycle::default());
         }
+        let waiting = self.make_room();
         let (mut drafter, began) = (draft.filter(|_| !self.slots.is_empty()), Instant::now());
         let trees = match drafter.as_mut() {
             Some((drafter, strategy)) => self.drafts(*drafter, strategy)?,
@@ -278,7 +275,7 @@ impl Decoder {
         }
         cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
         cycle.draft_s = (draft_s - cycle.catch_up_s).max(0.0);
-        cycle.ended = self.take_ended();
+        (cycle.ended, cycle.waiting) = (self.take_ended(), waiting);
         self.begin();
         Ok(cycle)
     }
@@ -308,12 +305,19 @@ impl Decoder {
             noise: slot.request.noise,
             temperature: self.decoding.temperature,
             depth_max: slot.limit - slot.request.log_probs.len() - 1,
+            remainder: self.lengths.remainder(slot.request.log_probs.len()),
         }
     }
 
     /// What the target made of the drafts: the cycle so far, what it accepted of each, and how many tokens each emitted.
     fn verify(&mut self, trees: &[DraftTree]) -> (Cycle, Vec<Accepted>, Vec<usize>) {
-        let (batch, began) = (self.batch(trees), Instant::now());
+        let (mut batch, began) = (Batch::default(), Instant::now());
+        for (slot, tree) in self.slots.iter().zip(trees) {
+            batch.push_draft(&slot.request.tokens, tree);
+        }
+        for (prompt, count) in self.entering.iter().zip(self.stretches()) {
+            batch.push_stretch(prompt.tokens(), prompt.done()..prompt.done() + count);
+        }
         self.forward(&batch);
         let target_s = began.elapsed().as_secs_f64();
         let (requests, rows, prefilled) = (trees.len(), batch.ids.len(), self.entered(&batch));
@@ -330,49 +334,15 @@ impl Decoder {
         (cycle, all, counts)
     }
 
-    fn batch(&self, trees: &[DraftTree]) -> Batch {
-        let mut batch = Batch::default();
-        for (state, tree) in self.slots.iter().zip(trees) {
-            let (first, length) = (batch.ids.len(), state.request.tokens.len());
-            batch.ids.push(state.request.tokens[length - 1]);
-            batch.paths.push(vec![0]);
-            for node in 0..tree.len() {
-                batch.ids.push(tree.tokens[node]);
-                batch.paths.push(std::iter::once(0).chain(tree.path(node).into_iter().map(|n| n + 1)).collect());
-            }
-            let depth = |path: &Vec<usize>| u32::try_from(length - 2 + path.len()).unwrap_or(u32::MAX);
-            batch.positions.extend(batch.paths[first..].iter().map(depth));
-            batch.rows.push(first..batch.ids.len());
-        }
-        let mut room = PREFILL_ROWS;
-        for prompt in &self.entering {
-            let (first, done) = (batch.ids.len(), prompt.done());
-            let count = room.min(prompt.tokens().len() - done);
-            batch.ids.extend(&prompt.tokens()[done..done + count]);
-            batch.positions.extend((done..done + count).map(|at| u32::try_from(at).unwrap_or(u32::MAX)));
-            batch.paths.extend((0..count).map(|last| (0..=last).collect()));
-            batch.rows.push(first..first + count);
-            room -= count;
-            if room == 0 {
-                break;
-            }
-        }
-        batch
-    }
-
     /// Takes in what the target made of stretches of prompts; returns how many rows.
     fn entered(&mut self, batch: &Batch) -> usize {
-        let (config, hidden) = (self.target.config(), self.memory.kept());
-        let (kv_width, width) = (heads(config).kv_width(), self.decoding.hidden.width(config));
+        let (hidden, width) = (self.memory.kept(), self.decoding.hidden.width(self.target.config()));
         let stretches = &batch.rows[self.slots.len()..];
         for (prompt, rows) in self.entering.iter_mut().zip(stretches) {
-            let at = rows.start * kv_width..rows.end * kv_width;
-            for (known, (keys, values)) in prompt.rows.iter_mut().zip(&self.new.layers) {
-                known.extend(&keys[at.clone()], &values[at.clone()]);
-            }
+            rows.clone().for_each(|row| prompt.cache.push(&mut self.pages, &self.new.layers, row));
             prompt.hidden.extend_from_slice(&hidden[rows.start * width..rows.end * width]);
         }
-        stretches.iter().map(Range::len).sum()
+        stretches.iter().map(|rows| rows.len()).sum()
     }
 
     fn forward(&mut self, batch: &Batch) {
@@ -381,7 +351,9 @@ impl Decoder {
         let shape = heads(target.config());
         let kv_width = shape.kv_width();
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
-        let (slots, none) = (&slots[..], KeyValues::new(shape));
+        let running = slots.iter().map(|slot| &slot.cache);
+        let caches: Vec<&Cache> =
+            running.chain(entering.iter().map(|prompt| &prompt.cache)).take(batch.rows.len()).collect();
         fresh.resize_with(batch.rows.len().max(fresh.len()), || KeyValues::new(shape));
         let mut attend_rows = |layer: usize, [q, keys, values]: [&[f32]; 3], out: &mut [f32]| {
             for (fresh, rows) in fresh.iter_mut().zip(&batch.rows) {
@@ -389,12 +361,13 @@ impl Decoder {
                 fresh.clear();
                 fresh.extend(&keys[here.clone()], &values[here]);
             }
-            let of_slots = slots.iter().map(|s| [&s.cache.prefix[layer], &s.cache.own[layer]]);
-            let of_prompts = entering.iter().map(|prompt| [&prompt.rows[layer], &none]);
-            let shared: Vec<[&KeyValues; 2]> = of_slots.chain(of_prompts).take(batch.rows.len()).collect();
+            let known: Vec<&KeyValues> = caches.iter().flat_map(|cache| cache.layer(layer)).collect();
+            let mut rest = known.as_slice();
             // Many rows of one prompt are work for several threads.
             let mut pieces = Vec::with_capacity(batch.rows.len());
-            for ((shared, fresh), rows) in shared.iter().zip(&*fresh).zip(&batch.rows) {
+            for ((cache, fresh), rows) in caches.iter().zip(&*fresh).zip(&batch.rows) {
+                let (shared, later) = rest.split_at(cache.pages());
+                rest = later;
                 pieces.extend(paths[rows.clone()].chunks(ATTEND_ROWS).map(|paths| Context { shared, fresh, paths }));
             }
             attend_requests(pool, q, &pieces, shape, scratch, out);
@@ -428,17 +401,14 @@ impl Decoder {
     fn emit(&mut self, slot: usize, accepted: &Accepted, first: usize) -> usize {
         let config = self.target.config();
         let (vocab, width) = (config.vocab, self.decoding.hidden.width(config));
+        let pages = &mut self.pages;
         let inverse = if self.decoding.temperature == 0.0 { 1.0 } else { 1.0 / self.decoding.temperature };
-        let shape = heads(config);
         let (slot, new, hidden, stop) =
             (&mut self.slots[slot], &self.new, self.memory.kept(), self.decoding.stop.as_ref());
         let rows = std::iter::once(first).chain(accepted.nodes.iter().map(|n| first + 1 + n));
         let mut emitted = 0;
         for (row, token) in rows.zip(&accepted.tokens) {
-            let at = row * shape.kv_width()..(row + 1) * shape.kv_width();
-            for (own, (keys, values)) in slot.cache.own.iter_mut().zip(&new.layers) {
-                own.push(&keys[at.clone()], &values[at.clone()]);
-            }
+            slot.cache.push(pages, &new.layers, row);
             slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
             slot.request.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
             slot.request.tokens.push(*token);
@@ -455,7 +425,10 @@ impl Decoder {
     fn take_ended(&mut self) -> Vec<Answer> {
         let (ended, running) = std::mem::take(&mut self.slots).into_iter().partition(Running::is_over);
         self.slots = running;
-        ended.into_iter().map(Running::answer).collect()
+        let (answers, caches): (Vec<_>, Vec<_>) = ended.into_iter().map(Running::answer).unzip();
+        answers.iter().for_each(|answer| self.lengths.observe(answer.log_probs.len()));
+        caches.into_iter().for_each(|cache| self.pages.give_back(cache));
+        answers
     }
 }
 

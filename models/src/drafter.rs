@@ -6,6 +6,7 @@ pub mod eagle;
 pub mod hybrid;
 pub mod learn;
 mod network;
+pub mod share;
 pub mod suffix;
 pub mod uncoupled;
 pub mod vocabulary;
@@ -37,6 +38,8 @@ pub struct Context<'a> {
     pub temperature: f32,
     /// Deepest level that can still be accepted.
     pub depth_max: usize,
+    /// Tokens that the answer is expected to have before it.
+    pub remainder: f32,
 }
 
 /// Proposes tokens.

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use kernels::{KeyValues, NoiseKey};
+use kernels::NoiseKey;
 
-use crate::cache::{Cache, Layers, no_rows};
-use crate::layer::heads;
+use crate::cache::Cache;
 use crate::target::Target;
 
 /// A request outside of a decoder: all that its further tokens depend on, since its noise is keyed.
@@ -31,11 +30,16 @@ pub(crate) struct Entering {
     /// At least one, with the same tokens.
     pub(crate) requests: Vec<Request>,
     /// Keys and values of the first tokens, and their hidden states.
-    pub(crate) rows: Layers,
+    pub(crate) cache: Cache,
     pub(crate) hidden: Vec<f32>,
 }
 
 impl Entering {
+    /// Nothing of them has been through the target.
+    pub(crate) fn new(requests: Vec<Request>) -> Self {
+        Self { requests, cache: Cache::default(), hidden: Vec::new() }
+    }
+
     /// All tokens but the last: those that go through the target before a request begins.
     pub(crate) fn tokens(&self) -> &[u32] {
         self.requests[0].tokens.split_last().map_or(&[], |(_, tokens)| tokens)
@@ -43,7 +47,7 @@ impl Entering {
 
     /// Tokens that have been through the target.
     pub(crate) fn done(&self) -> usize {
-        self.rows.first().map_or(self.tokens().len(), KeyValues::rows)
+        self.cache.rows()
     }
 }
 
@@ -66,12 +70,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// `prefix` and `hidden` are what the target made of all tokens but the last.
+    /// `cache` and `hidden` are what the target made of all tokens but the last.
     pub(crate) fn new(
         request: Request,
         target: &Arc<Target>,
         tokens_max: usize,
-        prefix: Arc<Layers>,
+        cache: Cache,
         hidden: Arc<Vec<f32>>,
     ) -> Self {
         let config = target.config();
@@ -79,7 +83,7 @@ impl Running {
             id: 0,
             limit: tokens_max.min(config.positions_max - request.prompt),
             request,
-            cache: Cache { prefix, own: no_rows(config.layers, heads(config)) },
+            cache,
             shared_hidden: hidden,
             hidden: Vec::new(),
             ended: false,
@@ -103,11 +107,13 @@ impl Running {
         self.ended || self.request.log_probs.len() == self.limit
     }
 
-    pub(crate) fn answer(self) -> Answer {
+    /// The answer that it ended as, and the keys and values that are of no more use.
+    pub(crate) fn answer(self) -> (Answer, Cache) {
         let Request { group, sample, noise, tokens, prompt, log_probs } = self.request;
         let parts = [self.shared_hidden.as_slice(), &self.hidden];
         let hidden = if self.hidden.is_empty() { Vec::new() } else { parts.concat() };
-        Answer { id: self.id, group, sample, noise, tokens, prompt, log_probs, truncated: !self.ended, hidden }
+        let (id, truncated) = (self.id, !self.ended);
+        (Answer { id, group, sample, noise, tokens, prompt, log_probs, truncated, hidden }, self.cache)
     }
 }
 

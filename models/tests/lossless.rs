@@ -188,7 +188,7 @@ fn answers_are_those_of_plain_decoding() {
                     );
                     for learned in [&mut learned, &mut third] {
                         let mut hybrid = Hybrid::new(&mut suffix, learned, false);
-                        let with_suffix = strategy.with_suffix(4).with_chance_min(0.05);
+                        let with_suffix = strategy.with_suffix(4).with_chance_min(0.05).with_budget_all(9);
                         let drafted = decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix)));
                         assert_same(&plain, &drafted, "hybrid");
                     }
@@ -290,6 +290,44 @@ enum Way {
     Exported,
     Halved,
     Strange,
+}
+
+/// With room for a few requests at a time, others wait in the middle of their answers, and say the same.
+#[test]
+fn requests_that_wait_for_memory_say_the_same() {
+    let target = target(5);
+    let decoding =
+        Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 56, eos: vec![0], stop: None, hidden: Hidden::Last };
+    let decode = |room: usize| {
+        let decoder = Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(2)));
+        let mut decoder = decoder.with_cache_max(room);
+        for group in 0..6 {
+            let prompt: Vec<u32> = (0..58 + 3 * group).map(|i| 1 + (i * 5 + group) % (VOCAB - 1)).collect();
+            let noise = |sample: usize| (sample, NoiseKey::new(5, 1, 0, group, sample as u32));
+            decoder.admit(group as usize, &prompt, &[0, 1, 2].map(noise)).unwrap();
+        }
+        let (mut suffix, mut ended, mut waited, mut most) = (Suffix::new(1, 4), Vec::new(), 0, 0);
+        while decoder.running() > 0 {
+            let cycle = decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap();
+            cycle.waiting.iter().for_each(|id| suffix.left(*id));
+            cycle.ended.iter().for_each(|a| suffix.ended(a.id, &a.tokens, a.prompt));
+            (waited, most) = (waited + cycle.waiting.len(), most.max(decoder.cached_tokens()));
+            ended.extend(cycle.ended);
+        }
+        assert_eq!(decoder.cached_tokens(), 0);
+        ended.sort_by_key(|a| (a.group, a.sample));
+        (ended, waited, most)
+    };
+    let (plain, waited, all) = decode(0);
+    assert_eq!((plain.len(), waited), (18, 0));
+    // One token alone is less than anything needs: one after the other.
+    for room in [1, 5 * 64, 12 * 64] {
+        let (answers, waited, most) = decode(room);
+        assert_eq!(answers.len(), plain.len());
+        assert_same(&plain, &answers, &format!("room for {room} tokens"));
+        assert!(waited > 0 && most < all, "{waited} waited, {most} of {all} tokens");
+        assert!(room == 1 || most <= room, "{most} tokens in {room}");
+    }
 }
 
 /// Prompts of several stretches, beside requests that decode: rows of prompts have the bits of a forward over the whole.

@@ -313,6 +313,9 @@ pub struct Devices {
     pub threads: usize,
     /// Requests decoded together on one device, at most.
     pub slots_max: usize,
+    /// Tokens whose keys and values a device keeps, at most, those of a shared prompt once; 0: of all its requests. Requests that have
+    /// no room wait.
+    pub cache_tokens_max: usize,
 }
 
 /// OTP-style supervision of the devices.

@@ -126,3 +126,17 @@ fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
     let refused = refusal(&arguments.each_ref().map(String::as_str));
     assert!(refused.contains("is an `Eagle3` where the workflow says `Eagle`"), "{refused}");
 }
+
+#[test]
+fn every_way_to_decode_is_compared_with_plain_decoding() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w);
+    let small = ["--requests", "9", "--tokens", "24", "--learn-from", "8", "--learn-s", "1"];
+    let found = json(&[&["bench", "lossless", text(&file), "--json"], &small[..]].concat());
+    assert_eq!(found["differences"], 0);
+    let ways = found["ways"].as_array().unwrap();
+    assert_eq!(found["answers"].as_u64().unwrap(), 9 * 4 * ways.len() as u64);
+    let drafters: std::collections::BTreeSet<_> = ways.iter().map(|way| way["drafter"].as_str().unwrap()).collect();
+    assert_eq!(drafters, ["eagle", "eagle + suffix", "eagle3", "eagle3 + suffix", "none", "suffix"].into());
+    assert!(ways.iter().any(|way| way["accept_length"].as_f64().unwrap() > 1.0));
+}

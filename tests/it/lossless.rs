@@ -35,7 +35,12 @@ fn speculation_changes_no_byte() {
 fn the_number_of_devices_changes_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let mut hashes = Vec::new();
-    for devices in ["cpu: 1, slots_max: 8", "cpu: 2, slots_max: 4", "cpu: 3, slots_max: 24"] {
+    for devices in [
+        "cpu: 1, slots_max: 8",
+        "cpu: 2, slots_max: 4",
+        "cpu: 3, slots_max: 24",
+        "cpu: 2, slots_max: 8, cache_tokens_max: 200",
+    ] {
         let file = workflow(folder.path(), |w| w.replace("cpu: 2, slots_max: 8", devices));
         let dir = folder.path().join(devices.replace([':', ' ', ','], "-"));
         completed(&["run", text(&file), "--out", text(&dir)]);

@@ -74,11 +74,12 @@ fn sampling(check: &mut Check<'_>, sampling: &spec::Sampling) -> Sampling {
 }
 
 fn devices(check: &mut Check<'_>, devices: &spec::Devices) -> Devices {
-    let spec::Devices { cpu, threads, slots_max } = *devices;
+    let spec::Devices { cpu, threads, slots_max, cache_tokens_max } = *devices;
     check.count("devices.cpu", cpu, 0, 4096);
     check.count("devices.threads", threads, 1, 1024);
     check.count("devices.slots_max", slots_max, 1, 65_536);
-    Devices { cpu, threads, slots_max }
+    check.count("devices.cache_tokens_max", cache_tokens_max, 0, 1 << 40);
+    Devices { cpu, threads, slots_max, cache_tokens_max }
 }
 
 fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Supervision {

@@ -161,11 +161,12 @@ pub(crate) struct Devices {
     pub(crate) cpu: usize,
     pub(crate) threads: usize,
     pub(crate) slots_max: usize,
+    pub(crate) cache_tokens_max: usize,
 }
 
 impl Default for Devices {
     fn default() -> Self {
-        Self { cpu: 0, threads: 1, slots_max: 16 }
+        Self { cpu: 0, threads: 1, slots_max: 16, cache_tokens_max: 0 }
     }
 }
 

@@ -126,8 +126,12 @@ fn sums(plan: &Plan) -> u64 {
 
 /// Keys and values of all slots.
 fn cache(plan: &Plan, shape: &TinyShape) -> u64 {
-    let (slots, positions) = (wide(plan.devices.slots_max), wide(shape.positions_max));
-    product(&[2, slots, positions, wide(shape.layers), keys(shape)])
+    let all = product(&[wide(plan.devices.slots_max), wide(shape.positions_max)]);
+    let tokens = match wide(plan.devices.cache_tokens_max) {
+        0 => all,
+        most => all.min(most.max(wide(shape.positions_max))),
+    };
+    product(&[2, tokens, wide(shape.layers), keys(shape)])
 }
 
 /// What a backward pass of the largest micro-batch keeps.

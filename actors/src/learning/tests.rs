@@ -312,3 +312,40 @@ fn one_device_finds_out_for_all_whether_to_learn() {
     assert_eq!(Some(found[0]), lock(&learning).is_worth_it);
     assert!(found.iter().all(|is| *is == found[0]), "{found:?}");
 }
+
+#[test]
+fn a_run_that_goes_on_repeats_what_was_said_before() {
+    let device = Device::new(4);
+    let plan = Speculation {
+        drafters: vec![plan::Drafter::Suffix { match_min: 2, match_max: 8 }],
+        training: None,
+        ..device.speculator.plan.clone()
+    };
+    let seen = device.speculator.seen();
+    let vocabulary = Arc::new(Vocabulary::whole(&device.target));
+    let drafted = |speculator: &Speculator| {
+        let answers = device.answers();
+        let (tokens, prompt) = (&answers[0].tokens[..20], answers[0].prompt);
+        let mut drafters = speculator.drafters(&vocabulary, &device.pool, Vec::new()).unwrap();
+        let noise = answers[0].noise;
+        let request = models::drafter::Context {
+            id: 1,
+            tokens,
+            prompt,
+            hidden: [&[], &[]],
+            noise,
+            temperature: 1.0,
+            depth_max: 6,
+            remainder: 1.0,
+        };
+        let tree = drafters[0].as_mut().unwrap().draft(&[request], &plan::Strategy::chain(0, 6)).unwrap().remove(0);
+        (tree.tokens, answers[0].tokens[20..26].to_vec())
+    };
+    let first = Speculator::new(&plan, 3, Experience::default(), seen.clone());
+    assert_ne!(drafted(&first).0.len(), 6, "nothing was said");
+    first.collect(&device.answers());
+    let habits = serde_json::to_vec(&first.experience().habits).unwrap();
+    let experience = Experience { habits: serde_json::from_slice(&habits).unwrap(), ..Experience::default() };
+    let (drafted, said) = drafted(&Speculator::new(&plan, 3, experience, seen));
+    assert_eq!(drafted, said);
+}

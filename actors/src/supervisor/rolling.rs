@@ -46,7 +46,7 @@ impl State {
             self.group(job.dataset.problem(i), noise)
         };
         let groups = (first..first + grpo.prompts as u64).map(group).collect::<Result<_>>()?;
-        self.begin_rollout(groups, job.plan.sampling.temperature, job.plan.speculation.training.is_some());
+        self.begin_rollout(groups, job.plan.sampling.temperature, true);
         Ok(())
     }
 
@@ -64,7 +64,8 @@ impl State {
         Ok(Group { prompt: self.job.prompt(&problem)?, problem, noise })
     }
 
-    fn begin_rollout(&mut self, groups: Vec<Group>, temperature: f32, trains_drafter: bool) {
+    /// Drafters learn from the answers of one that `teaches`.
+    fn begin_rollout(&mut self, groups: Vec<Group>, temperature: f32, teaches: bool) {
         let job = &self.job;
         let decoding = Decoding {
             temperature,
@@ -84,12 +85,14 @@ impl State {
             devices: self.seats.len(),
             slots_max: job.plan.devices.slots_max,
         };
-        let idle = IdleUse { training: trains_drafter, lending: job.plan.speculation.lending };
+        let training = teaches && job.plan.speculation.training.is_some();
+        let idle = IdleUse { training, lending: job.plan.speculation.lending };
         let machine = StepMachine::new(size, idle);
         let verdicts = vec![None; groups.len()];
         self.rollouts += 1;
-        let rollout =
-            Arc::new(Rollout::new(self.rollouts, target, decoding, groups, (self.speculator.clone(), trains_drafter)));
+        let speculator = (self.speculator.clone(), teaches);
+        let rollout = Rollout::new(self.rollouts, target, decoding, groups, speculator);
+        let rollout = Arc::new(rollout.with_cache_max(job.plan.devices.cache_tokens_max));
         self.activity =
             Activity::Rolling(Rolling { rollout, machine, verdicts, drained_s: 0.0, preempted: BTreeMap::new() });
         for device in 0..self.seats.len() {

@@ -9,6 +9,7 @@ use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
 use super::network::{Network, Pass};
+use super::share::{Record, keep};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
 use crate::layer::{Attend, Rows, heads};
@@ -38,6 +39,7 @@ struct Seen {
     rows: KeyValues,
     /// Predicted hidden state of the last token.
     prediction: Vec<f32>,
+    record: Record,
 }
 
 /// The drafter of one device.
@@ -54,13 +56,18 @@ pub struct Eagle {
     calibration: Arc<Mutex<Calibration>>,
     /// The guesses of each tree of the last draft.
     guesses: Vec<Vec<Guess>>,
+    /// The requests of the last draft.
+    drafted: Vec<u64>,
 }
 
-/// A drafted token: its level, how far it is from its rivals, and the estimated chance that it is accepted.
+/// A drafted token: its level, how far it is from its rivals, what is right so far from them, and the estimated chance that it is
+/// accepted.
 #[derive(Debug, Clone, Copy)]
 struct Guess {
     level: usize,
     gap: f32,
+    /// That it is right if the one above is, as it would be in any request.
+    usual: f32,
     chance: f32,
 }
 
@@ -71,6 +78,7 @@ struct Leaf {
     node: usize,
     token: u32,
     gap: f32,
+    usual: f32,
     chance: f32,
     hidden: Vec<f32>,
     above: Vec<usize>,
@@ -86,8 +94,9 @@ impl Eagle {
         let network = Network::new(config, shape, weights)?;
         let (heads, reads) = (heads(config), reads(shape));
         let (seen, memory) = (BTreeMap::new(), Memory::default());
-        let (calibration, guesses) = (Arc::default(), Vec::new());
-        Ok(Self { vocabulary, network, reads, heads, pool, seen, memory, catch_up_s: 0.0, calibration, guesses })
+        let (calibration, guesses, drafted) = Default::default();
+        let catch_up_s = 0.0;
+        Ok(Self { vocabulary, network, reads, heads, pool, seen, memory, catch_up_s, calibration, guesses, drafted })
     }
 
     /// The same, with chances that others learn from too, or that an earlier version has learned.
@@ -109,6 +118,7 @@ impl Eagle {
                 first: last.saturating_sub(WINDOW),
                 rows: KeyValues::new(self.heads),
                 prediction: Vec::new(),
+                record: Record::default(),
             };
             // After a pause that is longer than the window, it is met anew.
             if self.seen.get(&request.id).is_some_and(|s| s.first + s.rows.rows() + WINDOW < last) {
@@ -258,6 +268,7 @@ impl Drafter for Eagle {
             node: ROOT,
             token: 0,
             gap: 0.0,
+            usual: 1.0,
             chance: 1.0,
             hidden: self.seen.get(&r.id).map(|s| s.prediction.clone()).unwrap_or_default(),
             above: Vec::new(),
@@ -274,19 +285,28 @@ impl Drafter for Eagle {
             leaves = grown;
             self.deepen(requests, &mut leaves, level, &mut drafts);
         }
-        for (tree, guesses) in trees.iter_mut().zip(&mut self.guesses) {
-            prune(tree, guesses, strategy.budget);
+        self.drafted = requests.iter().map(|r| r.id).collect();
+        for request in 0..trees.len() {
+            self.keep(&mut trees[request..=request], &[1.0], (request, strategy.budget));
+        }
+        if strategy.budget_all > 0 {
+            let worth: Vec<f32> = requests.iter().map(|r| r.remainder).collect();
+            self.keep(&mut trees, &worth, (0, strategy.budget_all));
         }
         Ok(trees)
     }
 
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         let mut calibration = lock(&self.calibration);
-        for ((tree, accepted), guesses) in trees.iter().zip(accepted).zip(&self.guesses) {
+        for (((tree, accepted), guesses), id) in trees.iter().zip(accepted).zip(&self.guesses).zip(&self.drafted) {
+            let mut seen = self.seen.get_mut(id);
             let is_right = |node: usize| accepted.nodes.contains(&node);
             for (node, guess) in guesses.iter().enumerate() {
                 if tree.parents[node] == ROOT || is_right(tree.parents[node]) {
                     calibration.observe(guess.level, guess.gap, is_right(node));
+                    if let Some(seen) = &mut seen {
+                        seen.record.observe(guess.usual, is_right(node));
+                    }
                 }
             }
         }
@@ -310,6 +330,19 @@ impl Drafter for Eagle {
 }
 
 impl Eagle {
+    /// Leaves the `budget` best nodes of these trees, those of request `first` and the following ones.
+    fn keep(&mut self, trees: &mut [DraftTree], worth: &[f32], (first, budget): (usize, usize)) {
+        let nodes: usize = trees.iter().map(DraftTree::len).sum();
+        if nodes <= budget {
+            return;
+        }
+        let guesses = &mut self.guesses[first..first + trees.len()];
+        let chances: Vec<Vec<f32>> = guesses.iter().map(|all| all.iter().map(|guess| guess.chance).collect()).collect();
+        for (guesses, kept) in guesses.iter_mut().zip(keep(trees, &chances, worth, budget)) {
+            *guesses = kept.into_iter().map(|node| guesses[node]).collect();
+        }
+    }
+
     /// Adds one level: of the children of each request's leaves together the `width` likeliest. Returns the new leaves.
     fn grow(
         &mut self,
@@ -331,6 +364,7 @@ impl Eagle {
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
+            let record = self.seen.get(&request.id).map(|seen| seen.record).unwrap_or_default();
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
             let Context { temperature, noise, .. } = request;
             // One more than wanted: the best one's gap is its distance to the second.
@@ -338,9 +372,10 @@ impl Eagle {
             let ahead = best.get(1).map_or(f32::INFINITY, |second| -second.1);
             for (rank, (token, behind)) in best.into_iter().take(strategy.width).enumerate() {
                 let gap = if rank == 0 { ahead } else { behind };
-                let chance = leaf.chance * calibration.chance(level, gap);
+                let usual = calibration.chance(level, gap);
+                let chance = leaf.chance * record.correct(usual);
                 if chance >= strategy.chance_min {
-                    grown.push(Leaf { token, gap, chance, ..leaf.clone() });
+                    grown.push(Leaf { token, gap, usual, chance, ..leaf.clone() });
                 }
             }
         }
@@ -351,7 +386,8 @@ impl Eagle {
             let same = kept.iter().rev().take_while(|k| k.request == leaf.request).count();
             if same < strategy.width {
                 leaf.node = trees[leaf.request].push(leaf.node, leaf.token);
-                self.guesses[leaf.request].push(Guess { level, gap: leaf.gap, chance: leaf.chance });
+                let Leaf { gap, usual, chance, .. } = leaf;
+                self.guesses[leaf.request].push(Guess { level, gap, usual, chance });
                 kept.push(leaf);
             }
         }
@@ -359,49 +395,6 @@ impl Eagle {
     }
 }
 
-/// Leaves the `budget` likeliest nodes. A node is never likelier than its parent, so that they make a tree.
-fn prune(tree: &mut DraftTree, guesses: &mut Vec<Guess>, budget: usize) {
-    if tree.len() <= budget {
-        return;
-    }
-    let mut order: Vec<usize> = (0..tree.len()).collect();
-    // Stable: of equal ones the parent comes first.
-    order.sort_by(|a, b| guesses[*b].chance.total_cmp(&guesses[*a].chance));
-    order.truncate(budget);
-    order.sort_unstable();
-    let place = |node: usize| order.binary_search(&node).unwrap_or(ROOT);
-    let parents = order.iter().map(|node| if tree.parents[*node] == ROOT { ROOT } else { place(tree.parents[*node]) });
-    let tokens = order.iter().map(|node| tree.tokens[*node]);
-    *tree = DraftTree { parents: parents.collect(), tokens: tokens.collect() };
-    *guesses = order.iter().map(|node| guesses[*node]).collect();
-}
-
 fn lock(calibration: &Mutex<Calibration>) -> MutexGuard<'_, Calibration> {
     calibration.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_likeliest_nodes_stay_and_make_a_tree() {
-        let (mut tree, mut guesses) = (DraftTree::default(), Vec::new());
-        // A and B; below A its children C and D; below B the likely E; below C its equal F.
-        let parents = [ROOT, ROOT, 0, 0, 1, 2];
-        let chances = [0.6, 0.5, 0.4, 0.1, 0.45, 0.4];
-        for (node, (parent, chance)) in parents.into_iter().zip(chances).enumerate() {
-            tree.push(parent, node as u32);
-            guesses.push(Guess { level: 0, gap: 0.0, chance });
-        }
-        let mut kept = |budget| {
-            prune(&mut tree, &mut guesses, budget);
-            assert_eq!(tree.len(), guesses.len());
-            (tree.tokens.clone(), tree.parents.clone())
-        };
-        assert_eq!(kept(9).0, [0, 1, 2, 3, 4, 5]);
-        assert_eq!(kept(5), (vec![0, 1, 2, 4, 5], vec![ROOT, ROOT, 0, 1, 2]));
-        assert_eq!(kept(4), (vec![0, 1, 2, 4], vec![ROOT, ROOT, 0, 1]));
-        assert_eq!(kept(1), (vec![0], vec![ROOT]));
-    }
 }

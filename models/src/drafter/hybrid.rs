@@ -99,8 +99,16 @@ mod tests {
         let mut suffix = Stub { token: 1, known: vec![11, 13], told: Vec::new() };
         let mut learned = Stub { token: 2, known: vec![10, 11, 12, 13], told: Vec::new() };
         let noise = NoiseKey::new(0, 0, 0, 0, 0);
-        let context =
-            |id| Context { id, tokens: &[5], prompt: 1, hidden: [&[], &[]], noise, temperature: 1.0, depth_max: 4 };
+        let context = |id| Context {
+            id,
+            tokens: &[5],
+            prompt: 1,
+            hidden: [&[], &[]],
+            noise,
+            temperature: 1.0,
+            depth_max: 4,
+            remainder: 1.0,
+        };
         let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
         let trees = hybrid.draft(&[10, 11, 12, 13].map(context), &Strategy::chain(0, 1).with_suffix(1)).unwrap();
         assert_eq!(trees.iter().map(|t| t.tokens[0]).collect::<Vec<_>>(), [2, 1, 2, 1]);

@@ -65,6 +65,12 @@ impl Suffix {
         Self { match_min, match_max: match_max.max(match_min), prompts: BTreeMap::new(), tokens: 0, now: 0 }
     }
 
+    /// Takes in an answer that ended elsewhere, or in an earlier session.
+    pub fn recall(&mut self, tokens: &[u32], prompt: usize) {
+        // No request has this identity.
+        self.ended(u64::MAX, tokens, prompt);
+    }
+
     fn read(&mut self, id: u64, tokens: &[u32], prompt: usize) -> &mut Texts {
         if !self.prompts.contains_key(&tokens[..prompt]) {
             self.prompts.insert(tokens[..prompt].to_vec(), Texts::default());
@@ -214,7 +220,8 @@ mod tests {
 
     fn request(tokens: &[u32]) -> Context<'_> {
         let noise = NoiseKey::new(0, 0, 0, 0, 0);
-        Context { id: 7, tokens, prompt: 1, hidden: [&[], &[]], noise, temperature: 1.0, depth_max: 99 }
+        let hidden: [&[f32]; 2] = [&[], &[]];
+        Context { id: 7, tokens, prompt: 1, hidden, noise, temperature: 1.0, depth_max: 99, remainder: 1.0 }
     }
 
     #[test]

@@ -116,6 +116,9 @@ pub struct Strategy {
     pub suffix: usize,
     /// The learned drafter leaves out tokens with a smaller estimated chance to be accepted, 0 to 1.
     pub chance_min: f32,
+    /// Tokens that the learned drafter drafts for all requests of a cycle together, at most: where they are likely to be right, and
+    /// where much is left to say; 0: as many as `budget` allows each.
+    pub budget_all: usize,
 }
 
 impl Strategy {
@@ -128,7 +131,7 @@ impl Strategy {
     /// The best `width` tokens of each level, `budget` in all.
     #[must_use]
     pub const fn tree(drafter: usize, depth: usize, width: usize, budget: usize) -> Self {
-        Self { drafter, depth, width, budget, suffix: 0, chance_min: 0.0 }
+        Self { drafter, depth, width, budget, suffix: 0, chance_min: 0.0, budget_all: 0 }
     }
 
     /// The same, with the suffix drafter's chain of up to `depth` tokens where it finds a match.
@@ -141,6 +144,12 @@ impl Strategy {
     #[must_use]
     pub const fn with_chance_min(self, chance_min: f32) -> Self {
         Self { chance_min, ..self }
+    }
+
+    /// The same, with at most so many tokens for all requests together.
+    #[must_use]
+    pub const fn with_budget_all(self, budget_all: usize) -> Self {
+        Self { budget_all, ..self }
     }
 }
 

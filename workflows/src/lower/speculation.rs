@@ -145,7 +145,7 @@ fn strategies(check: &mut Check<'_>, path: &str, given: &[spec::Strategy], words
 }
 
 fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, words: &[Word]) -> Strategy {
-    let spec::Strategy { drafter: word, depth, width, suffix, chance_min, .. } = strategy;
+    let spec::Strategy { drafter: word, depth, width, suffix, chance_min, budget_all, .. } = strategy;
     let drafter = words.iter().position(|listed| *listed == word);
     if drafter.is_none() {
         let message = format!("`{word:?}` is not among the drafters");
@@ -166,7 +166,13 @@ fn lower_strategy(check: &mut Check<'_>, path: &str, strategy: spec::Strategy, w
         let path = format!("{path}.chance_min");
         check.wrong("workflow::no_chances", &path, "the suffix drafter knows no chances", help);
     }
-    Strategy { suffix, chance_min, ..Strategy::tree(drafter.unwrap_or_default(), depth, width, budget) }
+    check.count(&format!("{path}.budget_all"), budget_all, 0, 1 << 20);
+    if budget_all > 0 && word == Word::Suffix {
+        let help = "leave `budget_all` out, or write `drafter: Eagle`";
+        let path = format!("{path}.budget_all");
+        check.wrong("workflow::no_chances", &path, "the suffix drafter knows no chances to share by", help);
+    }
+    Strategy { suffix, chance_min, budget_all, ..Strategy::tree(drafter.unwrap_or_default(), depth, width, budget) }
 }
 
 /// The chain of the suffix drafter within another drafter's strategy.

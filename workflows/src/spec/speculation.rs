@@ -136,6 +136,8 @@ pub(crate) struct Strategy {
     pub(crate) suffix: usize,
     #[serde(default)]
     pub(crate) chance_min: f32,
+    #[serde(default)]
+    pub(crate) budget_all: usize,
 }
 
 impl Strategy {

@@ -55,7 +55,7 @@ fn home(found: &str, path: &str) -> Option<String> {
     let home = match found {
         "heldout" | "template" | "chat" => "`data`",
         "temperature" | "tokens_max" => "`sampling`",
-        "slots_max" | "cpu" | "threads" => "`devices`",
+        "slots_max" | "cpu" | "threads" | "cache_tokens_max" => "`devices`",
         "drafters" | "controller" | "training" | "lending" => "`speculation`",
         "lr" | "betas" | "weight_decay" | "clip_norm" | "warmup" | "schedule" => "the `optimizer` of a step",
         "weights" | "sha256" | "positions_max" => "a `Tiny` model",

@@ -1,0 +1,188 @@
+//! What choosing by measurements is worth: the workflow's controller against single strategies and tables, in rollouts that are
+//! played again from recorded cycles while the drafter gets better.
+
+#[path = "controller/replay.rs"]
+mod replay;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use state::plan::{Controller, Strategy, TableRow};
+use state::speculation::controller::{BUCKETS, batch_sizes};
+
+use super::race::{Race, SLOTS, Way};
+use super::rollout::at_least_one;
+use crate::commands::Result;
+use crate::failure::Failure;
+use crate::output;
+use replay::{Age, Replay};
+
+/// What is measured.
+#[derive(clap::Args)]
+pub(crate) struct Controllers {
+    /// A workflow with a bandit, or the folder of a run with its trained drafter.
+    model: PathBuf,
+    /// Threads of the device.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Answers of a rollout.
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    requests: usize,
+    /// Answers decoded together, at most.
+    #[arg(long, default_value_t = SLOTS, value_parser = at_least_one)]
+    slots: usize,
+    /// Longest answer, in tokens. Default: the workflow's.
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Answers that the drafter learns from.
+    #[arg(long, default_value_t = 256)]
+    learn_from: usize,
+    /// Seconds that it learns for in all; cycles are recorded before, in between and after.
+    #[arg(long, default_value_t = 60)]
+    learn_s: u64,
+    /// How often cycles are recorded.
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
+    ages: usize,
+    /// Rollouts that are played again, from the youngest drafter to the oldest.
+    #[arg(long, default_value_t = 24, value_parser = at_least_one)]
+    rollouts: usize,
+    /// For machines: one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys of the JSON form.
+#[derive(Serialize)]
+struct Measured {
+    rollouts: usize,
+    recorded_cycles: usize,
+    /// Answers that were compared with those of plain decoding, and those that differ.
+    compared: usize,
+    differences: usize,
+    adaptive_s: f64,
+    /// The best way at each age of the drafter and batch size, known beforehand.
+    hindsight_s: f64,
+    fixed: Vec<Line>,
+    tables: Vec<Line>,
+    /// Seconds over those of the best single strategy, of the best table, and of the best way at each age and batch size.
+    regret_fixed: f64,
+    regret_table: f64,
+    regret_hindsight: f64,
+}
+
+#[derive(Serialize)]
+struct Line {
+    how: String,
+    seconds: f64,
+}
+
+pub(crate) fn controller(args: &Controllers) -> Result<ExitCode> {
+    let mut race = Race::open(&args.model, args.threads, args.tokens)?;
+    let bandit = race.solo.plan().speculation.controller.clone();
+    let Controller::Bandit { strategies, .. } = &bandit else {
+        return Err(Failure::NoBandit { path: args.model.clone() });
+    };
+    let replay = record(args, &mut race, strategies)?;
+    let measured = measure(args, &race, &replay, &bandit);
+    if args.json {
+        output::json(&measured)?
+    } else {
+        output::report(&measured.text())?
+    }
+    Ok(if measured.differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Cycles of plain decoding and of every strategy, at each age of the drafter.
+fn record(args: &Controllers, race: &mut Race, strategies: &[Strategy]) -> Result<Replay> {
+    let mut lessons = race.lessons(args.learn_from)?;
+    let (mut ages, mut lengths) = (Vec::new(), Vec::new());
+    for age in 0..args.ages {
+        // A drafter that knows nothing cannot draft: it learns a little first.
+        let learn_s = if age == 0 { 1.0 } else { args.learn_s as f64 / args.ages.saturating_sub(1).max(1) as f64 };
+        if !lessons.is_empty() || age > 0 {
+            race.solo.train(&std::mem::take(&mut lessons), learn_s)?;
+        }
+        output::note(&format!("recording {} of {}", age + 1, args.ages));
+        let way = |s: &Strategy| -> Way { (race.name(s), Controller::Fixed(*s)) };
+        let ways: Vec<Way> = std::iter::once(Race::plain()).chain(strategies.iter().map(way)).collect();
+        let decoded = race.run(&ways, args.requests, args.slots, race.tokens_max)?;
+        lengths = decoded[0].1.answers.iter().map(|answer| answer.log_probs.len()).collect();
+        ages.push(Age::new(decoded.iter().map(|(_, decoded)| decoded.cycles.as_slice())));
+    }
+    Ok(Replay { lengths, ages, slots: args.slots, rollouts: args.rollouts, strategies: strategies.to_vec() })
+}
+
+fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller) -> Measured {
+    let seed = race.solo.plan().seed;
+    let name = |strategy: &Strategy| race.name(strategy);
+    let line = |how: String, controller: Controller| Line { how, seconds: replay.seconds(&controller, seed) };
+    let mut fixed = vec![line("plain".into(), Controller::Off)];
+    fixed.extend(replay.strategies.iter().map(|s| line(name(s), Controller::Fixed(*s))));
+    let mut tables = Vec::new();
+    for strategy in &replay.strategies {
+        for batch_max in [1, 2, 4, 8, 16].into_iter().filter(|most| *most < args.slots) {
+            let row = TableRow { batch_max, strategy: *strategy };
+            tables.push(line(format!("up to {batch_max:>2}: {}", name(strategy)), Controller::Table(vec![row])));
+        }
+    }
+    for (i, age) in replay.ages.iter().enumerate() {
+        tables
+            .push(line(format!("the best of recording {}", i + 1), Controller::Table(tuned(age, &replay.strategies))));
+    }
+    let (adaptive_s, hindsight_s) = (replay.seconds(bandit, seed), replay.hindsight());
+    let best = |lines: &[Line]| lines.iter().map(|line| line.seconds).fold(f64::INFINITY, f64::min);
+    Measured {
+        rollouts: args.rollouts,
+        recorded_cycles: replay.ages.iter().map(Age::cycles).sum(),
+        compared: race.compared,
+        differences: race.differences,
+        regret_fixed: adaptive_s / best(&fixed) - 1.0,
+        regret_table: adaptive_s / best(&tables) - 1.0,
+        regret_hindsight: adaptive_s / hindsight_s - 1.0,
+        adaptive_s,
+        hindsight_s,
+        fixed,
+        tables,
+    }
+}
+
+/// The table of the best strategies at an age, up to the largest batch at which one is better than plain decoding.
+fn tuned(age: &Age, strategies: &[Strategy]) -> Vec<TableRow> {
+    let best = |bucket: usize, from: usize| age.best(batch_sizes(bucket).0, from);
+    let buckets = (0..BUCKETS).rev().skip_while(|bucket| best(*bucket, 0) == 0).collect::<Vec<_>>();
+    let row = |bucket: usize| {
+        let batch_max = batch_sizes(bucket).1.unwrap_or(65_536);
+        TableRow { batch_max, strategy: strategies[best(bucket, 1) - 1] }
+    };
+    buckets.into_iter().rev().map(row).collect()
+}
+
+impl Measured {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\n{} rollouts played again from {} recorded cycles, while the drafter gets better\n\n",
+            self.rollouts, self.recorded_cycles
+        );
+        let mut add = |how: &str, seconds: f64| text += &format!("    {how:<44} {seconds:>9.3} s\n");
+        add("adaptive", self.adaptive_s);
+        add("the best at each age and batch size", self.hindsight_s);
+        self.fixed.iter().for_each(|line| add(&line.how, line.seconds));
+        let mut tables: Vec<&Line> = self.tables.iter().collect();
+        tables.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        tables.iter().take(5).for_each(|line| add(&format!("table: {}", line.how), line.seconds));
+        let percent = |regret: f64| regret * 100.0;
+        text + &format!(
+            "    … and {} tables that are slower\n\n  adaptive lost {:.1} % against the best single strategy, {:.1} % against the best \
+             of {} tables,\n  {:.1} % against the best way at each age and batch size\n  {} answers compared with plain decoding, {} \
+             differ\n",
+            self.tables.len().saturating_sub(5),
+            percent(self.regret_fixed),
+            percent(self.regret_table),
+            self.tables.len(),
+            percent(self.regret_hindsight),
+            self.compared,
+            self.differences
+        )
+    }
+}

@@ -1,0 +1,221 @@
+//! Whether answers stay the same, token for token and bit for bit, in every way to decode them that there is.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use actors::{Asked, DecodeOptions, Decoded, Session, Solo};
+use models::Answer;
+use serde::Serialize;
+use state::plan::{Controller, Drafter, DrafterShape, NetworkKind, Strategy, TableRow};
+
+use super::race::{Race, SLOTS, differences};
+use super::rollout::at_least_one;
+use crate::commands::Result;
+use crate::output;
+
+/// Requests decoded together.
+const BATCHES: [usize; 3] = [1, 8, 32];
+/// Cycles after which requests move between two decoders.
+const CYCLES: usize = 5;
+
+/// What is compared.
+#[derive(clap::Args)]
+pub(crate) struct Lossless {
+    /// A workflow, or the folder of a run with its trained drafter.
+    model: PathBuf,
+    /// Answers of each way to decode.
+    #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
+    requests: usize,
+    /// Longest answer, in tokens. Default: the workflow's.
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Threads of the device.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Answers that each drafter learns from beforehand.
+    #[arg(long, default_value_t = 256)]
+    learn_from: usize,
+    /// Seconds that each learns for, at most.
+    #[arg(long, default_value_t = 20)]
+    learn_s: u64,
+    /// For machines: one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys of the JSON form.
+#[derive(Serialize)]
+struct Compared {
+    temperature: f32,
+    requests: usize,
+    /// All answers that were compared with those of plain decoding one at a time, their tokens, and those that differ.
+    answers: usize,
+    tokens: usize,
+    differences: usize,
+    ways: Vec<Line>,
+}
+
+/// One drafter under one controller.
+#[derive(Serialize)]
+struct Line {
+    drafter: String,
+    controller: String,
+    /// For each batch size, then for two decoders between which requests move.
+    differences: Vec<usize>,
+    accept_length: f64,
+}
+
+pub(crate) fn lossless(args: &Lossless) -> Result<ExitCode> {
+    let race = Race::open(&args.model, args.threads, args.tokens)?;
+    let mut bench = Bench { args, plain: Vec::new(), compared: Compared::new(&race, args) };
+    bench.measure(race)?;
+    let Bench { compared, .. } = bench;
+    if args.json {
+        output::json(&compared)?
+    } else {
+        output::report(&compared.text())?
+    }
+    Ok(if compared.differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+struct Bench<'a> {
+    args: &'a Lossless,
+    /// Decoded plainly, one at a time.
+    plain: Vec<Answer>,
+    compared: Compared,
+}
+
+impl Bench<'_> {
+    fn measure(&mut self, race: Race) -> Result<()> {
+        let asked = race.measured(self.args.requests)?;
+        output::note(&format!("{} answers, decoded plainly one at a time", asked.len()));
+        self.plain = race.solo.decode(&asked, &race.options(&Controller::Off, 1, race.tokens_max))?.answers;
+        self.compare(&race, &asked, ("none", "off", &Controller::Off))?;
+        let suffix = race.solo.plan().speculation.suffix();
+        if let Some(suffix) = suffix {
+            self.controllers(&race, &asked, "suffix", &[Strategy::chain(suffix, 8)])?;
+        }
+        let Some(learned) = race.solo.plan().speculation.learned() else { return Ok(()) };
+        for race in self.networks(race)? {
+            race.learn(self.args.learn_from, self.args.learn_s as f64)?;
+            let name = race.solo.plan().speculation.shape().map_or("", |shape| match shape.network {
+                NetworkKind::Eagle => "eagle",
+                NetworkKind::Eagle3 => "eagle3",
+            });
+            let tree = Strategy::tree(learned, 4, 3, 12);
+            let ways = [Strategy::chain(learned, 4), tree, tree.with_chance_min(0.1).with_budget_all(24)];
+            self.controllers(&race, &asked, name, &ways)?;
+            if suffix.is_some() {
+                let hybrid = ways.map(|strategy| strategy.with_suffix(8));
+                self.controllers(&race, &asked, &format!("{name} + suffix"), &hybrid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The model with each network that learns; of a run only with its own.
+    fn networks(&self, race: Race) -> Result<Vec<Race>> {
+        let plan = race.solo.plan();
+        let Some(shape) = plan.speculation.shape().filter(|_| !self.args.model.is_dir()) else { return Ok(vec![race]) };
+        let other = match shape.network {
+            NetworkKind::Eagle => DrafterShape::eagle3(shape.ffn),
+            NetworkKind::Eagle3 => DrafterShape::eagle(shape.ffn),
+        };
+        let mut plan = plan.clone();
+        for drafter in &mut plan.speculation.drafters {
+            if let Drafter::Learned { shape, weights } = drafter {
+                (*shape, *weights) = (other, None);
+            }
+        }
+        let solo = Solo::load(&plan, self.args.threads)?;
+        let other = Race { solo, ..race };
+        Ok(vec![race, other])
+    }
+
+    /// Each strategy alone, in a table, and in the hands of a bandit that explores a lot.
+    fn controllers(&mut self, race: &Race, asked: &[Asked], drafter: &str, strategies: &[Strategy]) -> Result<()> {
+        for strategy in strategies {
+            let name = format!("fixed: {}", race.name(strategy));
+            self.compare(race, asked, (drafter, &name, &Controller::Fixed(*strategy)))?;
+        }
+        let row = |(batch_max, strategy): (usize, &Strategy)| TableRow { batch_max, strategy: *strategy };
+        let table = [2, 6, 20].into_iter().zip(strategies.iter().cycle()).map(row).collect();
+        self.compare(race, asked, (drafter, "table", &Controller::Table(table)))?;
+        let bandit = Controller::Bandit { strategies: strategies.to_vec(), epsilon: 0.2, window: 32 };
+        self.compare(race, asked, (drafter, "bandit", &bandit))
+    }
+
+    fn compare(&mut self, race: &Race, asked: &[Asked], way: (&str, &str, &Controller)) -> Result<()> {
+        let (drafter, name, controller) = way;
+        output::note(&format!("{drafter}, {name}"));
+        let mut line =
+            Line { drafter: drafter.into(), controller: name.into(), differences: Vec::new(), accept_length: 0.0 };
+        for slots in BATCHES {
+            let decoded = race.solo.decode(asked, &race.options(controller, slots, race.tokens_max))?;
+            self.count(&mut line, &decoded);
+        }
+        // With room for some of them only, so that others wait, too.
+        let cache_tokens_max = SLOTS / 4 * race.tokens_max;
+        let options = DecodeOptions { cache_tokens_max, ..race.options(controller, SLOTS, race.tokens_max) };
+        let moved = moving([race.solo.begin(asked, &options)?, race.solo.begin(&[], &options)?])?;
+        self.count(&mut line, &moved);
+        self.compared.ways.push(line);
+        Ok(())
+    }
+
+    fn count(&mut self, line: &mut Line, decoded: &Decoded) {
+        let differences = differences(&self.plain, &decoded.answers);
+        line.differences.push(differences);
+        line.accept_length = line.accept_length.max(decoded.accept_length());
+        self.compared.differences += differences;
+        self.compared.answers += self.plain.len();
+        self.compared.tokens += decoded.tokens();
+    }
+}
+
+/// Requests that move to and fro in the middle of their answers, in turns with and without their keys and values.
+fn moving([mut here, mut there]: [Session<'_>; 2]) -> Result<Decoded> {
+    let mut turn = 0;
+    while !here.is_done() || !there.is_done() {
+        for _ in 0..CYCLES {
+            here.cycle()?;
+            there.cycle()?;
+        }
+        here.hand_over(&mut there, turn % 3 == 2)?;
+        there.hand_over(&mut here, turn % 3 == 1)?;
+        turn += 1;
+    }
+    let (mut here, there) = (here.finish(), there.finish());
+    here.answers.extend(there.answers);
+    here.cycles.extend(there.cycles);
+    here.answers.sort_by_key(|answer| answer.group);
+    Ok(here)
+}
+
+impl Compared {
+    fn new(race: &Race, args: &Lossless) -> Self {
+        let temperature = race.solo.plan().sampling.temperature;
+        Self { temperature, requests: args.requests, answers: 0, tokens: 0, differences: 0, ways: Vec::new() }
+    }
+
+    fn text(&self) -> String {
+        let batches = BATCHES.map(|batch| format!("{batch:>5}")).join("");
+        let mut text = format!(
+            "\nanswers that differ from plain decoding one at a time, of {} each, T = {}\n\n  {:<16} {:<44} accept  \
+             together:{batches}  moving\n",
+            self.requests, self.temperature, "drafter", "controller",
+        );
+        for line in &self.ways {
+            let (moving, batches) = line.differences.split_last().unwrap_or((&0, &[]));
+            let batches: String = batches.iter().map(|count| format!("{count:>5}")).collect();
+            text += &format!(
+                "  {:<16} {:<44} {:>6.2}           {batches}  {moving:>6}\n",
+                line.drafter, line.controller, line.accept_length
+            );
+        }
+        let Self { answers, tokens, differences, .. } = self;
+        text + &format!(
+            "\n  {answers} answers of {tokens} tokens compared, log-probabilities by their bits; {differences} differ\n"
+        )
+    }
+}

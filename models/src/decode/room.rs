@@ -1,0 +1,76 @@
+//! Which prompts enter, and who has to wait, so that keys and values stay within their memory.
+
+use super::Decoder;
+use crate::cache::{Cache, PAGE};
+use crate::request::Entering;
+
+/// Rows of prompts that go through the target in a cycle, at most: requests that decode do not wait for a long prompt, and as
+/// many rows are computed about as fast as more.
+const PREFILL_ROWS: usize = 64;
+
+impl Decoder {
+    /// Holds keys and values of about so many tokens at most, shared ones once; 0: of all requests. Where those that are running
+    /// need more, the youngest wait and are made again later. One request alone always goes on.
+    #[must_use]
+    pub fn with_cache_max(self, tokens: usize) -> Self {
+        Self { pages_max: (tokens > 0).then_some(tokens.div_ceil(PAGE)), ..self }
+    }
+
+    /// Tokens that there is memory in use for: their keys and values, and the rest of their pages.
+    #[must_use]
+    pub fn cached_tokens(&self) -> usize {
+        let running = self.slots.iter().map(|slot| &slot.cache);
+        Cache::pages_of(running.chain(self.entering.iter().map(|prompt| &prompt.cache))) * PAGE
+    }
+
+    /// Pages that are in use, that prompts on their way will need, and one more for each running request.
+    fn pages_needed(&self) -> usize {
+        let entering = self.entering.iter().filter(|prompt| prompt.done() > 0);
+        let to_come: usize = entering.map(|prompt| pages_of(prompt) - prompt.cache.pages()).sum();
+        self.cached_tokens() / PAGE + to_come + self.slots.len()
+    }
+
+    /// Before a cycle, in which each request may need a page more: the youngest are to wait until there is room. Returns the
+    /// identities that they had.
+    pub(super) fn make_room(&mut self) -> Vec<u64> {
+        let Some(max) = self.pages_max else { return Vec::new() };
+        let mut waiting = Vec::new();
+        while self.slots.len() > 1 && self.pages_needed() > max {
+            self.sort();
+            let Some(youngest) = self.slots.pop() else { break };
+            waiting.push(youngest.id);
+            self.pages.give_back(youngest.cache);
+            self.entering.push_front(Entering::new(vec![youngest.request]));
+        }
+        waiting
+    }
+
+    /// How many rows of each of the first prompts go along with the next cycle.
+    pub(super) fn stretches(&self) -> Vec<usize> {
+        let (mut rows, mut stretches) = (PREFILL_ROWS, Vec::new());
+        let mut pages = self.pages_max.map(|max| max.saturating_sub(self.pages_needed()));
+        for prompt in &self.entering {
+            let (done, total) = (prompt.done(), prompt.tokens().len());
+            if let Some(pages) = pages.as_mut().filter(|_| done == 0) {
+                let needed = pages_of(prompt);
+                let is_alone = self.slots.is_empty() && stretches.is_empty();
+                if needed > *pages && !is_alone {
+                    break;
+                }
+                *pages = pages.saturating_sub(needed);
+            }
+            let count = rows.min(total - done);
+            rows -= count;
+            stretches.push(count);
+            if rows == 0 {
+                break;
+            }
+        }
+        stretches
+    }
+}
+
+/// Pages of a prompt, and one for each of its requests to begin with.
+fn pages_of(prompt: &Entering) -> usize {
+    prompt.tokens().len().div_ceil(PAGE) + prompt.requests.len()
+}

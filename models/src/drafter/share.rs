@@ -1,0 +1,139 @@
+//! How a cycle's drafted tokens are shared out among its requests: where they are likely to be right, and where much is left to say.
+
+use state::speculation::DraftTree;
+use state::speculation::tree::ROOT;
+
+/// Answers that expectations rest on, at most.
+const LENGTHS: usize = 64;
+
+/// Lengths of answers that ended, the newest last.
+#[derive(Debug, Clone, Default)]
+pub struct Lengths(std::collections::VecDeque<usize>);
+
+impl Lengths {
+    /// Learns from an answer of so many tokens.
+    pub fn observe(&mut self, tokens: usize) {
+        self.0.push_back(tokens);
+        let excess = self.0.len().saturating_sub(LENGTHS);
+        self.0.drain(..excess);
+    }
+
+    /// Tokens that an answer of so many has before it: the mean of those that went on beyond that, and of one that doubles, as
+    /// lengths with a long tail do.
+    #[must_use]
+    pub fn remainder(&self, tokens: usize) -> f32 {
+        let longer = self.0.iter().filter(|length| **length > tokens).map(|length| length - tokens);
+        let (count, sum) = longer.fold((1, tokens + 1), |(count, sum), rest| (count + 1, sum + rest));
+        sum as f32 / count as f32
+    }
+}
+
+/// A request's guesses that came true, beside those that were to be expected: some are easier to guess than others.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Record {
+    expected: f32,
+    right: f32,
+}
+
+/// Guesses that the expectation itself is worth.
+const PRIOR: f32 = 8.0;
+/// Share forgotten at each guess.
+const FORGET: f32 = 1.0 / 64.0;
+
+impl Record {
+    /// Learns from a guess of this chance.
+    pub(super) fn observe(&mut self, chance: f32, is_right: bool) {
+        self.expected += chance - FORGET * self.expected;
+        self.right += f32::from(u8::from(is_right)) - FORGET * self.right;
+    }
+
+    /// A chance as it is for this request, 0 to 1.
+    pub(super) fn correct(&self, chance: f32) -> f32 {
+        (chance * (self.right + PRIOR) / (self.expected + PRIOR)).min(1.0)
+    }
+}
+
+/// Leaves the `budget` best nodes of all trees, by chance times what a token of their request is worth. A node is never likelier
+/// than its parent, so that what is left are trees. Returns which nodes are left of each.
+pub(super) fn keep(trees: &mut [DraftTree], chances: &[Vec<f32>], worth: &[f32], budget: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<(usize, usize)> =
+        trees.iter().enumerate().flat_map(|(request, tree)| (0..tree.len()).map(move |node| (request, node))).collect();
+    let value = |(request, node): &(usize, usize)| chances[*request][*node] * worth[*request];
+    // Stable: of equal ones the parent comes first.
+    order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+    order.truncate(budget);
+    let mut kept = vec![Vec::new(); trees.len()];
+    order.into_iter().for_each(|(request, node)| kept[request].push(node));
+    for (tree, kept) in trees.iter_mut().zip(&mut kept) {
+        kept.sort_unstable();
+        *tree = part(tree, kept);
+    }
+    kept
+}
+
+/// The tree of some nodes, in order, each with its parent.
+fn part(tree: &DraftTree, kept: &[usize]) -> DraftTree {
+    let place = |parent: usize| if parent == ROOT { ROOT } else { kept.binary_search(&parent).unwrap_or(ROOT) };
+    let parents = kept.iter().map(|node| place(tree.parents[*node])).collect();
+    DraftTree { tokens: kept.iter().map(|node| tree.tokens[*node]).collect(), parents }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A and B; below A its children C and D; below B the likely E; below C its equal F.
+    fn tree() -> (DraftTree, Vec<f32>) {
+        let parents = vec![ROOT, ROOT, 0, 0, 1, 2];
+        (DraftTree { tokens: (0..6).collect(), parents }, vec![0.6, 0.5, 0.4, 0.1, 0.45, 0.4])
+    }
+
+    #[test]
+    fn the_likeliest_nodes_stay_and_make_a_tree() {
+        let kept = |budget| {
+            let (tree, chances) = tree();
+            let mut trees = [tree];
+            let kept = keep(&mut trees, &[chances], &[1.0], budget);
+            assert_eq!(kept[0].len(), trees[0].len());
+            (trees[0].tokens.clone(), trees[0].parents.clone())
+        };
+        assert_eq!(kept(9).0, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(kept(5), (vec![0, 1, 2, 4, 5], vec![ROOT, ROOT, 0, 1, 2]));
+        assert_eq!(kept(4), (vec![0, 1, 2, 4], vec![ROOT, ROOT, 0, 1]));
+        assert_eq!(kept(1), (vec![0], vec![ROOT]));
+    }
+
+    #[test]
+    fn requests_share_by_chance_and_by_what_is_left() {
+        let sizes = |worth: [f32; 2]| {
+            let (tree, chances) = tree();
+            let mut trees = [tree.clone(), tree];
+            keep(&mut trees, &[chances.clone(), chances], &worth, 6);
+            trees.map(|tree| tree.len())
+        };
+        assert_eq!(sizes([1.0, 1.0]), [3, 3]);
+        assert_eq!(sizes([2.0, 1.0]), [5, 1]);
+        assert_eq!(sizes([1.0, 100.0]), [0, 6]);
+    }
+
+    #[test]
+    fn who_has_spoken_long_has_more_before_it() {
+        let mut lengths = Lengths::default();
+        assert_eq!([lengths.remainder(0), lengths.remainder(99)], [1.0, 100.0]);
+        [10, 10, 10, 200].into_iter().for_each(|length| lengths.observe(length));
+        assert!(lengths.remainder(5) < lengths.remainder(20));
+        assert_eq!(lengths.remainder(200), 201.0);
+        (0..LENGTHS).for_each(|_| lengths.observe(10));
+        assert_eq!(lengths.remainder(99), 100.0, "the long one is forgotten");
+    }
+
+    #[test]
+    fn a_record_makes_chances_those_of_its_request() {
+        let mut record = Record::default();
+        assert!((record.correct(0.5) - 0.5).abs() < 1e-6);
+        (0..200).for_each(|i| record.observe(0.5, i % 4 == 0));
+        assert!((record.correct(0.5) - 0.25).abs() < 0.05, "{}", record.correct(0.5));
+        (0..400).for_each(|_| record.observe(0.5, true));
+        assert!((record.correct(0.4) - 0.8).abs() < 0.1 && record.correct(0.9) == 1.0);
+    }
+}
