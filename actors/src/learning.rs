@@ -150,7 +150,7 @@ impl Learning {
         let head_start = if is_taught { u32::try_from(training.levels).unwrap_or(u32::MAX) } else { 0 };
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
-            (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr),
+            (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr).taught(),
             (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
         };
         let training = training.clone();

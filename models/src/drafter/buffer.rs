@@ -77,7 +77,7 @@ impl Example {
     }
 }
 
-/// Every so many examples one is held out.
+/// The answers to one in so many prompts are held out: to what a sibling answered, a drafter knows more than it will.
 const HELD_OUT_EVERY: u64 = 8;
 /// Tokens that are held out, those of the newest examples.
 pub const HELD_OUT_TOKENS: usize = 1024;
@@ -90,7 +90,9 @@ pub struct Buffer {
     tokens_max: usize,
     /// Not learned from, newest last.
     held_out: VecDeque<Arc<Example>>,
-    pushed: u64,
+    /// Prompts so far, siblings counted once, and the newest one.
+    prompts: u64,
+    prompt: Vec<u32>,
 }
 
 impl Buffer {
@@ -107,10 +109,14 @@ impl Buffer {
     }
 
     /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
-    /// out, never the first.
+    /// out, with those to the same prompt that follow; never the first.
     pub fn push(&mut self, example: Example) {
-        self.pushed += 1;
-        if self.pushed.is_multiple_of(HELD_OUT_EVERY) { self.hold_out(example) } else { self.keep(example) }
+        let prompt = &example.tokens[..example.prompt];
+        if self.prompts == 0 || self.prompt != prompt {
+            self.prompts += 1;
+            self.prompt = prompt.to_vec();
+        }
+        if self.prompts.is_multiple_of(HELD_OUT_EVERY) { self.hold_out(example) } else { self.keep(example) }
     }
 
     fn hold_out(&mut self, example: Example) {
@@ -264,9 +270,15 @@ mod tests {
     #[test]
     fn some_examples_are_held_out() {
         let mut buffer = Buffer::new(1 << 20);
-        (0..80).for_each(|i| buffer.push(Example { prompt: 20, ..example(100 + i) }));
+        // Two answers to each prompt.
+        let answer = |i: usize| Example { tokens: vec![i as u32 / 2; 100 + i], prompt: 20, ..example(100 + i) };
+        (0..80).for_each(|i| buffer.push(answer(i)));
         let learned: Vec<usize> = buffer.examples.iter().map(|e| e.tokens.len()).collect();
         assert_eq!(learned.len(), 70);
+        assert!(
+            (0..80).all(|i| learned.contains(&(100 + i)) == learned.contains(&(100 + (i ^ 1)))),
+            "siblings together"
+        );
         let windows = buffer.held_out(30);
         assert!(windows.iter().all(|w| w.tokens.len() <= 30 && !learned.contains(&w.example.tokens.len())));
         for example in &buffer.held_out {

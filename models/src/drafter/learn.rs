@@ -29,6 +29,8 @@ pub struct Learner {
     adam: AdamW,
     optimizer: Optimizer,
     steps: u32,
+    /// Steps of the optimiser that are to be small: it has seen nothing, and the weights have learned.
+    careful: u32,
     /// For the step to come.
     sum: Reading,
 }
@@ -75,6 +77,9 @@ impl Reader {
     }
 }
 
+/// Steps over which the learning rate of a drafter that has learned already rises.
+const WARMUP: u32 = 64;
+
 impl Learner {
     /// Starts from `weights`; of each token it learns the next guess only.
     #[must_use]
@@ -89,7 +94,7 @@ impl Learner {
         };
         let adam = AdamW::new(&weights);
         let reader = Reader { target: target.clone(), shape, levels: 1, weights, generation: 0 };
-        Self { reader, adam, optimizer, steps: 0, sum: Reading::default() }
+        Self { reader, adam, optimizer, steps: 0, careful: 0, sum: Reading::default() }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
@@ -108,6 +113,12 @@ impl Learner {
     pub fn with_levels(mut self, levels: usize) -> Self {
         self.set_levels(levels);
         self
+    }
+
+    /// Its weights have learned already: the optimiser, which has seen nothing, begins with small steps.
+    #[must_use]
+    pub fn taught(self) -> Self {
+        Self { careful: WARMUP, ..self }
     }
 
     /// A fresh drafter: keyed random, but what goes in starts as a copy of the target's highest hidden state that it reads, and what
@@ -134,7 +145,7 @@ impl Learner {
 
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
-        self.adam = AdamW::new(&weights);
+        (self.adam, self.careful) = (AdamW::new(&weights), WARMUP);
         (self.reader.weights, self.sum) = (weights, Reading::default());
         self.reader.generation += 1;
     }
@@ -216,8 +227,11 @@ impl Learner {
         let (mean, scale) = (loss / guesses as f64, 1.0 / guesses as f32);
         if mean.is_finite() {
             gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
+            let lr =
+                self.optimizer.lr * f64::from(WARMUP - self.careful + 1).min(f64::from(WARMUP)) / f64::from(WARMUP);
+            self.careful = self.careful.saturating_sub(1);
             let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
-            *weights = adam.step(pool, weights, gradients, optimizer, optimizer.lr).0;
+            *weights = adam.step(pool, weights, gradients, optimizer, lr).0;
         }
         mean
     }
