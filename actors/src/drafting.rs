@@ -70,7 +70,7 @@ impl Drafting {
         }
         lock(&speculator.watchdog).observe(self.version, cycle.learned.0 as u64, cycle.learned.1 as u64);
         let seconds = began.elapsed().as_secs_f64();
-        if cycle.prefilled > 0 {
+        if cycle.prefilled > 0 || !cycle.waiting.is_empty() {
             // Its time says little of a strategy's.
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
         }

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use models::Answer;
 use serde::{Deserialize, Serialize};
 
-/// Tokens kept, at most: half a megabyte in memory and about as much in a checkpoint.
+/// Tokens kept, at most: half a megabyte in memory and about as much in a checkpoint. They serve a step that is done again, and data
+/// that comes round within so many tokens.
 const TOKENS_MAX: usize = 1 << 17;
 
 /// Prompt and answer together, and the length of the prompt.

@@ -62,6 +62,7 @@ struct Line {
     controller: String,
     /// For each batch size, then for two decoders between which requests move.
     differences: Vec<usize>,
+    /// The largest of these.
     accept_length: f64,
 }
 

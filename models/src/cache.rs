@@ -39,6 +39,11 @@ impl Pages {
         self.free.pop().unwrap_or_else(|| (0..self.layers).map(|_| KeyValues::new(self.shape)).collect())
     }
 
+    /// Forgets free pages beyond so many.
+    pub(crate) fn keep_free(&mut self, count: usize) {
+        self.free.truncate(count);
+    }
+
     /// Takes the pages back that nobody else shares.
     pub(crate) fn give_back(&mut self, cache: Cache) {
         for mut page in cache.pages.into_iter().filter_map(|page| Arc::try_unwrap(page).ok()) {

@@ -161,12 +161,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// Admits a request with the keys and values that it has already; those of another target are made again.
+    /// Admits a request with the keys and values that it has already; what is missing, or of another target, is made again.
     ///
     /// # Errors
     /// As [`Decoder::import`].
     pub fn take_over(&mut self, running: Running) -> Result<()> {
-        if !Arc::ptr_eq(&running.target, &self.target) {
+        let is_whole = running.cache.rows() + 1 == running.request.tokens.len();
+        if !is_whole || !Arc::ptr_eq(&running.target, &self.target) {
             return self.import(running.request);
         }
         self.push(running);
@@ -195,14 +196,21 @@ impl Decoder {
     }
 
     /// Takes half of the requests that are decoding out, rounded down, every second one by length: what is left to do is about as
-    /// much here as where they go. Drafters are to be told that they have left.
+    /// much here as where they go. And half of those that wait for memory. Drafters are to be told that they have left.
     pub fn halve(&mut self) -> Vec<Running> {
         self.sort();
+        let waiting = self.halve_waiting();
         let (mut kept, mut out) = (Vec::new(), Vec::new());
         for (i, running) in std::mem::take(&mut self.slots).into_iter().enumerate() {
             if i % 2 == 0 { kept.push(running) } else { out.push(running) }
         }
         self.slots = kept;
+        for request in waiting {
+            let running =
+                Running::new(request, &self.target, self.decoding.tokens_max, Cache::default(), Arc::default());
+            out.push(Running { id: self.next_id, ..running });
+            self.next_id += 1;
+        }
         out
     }
 
@@ -297,6 +305,7 @@ impl Decoder {
     }
 
     fn context<'a>(&'a self, slot: &'a Running) -> drafter::Context<'a> {
+        let said = slot.request.log_probs.len();
         drafter::Context {
             id: slot.id,
             tokens: &slot.request.tokens,
@@ -304,8 +313,8 @@ impl Decoder {
             hidden: [&slot.shared_hidden, &slot.hidden],
             noise: slot.request.noise,
             temperature: self.decoding.temperature,
-            depth_max: slot.limit - slot.request.log_probs.len() - 1,
-            remainder: self.lengths.remainder(slot.request.log_probs.len()),
+            depth_max: slot.limit - said - 1,
+            remainder: self.lengths.remainder(said).min((slot.limit - said) as f32),
         }
     }
 

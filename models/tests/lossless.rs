@@ -298,35 +298,51 @@ fn requests_that_wait_for_memory_say_the_same() {
     let target = target(5);
     let decoding =
         Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 56, eos: vec![0], stop: None, hidden: Hidden::Last };
-    let decode = |room: usize| {
-        let decoder = Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(2)));
-        let mut decoder = decoder.with_cache_max(room);
+    let shape = DrafterShape::eagle(40);
+    let weights = Weights::random_layout(eagle::parameters(&config(), shape), Storage::F32, 5, 1).unwrap();
+    let vocabulary = Arc::new(Vocabulary::whole(&target));
+    let decode = |room: usize, moves: bool| {
+        let decoder = || Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(2))).with_cache_max(room);
+        let drafter = || eagle::Eagle::new(vocabulary.clone(), &weights, shape, Arc::new(Pool::new(1))).unwrap();
+        let (mut decoders, mut drafters) = ([decoder(), decoder()], [drafter(), drafter()]);
         for group in 0..6 {
-            let prompt: Vec<u32> = (0..58 + 3 * group).map(|i| 1 + (i * 5 + group) % (VOCAB - 1)).collect();
+            let prompt: Vec<u32> = (0..58 + 20 * group).map(|i| 1 + (i * 5 + group) % (VOCAB - 1)).collect();
             let noise = |sample: usize| (sample, NoiseKey::new(5, 1, 0, group, sample as u32));
-            decoder.admit(group as usize, &prompt, &[0, 1, 2].map(noise)).unwrap();
+            decoders[0].admit(group as usize, &prompt[..prompt.len().min(70)], &[0, 1, 2].map(noise)).unwrap();
         }
-        let (mut suffix, mut ended, mut waited, mut most) = (Suffix::new(1, 4), Vec::new(), 0, 0);
-        while decoder.running() > 0 {
-            let cycle = decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap();
-            cycle.waiting.iter().for_each(|id| suffix.left(*id));
-            cycle.ended.iter().for_each(|a| suffix.ended(a.id, &a.tokens, a.prompt));
-            (waited, most) = (waited + cycle.waiting.len(), most.max(decoder.cached_tokens()));
-            ended.extend(cycle.ended);
+        let (mut ended, mut waited, mut most) = (Vec::new(), 0, 0);
+        for turn in 0.. {
+            if decoders.iter().all(|decoder| decoder.running() == 0) {
+                break;
+            }
+            assert!(turn < 4_000, "it does not end");
+            for (decoder, drafter) in decoders.iter_mut().zip(&mut drafters) {
+                let cycle = decoder.cycle(Some((drafter, &Strategy::tree(0, 3, 2, 5)))).unwrap();
+                cycle.waiting.iter().for_each(|id| drafter.left(*id));
+                (waited, most) = (waited + cycle.waiting.len(), most.max(decoder.cached_tokens()));
+                ended.extend(cycle.ended);
+            }
+            let from = turn / 5 % 2;
+            if moves && turn % 5 == 4 {
+                for running in decoders[from].halve() {
+                    drafters[from].left(running.id());
+                    decoders[1 - from].take_over(running).unwrap();
+                }
+            }
         }
-        assert_eq!(decoder.cached_tokens(), 0);
+        assert!(decoders.iter().all(|decoder| decoder.cached_tokens() == 0));
         ended.sort_by_key(|a| (a.group, a.sample));
         (ended, waited, most)
     };
-    let (plain, waited, all) = decode(0);
+    let (plain, waited, all) = decode(0, false);
     assert_eq!((plain.len(), waited), (18, 0));
     // One token alone is less than anything needs: one after the other.
-    for room in [1, 5 * 64, 12 * 64] {
-        let (answers, waited, most) = decode(room);
+    for (room, moves) in [(1, false), (1, true), (5 * 64, false), (6 * 64, true), (12 * 64, false)] {
+        let (answers, waited, most) = decode(room, moves);
         assert_eq!(answers.len(), plain.len());
-        assert_same(&plain, &answers, &format!("room for {room} tokens"));
+        assert_same(&plain, &answers, &format!("room for {room} tokens, moving: {moves}"));
         assert!(waited > 0 && most < all, "{waited} waited, {most} of {all} tokens");
-        assert!(room == 1 || most <= room, "{most} tokens in {room}");
+        assert!(moves || room == 1 || most <= room, "{most} tokens in {room}");
     }
 }
 

@@ -28,7 +28,7 @@ impl Device {
         let weights = Weights::from_raw(&config, &raw).unwrap();
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
         let training =
-            plan::DrafterTraining { lr: 3e-3, tokens_max: 256, levels: 1, publish_every, buffer_tokens_max: 1 << 14 };
+            plan::DrafterTraining { lr: 3e-3, tokens_max: 256, levels: 1, publish_every, buffer_tokens_max: 1 << 15 };
         let speculation = Speculation {
             drafters: vec![plan::Drafter::Learned { shape: SHAPE, weights: None }],
             controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
@@ -52,12 +52,12 @@ impl Device {
             hidden: Hidden::Last,
         };
         let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
-        for group in 0..16 {
-            let prompt = [1, 2 + group % 8, 3];
+        for group in 0..64 {
+            let prompt = [1, 2 + group % 17, 2 + group / 17];
             decoder.admit(group as usize, &prompt, &[(0, NoiseKey::new(3, 1, 0, group, 0))]).unwrap();
         }
         let mut answers = Vec::new();
-        while answers.len() < 16 {
+        while answers.len() < 64 {
             answers.extend(decoder.cycle(None).unwrap().ended);
         }
         answers
@@ -133,25 +133,28 @@ fn what_is_interrupted_is_read_another_time() {
 }
 
 #[test]
-fn versions_come_when_they_are_due_and_guess_better() {
-    let device = Device::new(64);
+fn versions_come_when_they_are_due_and_the_loss_falls() {
+    let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
     let until = |learning: &Mutex<Learning>, version: u64| {
         let mut learned = Learned::default();
         let mut looks = 0;
         while device.speculator.version() < version && looks < 5_000 {
             let now = device.teach_for(learning, 6);
-            learned = Learned { held_out: now.held_out.or(learned.held_out), ..now };
+            let loss = if now.batches > 0 { now.loss } else { learned.loss };
+            learned = Learned { held_out: now.held_out.or(learned.held_out), loss, ..now };
             looks += 1;
         }
-        learned.held_out
+        (learned.held_out, learned.loss)
     };
     // Nothing to draft with is worse than a young drafter, which is not examined.
-    assert_eq!(until(&learning, 1), None);
+    let (examined, first) = until(&learning, 1);
+    assert_eq!(examined, None);
     let steps = lock(&learning).learner.steps();
     assert!((FIRST_AFTER..FIRST_AFTER + 4).contains(&steps), "{steps} steps");
-    let (first, last) = (until(&learning, 2).unwrap().0, until(&learning, 6).unwrap().0);
-    assert!(lock(&learning).learner.steps() >= 5 * 64 && last > first, "{first} and {last}");
+    let (examined, last) = until(&learning, 9);
+    assert!(examined.is_some_and(|(first, three)| 0.0 < first && first < three));
+    assert!(lock(&learning).learner.steps() >= 8 * 16 && last < 0.9 * first, "{first} and {last}");
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Age {
         nearest.map_or((0, &[]), |(batch, cycles)| (*batch, cycles.as_slice()))
     }
 
-    /// The fastest way from `from` on in the bucket of a batch size.
+    /// The fastest way from `from` on in the bucket of a batch size, the first of equal ones; `from` where nothing was recorded.
     pub(super) fn best(&self, batch: usize, from: usize) -> usize {
         let rate = |way: &usize| {
             let here = self.0[*way].iter().filter(|(recorded, _)| bucket(**recorded) == bucket(batch));
@@ -60,7 +60,7 @@ impl Age {
                 .fold((0.0, 0.0), |(tokens, seconds), m| (tokens + m.tokens as f64, seconds + m.seconds));
             if seconds > 0.0 { tokens / seconds } else { 0.0 }
         };
-        (from..self.0.len()).max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or(from)
+        (from..self.0.len()).rev().max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or(from)
     }
 }
 
@@ -139,6 +139,6 @@ mod tests {
         assert!((replay.seconds(&plan::Controller::Off, 0) - 3.0 * (3.0 + 4.0)).abs() < 1e-9);
         assert!((replay.seconds(&plan::Controller::Fixed(strategy), 0) - 3.0 * (4.0 + 2.0)).abs() < 1e-9);
         assert!((replay.hindsight() - 3.0 * (3.0 + 2.0)).abs() < 1e-9);
-        assert_eq!(replay.ages[0].best(1, 0), 1);
+        assert_eq!([1, 2, 9].map(|batch| replay.ages[0].best(batch, 0)), [1, 0, 0]);
     }
 }

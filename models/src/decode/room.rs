@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use crate::cache::{Cache, PAGE};
-use crate::request::Entering;
+use crate::request::{Entering, Request};
 
 /// Rows of prompts that go through the target in a cycle, at most: requests that decode do not wait for a long prompt, and as
 /// many rows are computed about as fast as more.
@@ -30,8 +30,8 @@ impl Decoder {
         self.cached_tokens() / PAGE + to_come + self.slots.len()
     }
 
-    /// Before a cycle, in which each request may need a page more: the youngest are to wait until there is room. Returns the
-    /// identities that they had.
+    /// Before a cycle, in which each request may need a page more: the youngest are to wait until there is room, behind prompts that
+    /// are on their way already. Returns the identities that they had.
     pub(super) fn make_room(&mut self) -> Vec<u64> {
         let Some(max) = self.pages_max else { return Vec::new() };
         let mut waiting = Vec::new();
@@ -40,15 +40,36 @@ impl Decoder {
             let Some(youngest) = self.slots.pop() else { break };
             waiting.push(youngest.id);
             self.pages.give_back(youngest.cache);
-            self.entering.push_front(Entering::new(vec![youngest.request]));
+            self.entering.insert(self.begun(), Entering::new(vec![youngest.request]));
         }
+        self.pages.keep_free(max.saturating_sub(self.cached_tokens() / PAGE));
         waiting
+    }
+
+    /// Prompts that are on their way through the target: the first ones.
+    fn begun(&self) -> usize {
+        self.entering.iter().take_while(|prompt| prompt.done() > 0).count()
+    }
+
+    /// Half of the requests that wait for memory, rounded up, the last ones: for another device, which makes them again.
+    pub(super) fn halve_waiting(&mut self) -> Vec<Request> {
+        let (begun, mut out) = (self.begun(), Vec::new());
+        let waiting: usize = self.entering.iter().skip(begun).map(|prompt| prompt.requests.len()).sum();
+        while self.pages_max.is_some() && out.len() < waiting.div_ceil(2) {
+            let Some(last) = self.entering.back_mut() else { break };
+            out.extend(last.requests.pop());
+            if last.requests.is_empty() {
+                self.entering.pop_back();
+            }
+        }
+        out
     }
 
     /// How many rows of each of the first prompts go along with the next cycle.
     pub(super) fn stretches(&self) -> Vec<usize> {
         let (mut rows, mut stretches) = (PREFILL_ROWS, Vec::new());
-        let mut pages = self.pages_max.map(|max| max.saturating_sub(self.pages_needed()));
+        // Each running request needs another page before long; who enters is to stay.
+        let mut pages = self.pages_max.map(|max| max.saturating_sub(self.pages_needed() + self.slots.len()));
         for prompt in &self.entering {
             let (done, total) = (prompt.done(), prompt.tokens().len());
             if let Some(pages) = pages.as_mut().filter(|_| done == 0) {

@@ -51,6 +51,11 @@ impl Window {
 }
 
 impl Example {
+    /// Its prompt.
+    fn asked(&self) -> &[u32] {
+        &self.tokens[..self.prompt]
+    }
+
     /// What an answer teaches; nothing if it has no hidden states or is too short.
     #[must_use]
     pub fn of(answer: &Answer) -> Option<Self> {
@@ -77,8 +82,10 @@ impl Example {
     }
 }
 
-/// The answers to one in so many prompts are held out: to what a sibling answered, a drafter knows more than it will.
+/// Answers to one in so many prompts are held out, whenever they come: of what a sibling answered, a drafter knows too much.
 const HELD_OUT_EVERY: u64 = 8;
+/// Answers to one prompt that are held out, one after the other; further ones would tell the same.
+const HELD_OUT_SIBLINGS: usize = 2;
 /// Tokens that are held out, those of the newest examples.
 pub const HELD_OUT_TOKENS: usize = 1024;
 
@@ -90,9 +97,12 @@ pub struct Buffer {
     tokens_max: usize,
     /// Not learned from, newest last.
     held_out: VecDeque<Arc<Example>>,
-    /// Prompts so far, siblings counted once, and the newest one.
-    prompts: u64,
-    prompt: Vec<u32>,
+}
+
+/// FNV-1a over whole tokens, its upper half.
+fn hash(tokens: &[u32]) -> u64 {
+    tokens.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, token| (h ^ u64::from(*token)).wrapping_mul(0x100_0000_01b3))
+        >> 32
 }
 
 impl Buffer {
@@ -109,14 +119,14 @@ impl Buffer {
     }
 
     /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
-    /// out, with those to the same prompt that follow; never the first.
+    /// out, by their prompt; never the first.
     pub fn push(&mut self, example: Example) {
-        let prompt = &example.tokens[..example.prompt];
-        if self.prompts == 0 || self.prompt != prompt {
-            self.prompts += 1;
-            self.prompt = prompt.to_vec();
+        let is_held_out = !self.examples.is_empty() && hash(example.asked()).is_multiple_of(HELD_OUT_EVERY);
+        if !is_held_out {
+            self.keep(example);
+        } else if !self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_some_and(|e| e.asked() == example.asked()) {
+            self.hold_out(example);
         }
-        if self.prompts.is_multiple_of(HELD_OUT_EVERY) { self.hold_out(example) } else { self.keep(example) }
     }
 
     fn hold_out(&mut self, example: Example) {
@@ -215,6 +225,8 @@ fn window(example: &Arc<Example>, tokens_max: usize, place: f64) -> Window {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn example(length: usize) -> Example {
@@ -270,15 +282,17 @@ mod tests {
     #[test]
     fn some_examples_are_held_out() {
         let mut buffer = Buffer::new(1 << 20);
-        // Two answers to each prompt.
-        let answer = |i: usize| Example { tokens: vec![i as u32 / 2; 100 + i], prompt: 20, ..example(100 + i) };
-        (0..80).for_each(|i| buffer.push(answer(i)));
+        // Three answers to each prompt.
+        let answer = |i: usize| Example { tokens: vec![i as u32 / 3; 100 + i], prompt: 20, ..example(100 + i) };
+        (0..240).for_each(|i| buffer.push(answer(i)));
         let learned: Vec<usize> = buffer.examples.iter().map(|e| e.tokens.len()).collect();
-        assert_eq!(learned.len(), 70);
-        assert!(
-            (0..80).all(|i| learned.contains(&(100 + i)) == learned.contains(&(100 + (i ^ 1)))),
-            "siblings together"
-        );
+        assert!((150..230).contains(&learned.len()), "{}", learned.len());
+        let is_learned = |i: usize| learned.contains(&(100 + i));
+        assert!((1..80).all(|g| is_learned(3 * g) == is_learned(3 * g + 2)), "siblings together");
+        let prompts = |buffer: &Buffer| buffer.examples.iter().skip(3).map(|e| e.tokens[0]).collect::<BTreeSet<_>>();
+        let before = prompts(&buffer);
+        (3..240).for_each(|i| buffer.push(answer(i)));
+        assert_eq!(prompts(&buffer), before, "the same in every epoch");
         let windows = buffer.held_out(30);
         assert!(windows.iter().all(|w| w.tokens.len() <= 30 && !learned.contains(&w.example.tokens.len())));
         for example in &buffer.held_out {
@@ -287,7 +301,7 @@ mod tests {
             assert_eq!(guessed, (20..example.tokens.len()).collect::<Vec<_>>(), "each token of the answer once");
         }
         let tokens: usize = buffer.held_out.iter().map(|e| e.tokens.len()).sum();
-        assert!((HELD_OUT_TOKENS..HELD_OUT_TOKENS + 200).contains(&tokens), "{tokens}");
+        assert!((HELD_OUT_TOKENS..HELD_OUT_TOKENS + 400).contains(&tokens), "{tokens}");
         buffer.held_out.clear();
         buffer.hold_out(example(40_000));
         assert!(buffer.held_out(256).iter().map(|w| w.tokens.len()).sum::<usize>() < 1_100);

@@ -30,7 +30,7 @@ pub struct Learner {
     optimizer: Optimizer,
     steps: u32,
     /// Steps of the optimiser that are to be small: it has seen nothing, and the weights have learned.
-    careful: u32,
+    warmup_left: u32,
     /// For the step to come.
     sum: Reading,
 }
@@ -94,7 +94,7 @@ impl Learner {
         };
         let adam = AdamW::new(&weights);
         let reader = Reader { target: target.clone(), shape, levels: 1, weights, generation: 0 };
-        Self { reader, adam, optimizer, steps: 0, careful: 0, sum: Reading::default() }
+        Self { reader, adam, optimizer, steps: 0, warmup_left: 0, sum: Reading::default() }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
@@ -118,7 +118,7 @@ impl Learner {
     /// Its weights have learned already: the optimiser, which has seen nothing, begins with small steps.
     #[must_use]
     pub fn taught(self) -> Self {
-        Self { careful: WARMUP, ..self }
+        Self { warmup_left: WARMUP, ..self }
     }
 
     /// A fresh drafter: keyed random, but what goes in starts as a copy of the target's highest hidden state that it reads, and what
@@ -145,7 +145,7 @@ impl Learner {
 
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
-        (self.adam, self.careful) = (AdamW::new(&weights), WARMUP);
+        (self.adam, self.warmup_left) = (AdamW::new(&weights), WARMUP);
         (self.reader.weights, self.sum) = (weights, Reading::default());
         self.reader.generation += 1;
     }
@@ -156,7 +156,7 @@ impl Learner {
         let mut raw = self.adam.to_raw();
         raw.tensors.extend(self.weights().to_raw().tensors);
         // Exact in f32 up to 2^24.
-        raw.tensors.insert("learned".into(), (vec![1], vec![self.steps as f32]));
+        raw.tensors.insert("learned".into(), (vec![2], vec![self.steps as f32, self.warmup_left as f32]));
         raw
     }
 
@@ -167,8 +167,10 @@ impl Learner {
     pub fn from_raw((target, shape): (&Config, DrafterShape), raw: &RawWeights, lr: f64) -> Result<Self> {
         let weights = eagle::weights(target, shape, raw)?;
         let adam = AdamW::from_raw(&weights, raw)?;
-        let steps = raw.tensors.get("learned").and_then(|steps| steps.1.first()).map_or(0, |steps| *steps as u32);
-        Ok(Self { adam, steps, ..Self::new(target, shape, weights, lr) })
+        let learned =
+            |i: usize| raw.tensors.get("learned").and_then(|(_, counts)| counts.get(i)).map_or(0, |n| *n as u32);
+        let (steps, warmup_left) = (learned(0), learned(1).min(WARMUP));
+        Ok(Self { adam, steps, warmup_left, ..Self::new(target, shape, weights, lr) })
     }
 
     /// Steps of the optimiser.
@@ -228,8 +230,8 @@ impl Learner {
         if mean.is_finite() {
             gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
             let lr =
-                self.optimizer.lr * f64::from(WARMUP - self.careful + 1).min(f64::from(WARMUP)) / f64::from(WARMUP);
-            self.careful = self.careful.saturating_sub(1);
+                self.optimizer.lr * f64::from(WARMUP - self.warmup_left + 1).min(f64::from(WARMUP)) / f64::from(WARMUP);
+            self.warmup_left = self.warmup_left.saturating_sub(1);
             let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
             *weights = adam.step(pool, weights, gradients, optimizer, lr).0;
         }

@@ -73,7 +73,11 @@ pub(super) fn keep(trees: &mut [DraftTree], chances: &[Vec<f32>], worth: &[f32],
 
 /// The tree of some nodes, in order, each with its parent.
 fn part(tree: &DraftTree, kept: &[usize]) -> DraftTree {
-    let place = |parent: usize| if parent == ROOT { ROOT } else { kept.binary_search(&parent).unwrap_or(ROOT) };
+    let place = |parent: usize| match kept.binary_search(&parent) {
+        _ if parent == ROOT => ROOT,
+        Ok(place) => place,
+        Err(_) => unreachable!("a node is never likelier than its parent"),
+    };
     let parents = kept.iter().map(|node| place(tree.parents[*node])).collect();
     DraftTree { tokens: kept.iter().map(|node| tree.tokens[*node]).collect(), parents }
 }

@@ -61,7 +61,6 @@ impl Buffer {
                 prompt,
                 noise,
             };
-            buffer.prompts += 1;
             if *held_out == 0.0 { buffer.keep(example) } else { buffer.hold_out(example) }
         }
         (tokens.is_empty() && hidden.is_empty()).then_some(buffer)

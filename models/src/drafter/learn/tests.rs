@@ -150,3 +150,27 @@ fn windows_anywhere_teach_and_halves_guess_what_the_whole_does() {
         assert_eq!(guesses(std::slice::from_ref(&whole)), guesses(&whole.halves()));
     }
 }
+
+#[test]
+fn one_that_has_learned_goes_on_with_small_steps() {
+    let shape = SHAPES[0];
+    let (target, windows) = classroom(shape);
+    let (vocabulary, pool, config) = (Vocabulary::whole(&target), Pool::default(), target.config());
+    let weights = Learner::fresh(&target, shape, 9).unwrap();
+    let moved = |mut learner: Learner| {
+        let before = learner.weights().to_raw();
+        let reading = learner.reader().read(&pool, &vocabulary, &windows).unwrap().unwrap();
+        learner.add(reading);
+        learner.step(&pool);
+        let after = learner.weights().to_raw();
+        let pairs = after.tensors.iter().flat_map(|(name, (_, new))| new.iter().zip(&before.tensors[name].1));
+        (pairs.map(|(new, old)| (new - old).abs()).fold(0.0, f32::max), learner)
+    };
+    let new = || Learner::new(config, shape, weights.clone(), 1e-2);
+    let (full, _) = moved(new());
+    let (small, learner) = moved(new().taught());
+    assert!((full / small - WARMUP as f32).abs() < 0.1 * WARMUP as f32, "{full} and {small}");
+    // A checkpoint does not forget that.
+    let (next, _) = moved(Learner::from_raw((config, shape), &learner.to_raw(), 1e-2).unwrap());
+    assert!(next < 4.0 * small, "{small}, then {next}");
+}

@@ -80,8 +80,10 @@ impl Habits {
 /// The same of a strategy that never drafted: what it would do if most of its drafts were accepted and cost nothing. Where even
 /// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
 pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<f64> {
-    let (depth, rows) = (strategy.depth.min(strategy.budget) as f64, 1.0 + strategy.budget as f64);
-    Some(batch * (1.0 + ACCEPTED * depth) / plain.seconds(batch * rows)?)
+    let each = strategy.budget as f64;
+    let drafted = if strategy.budget_all > 0 { each.min(strategy.budget_all as f64 / batch) } else { each };
+    let accepted = ACCEPTED * drafted.min(strategy.depth as f64);
+    Some(batch * (1.0 + accepted) / plain.seconds(batch * (1.0 + drafted))?)
 }
 
 #[cfg(test)]
@@ -123,6 +125,8 @@ mod tests {
         let hoped = [1.0, 16.0]
             .map(|batch| hope(Strategy::chain(0, 4), batch, &cycles).unwrap() * cycles.seconds(batch).unwrap() / batch);
         assert!(hoped[0] > 2.0 && hoped[1] < 1.0, "times plain decoding: {hoped:?}");
+        let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, &cycles).unwrap();
+        assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, &cycles).unwrap(), "few rows for all");
         assert!(habits.rate(8.0, &cycles).unwrap() < habits.rate(2.0, &cycles).unwrap() * 4.0);
     }
 }
