@@ -71,7 +71,7 @@ impl Cache {
 
     /// Appends a position: row `row` of each layer's new keys and values. A page that others share is copied first.
     pub(crate) fn push(&mut self, pages: &mut Pages, new: &[(Vec<f32>, Vec<f32>)], row: usize) {
-        if self.rows % PAGE == 0 {
+        if self.rows.is_multiple_of(PAGE) {
             self.pages.push(Arc::new(pages.take()));
         }
         self.rows += 1;

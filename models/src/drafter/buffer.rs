@@ -124,7 +124,7 @@ impl Buffer {
         let is_held_out = !self.examples.is_empty() && hash(example.asked()).is_multiple_of(HELD_OUT_EVERY);
         if !is_held_out {
             self.keep(example);
-        } else if !self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_some_and(|e| e.asked() == example.asked()) {
+        } else if self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_none_or(|e| e.asked() != example.asked()) {
             self.hold_out(example);
         }
     }
