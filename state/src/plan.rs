@@ -313,8 +313,8 @@ pub struct Devices {
     pub threads: usize,
     /// Requests decoded together on one device, at most.
     pub slots_max: usize,
-    /// Tokens whose keys and values a device keeps, at most, those of a shared prompt once; 0: of all its requests. Requests that have
-    /// no room wait.
+    /// Tokens whose keys and values a device keeps, at most, in whole pages, those of a shared prompt once; 0: of all its requests. The
+    /// youngest that have no room wait; one alone always goes on.
     pub cache_tokens_max: usize,
 }
 
