@@ -120,6 +120,8 @@ pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
         [first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), second]
     });
     show.finish();
+    // Another pair may follow in this process.
+    kernels::memory::give_back();
     let (first, second) = (first?, second?);
     Ok(first.or(second))
 }

@@ -19,6 +19,7 @@ mod linear;
 mod logprob;
 pub mod math;
 mod matrix;
+pub mod memory;
 pub mod noise;
 mod norm;
 pub mod nucleus;
