@@ -180,19 +180,23 @@ impl Decoder {
         self.sort();
         let mut out = Vec::new();
         while out.len() < count {
-            let Some(last) = self.entering.back_mut() else { break };
-            match last.requests.pop() {
-                Some(request) => {
-                    out.push((self.next_id, request));
-                    self.next_id += 1;
-                }
-                None => drop(self.entering.pop_back()),
-            }
+            let Some(request) = self.pop_entering() else { break };
+            out.push((self.next_id, request));
+            self.next_id += 1;
         }
-        self.entering.retain(|prompt| !prompt.requests.is_empty());
         let kept = self.slots.len() - (count - out.len()).min(self.slots.len());
         out.extend(self.slots.drain(kept..).map(|running| (running.id, running.request)));
         out
+    }
+
+    /// Takes out the last of the requests that have not begun.
+    fn pop_entering(&mut self) -> Option<Request> {
+        let last = self.entering.back_mut()?;
+        let request = last.requests.pop();
+        if last.requests.is_empty() {
+            self.entering.pop_back();
+        }
+        request
     }
 
     /// Takes half of the requests that are decoding out, rounded down, every second one by length: what is left to do is about as

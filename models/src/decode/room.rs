@@ -56,11 +56,8 @@ impl Decoder {
         let (begun, mut out) = (self.begun(), Vec::new());
         let waiting: usize = self.entering.iter().skip(begun).map(|prompt| prompt.requests.len()).sum();
         while self.pages_max.is_some() && out.len() < waiting.div_ceil(2) {
-            let Some(last) = self.entering.back_mut() else { break };
-            out.extend(last.requests.pop());
-            if last.requests.is_empty() {
-                self.entering.pop_back();
-            }
+            let Some(request) = self.pop_entering() else { break };
+            out.push(request);
         }
         out
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use kernels::NoiseKey;
 
+use super::suffix::hash;
 use crate::request::Answer;
 
 /// An answer: its tokens, and the target's hidden states of all but the last.
@@ -99,12 +100,6 @@ pub struct Buffer {
     held_out: VecDeque<Arc<Example>>,
 }
 
-/// FNV-1a over whole tokens, its upper half.
-fn hash(tokens: &[u32]) -> u64 {
-    tokens.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, token| (h ^ u64::from(*token)).wrapping_mul(0x100_0000_01b3))
-        >> 32
-}
-
 impl Buffer {
     /// An empty buffer.
     #[must_use]
@@ -121,7 +116,7 @@ impl Buffer {
     /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
     /// out, by their prompt; never the first.
     pub fn push(&mut self, example: Example) {
-        let is_held_out = !self.examples.is_empty() && hash(example.asked()).is_multiple_of(HELD_OUT_EVERY);
+        let is_held_out = !self.examples.is_empty() && (hash(example.asked()) >> 32).is_multiple_of(HELD_OUT_EVERY);
         if !is_held_out {
             self.keep(example);
         } else if self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_none_or(|e| e.asked() != example.asked()) {

@@ -89,7 +89,7 @@ impl Learner {
             betas: (0.9, 0.95),
             weight_decay: 0.0,
             clip_norm: 0.5,
-            warmup: 0,
+            warmup: WARMUP as usize,
             schedule: Schedule::Constant,
         };
         let adam = AdamW::new(&weights);
@@ -229,8 +229,7 @@ impl Learner {
         let (mean, scale) = (loss / guesses as f64, 1.0 / guesses as f32);
         if mean.is_finite() {
             gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
-            let lr =
-                self.optimizer.lr * f64::from(WARMUP - self.warmup_left + 1).min(f64::from(WARMUP)) / f64::from(WARMUP);
+            let lr = optim::learning_rate(&self.optimizer, (WARMUP - self.warmup_left) as usize, usize::MAX);
             self.warmup_left = self.warmup_left.saturating_sub(1);
             let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
             *weights = adam.step(pool, weights, gradients, optimizer, lr).0;

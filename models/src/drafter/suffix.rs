@@ -178,7 +178,7 @@ impl Texts {
 }
 
 /// FNV-1a over whole tokens. A collision costs a comparison.
-fn hash(tokens: &[u32]) -> u64 {
+pub(super) fn hash(tokens: &[u32]) -> u64 {
     tokens.iter().fold(0xcbf2_9ce4_8422_2325, |h, token| (h ^ u64::from(*token)).wrapping_mul(0x100_0000_01b3))
 }
 
