@@ -34,7 +34,7 @@ pub struct Solo {
     calibration: Arc<Mutex<Calibration>>,
 }
 
-/// A request: its prompt, and the noise that decides its answer.
+/// A request: its prompt, and the noise that decides its answer. Those that follow each other with the same prompt are a group.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// Tokens.
@@ -389,7 +389,7 @@ impl Session<'_> {
         self.decoded.seconds
     }
 
-    /// Prompt and answer so far of each running request, with its place among the requests.
+    /// Prompt and answer so far of each running request, with the place of its group among the requests.
     pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
         self.decoder.progress()
     }
@@ -401,15 +401,26 @@ impl Session<'_> {
     pub fn cycle(&mut self) -> Result<()> {
         let began = Instant::now();
         while self.next < self.asked.len() && self.decoder.running() < self.slots {
-            let Asked { prompt, noise } = &self.asked[self.next];
-            self.decoder.admit(self.next, prompt, &[(0, *noise)])?;
-            self.next += 1;
+            self.admit()?;
         }
         let drafted = self.drafting.cycle(&mut self.decoder)?;
         self.decoded.seconds += began.elapsed().as_secs_f64();
         self.decoded.cycles.push(CycleStats::of(&drafted, self.decoded.seconds));
         add_levels(&mut self.decoded.levels, &drafted.cycle.levels);
         self.decoded.answers.extend(drafted.cycle.ended);
+        Ok(())
+    }
+
+    /// Requests that follow each other with the same prompt are a group: their prompt goes through the target once. Those that
+    /// there is no room for begin later.
+    fn admit(&mut self) -> Result<()> {
+        let (asked, room) = (self.asked, self.slots - self.decoder.running());
+        let Asked { prompt, .. } = &asked[self.next];
+        let earlier = asked[..self.next].iter().rev().take_while(|other| other.prompt == *prompt).count();
+        let group = asked[self.next..].iter().take_while(|other| other.prompt == *prompt).take(room);
+        let samples: Vec<(usize, NoiseKey)> = (earlier..).zip(group.map(|asked| asked.noise)).collect();
+        self.decoder.admit(self.next - earlier, prompt, &samples)?;
+        self.next += samples.len();
         Ok(())
     }
 
@@ -436,7 +447,7 @@ impl Session<'_> {
     /// What it made; answers in the order of their requests.
     #[must_use]
     pub fn finish(mut self) -> Decoded {
-        self.decoded.answers.sort_by_key(|answer| answer.group);
+        self.decoded.answers.sort_by_key(|answer| (answer.group, answer.sample));
         self.decoded
     }
 }

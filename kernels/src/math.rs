@@ -108,8 +108,9 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(lanes)
 }
 
+/// Lanes are added as a fixed tree.
 #[inline(always)]
-fn reduce(l: [f32; 8]) -> f32 {
+pub(crate) fn reduce(l: [f32; 8]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 

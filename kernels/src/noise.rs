@@ -133,6 +133,13 @@ simd! {
     }
 }
 
+/// A bound of [`gumbel`] without logarithms: `-ln(-ln(1 - t)) <= -ln t`, and t is at least a half to the power of the ones that x
+/// begins with, and one more.
+#[inline(always)]
+fn gumbel_below(x: u32) -> f32 {
+    (x.leading_ones() + 1) as f32 * std::f32::consts::LN_2 + MARGIN
+}
+
 /// No noise is larger: `-ln(-ln(1 - 2^-33))`, rounded up.
 const GUMBEL_MAX: f32 = 22.9;
 /// Covers the rounding of [`gumbel`], which is increasing only up to it.
@@ -182,7 +189,7 @@ simd! {
             }
             let words = words.as_flattened();
             let word = words.iter().fold(0, |a: u32, b| if *b > a { *b } else { a });
-            if most + gumbel(word) + MARGIN < best.0 {
+            if most + gumbel_below(word) < best.0 || most + gumbel(word) + MARGIN < best.0 {
                 continue;
             }
             for ((v, logit), word) in (block * BLOCK as u32..).zip(chunk).zip(words) {
@@ -224,6 +231,16 @@ mod tests {
                 }
                 assert_eq!(sample(&logits, temperature, &key, 7) as usize, best, "case {case} at T = {temperature}");
             }
+        }
+    }
+
+    #[test]
+    fn the_bound_without_logarithms_is_one() {
+        let key = NoiseKey::new(8, 0, 0, 0, 0);
+        let drawn = (0..50_000).flat_map(|i| key.words(1, i)).flat_map(|x| [x, !(x >> (x % 32)), x >> (x % 32)]);
+        let edges = (0..32).flat_map(|i| [u32::MAX << i, (u32::MAX << i).wrapping_sub(1), 1 << i]);
+        for x in drawn.chain(edges).chain([0, u32::MAX]) {
+            assert!(gumbel_below(x) >= gumbel(x) + MARGIN / 2.0, "{x:#x}: {} {}", gumbel_below(x), gumbel(x));
         }
     }
 

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use kernels::{
-    Chosen, Context, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned, add_linear,
-    attend, attend_ahead_gradient, attend_sequences, embed, input_gradient, linear, log_prob, log_probs,
-    log_probs_gradient, pack, rms_norm, swiglu, unpack, weight_gradient,
+    Chosen, Context, Draws, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned,
+    add_linear, attend, attend_ahead_gradient, attend_sequences, draw, embed, input_gradient, linear, log_prob,
+    log_probs, log_probs_gradient, pack, rms_norm, swiglu, unpack, weight_gradient,
 };
 
 fn values(stream: u32, len: usize) -> Vec<f32> {
@@ -185,6 +185,25 @@ fn training_and_decoding_agree_on_log_probabilities() {
     }
 }
 
+/// Whatever rows are drawn with it, on however many threads, a row's token and log-probability are its own.
+#[test]
+fn draws_do_not_know_of_their_neighbours() {
+    let (rows, n) = (23, 1_501);
+    let logits: Vec<f32> = values(8, rows * n).iter().map(|v| v * 9.0).collect();
+    let places: Vec<(NoiseKey, u32)> = (0..23).map(|row| (NoiseKey::new(3, 0, 1, row / 4, row % 4), row * 7)).collect();
+    for (temperature, top_p) in [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)] {
+        let (draws, mut all, mut one) = (Draws { temperature, top_p }, Vec::new(), Vec::new());
+        draw(&Pool::new(3), &logits, draws, &places, &mut all);
+        let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
+        for (row, logits) in logits.chunks_exact(n).enumerate() {
+            draw(&Pool::new(1), logits, draws, &places[row..=row], &mut one);
+            assert_eq!(all[row], one[0], "row {row} at T = {temperature}");
+            let expected = log_prob(logits, one[0].token, inverse);
+            assert_eq!(all[row].log_prob.to_bits(), expected.to_bits(), "row {row} at T = {temperature}");
+        }
+    }
+}
+
 fn fingerprint() -> String {
     let pool = Pool::default();
     let mut all = Vec::new();
@@ -206,6 +225,10 @@ fn fingerprint() -> String {
         let [dq, dk, dv] = &mut d;
         let to = SequencesGradient { dq, dk, dv, ahead: &mut [] };
         attend_ahead_gradient(&pool, [&x, &x, &x], &[], &[4, 5], heads, &dh, to);
+        let (mut drawn, draws) = (Vec::new(), Draws { temperature: 0.8, top_p: 1.0 });
+        let places: Vec<(NoiseKey, u32)> = (0..9).map(|row| (NoiseKey::new(2, 0, 0, row, 0), row)).collect();
+        draw(&pool, &logits, draws, &places, &mut drawn);
+        all.extend(drawn.iter().flat_map(|drawn| [drawn.token as f32, drawn.log_prob]));
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
         // Many rows, more than a block of k, an odd number of features.
         let mut many = vec![0.0; 40 * 50];

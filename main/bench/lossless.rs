@@ -88,7 +88,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self, race: Race) -> Result<()> {
-        let asked = race.measured(self.args.requests)?;
+        let asked = race.measured(self.args.requests, race.group())?;
         output::note(&format!("{} answers, decoded plainly one at a time", asked.len()));
         self.plain = race.solo.decode(&asked, &race.options(&Controller::Off, 1, race.tokens_max))?.answers;
         self.compare(&race, &asked, ("none", "off", &Controller::Off))?;
@@ -189,7 +189,7 @@ fn moving([mut here, mut there]: [Session<'_>; 2]) -> Result<Decoded> {
     let (mut here, there) = (here.finish(), there.finish());
     here.answers.extend(there.answers);
     here.cycles.extend(there.cycles);
-    here.answers.sort_by_key(|answer| answer.group);
+    here.answers.sort_by_key(|answer| (answer.group, answer.sample));
     Ok(here)
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
 use models::Answer;
-use state::plan::{Controller, Strategy};
+use state::plan::{Controller, Step, Strategy};
 
 use crate::commands::Result;
 use crate::generate::open;
@@ -93,21 +93,29 @@ impl Race {
             return Ok(Vec::new());
         }
         let options = DecodeOptions { keep_hidden: true, ..self.options(&Controller::Off, SLOTS, self.tokens_max) };
-        Ok(self.solo.decode(&self.asked(LEARNED, count)?, &options)?.answers)
+        Ok(self.solo.decode(&self.asked(LEARNED, count, 1)?, &options)?.answers)
     }
 
-    /// Held-out problems of the plan to measure with.
-    pub(super) fn measured(&self, count: usize) -> Result<Vec<Asked>> {
-        self.asked(STREAM, count)
+    /// Answers to one prompt in the plan's rollouts.
+    pub(super) fn group(&self) -> usize {
+        let group = |step: &Step| if let Step::Grpo(grpo) = step { Some(grpo.group) } else { None };
+        self.solo.plan().steps.iter().find_map(group).unwrap_or(1).max(1)
     }
 
-    fn asked(&self, stream: u32, count: usize) -> Result<Vec<Asked>> {
+    /// Requests to measure with: held-out problems of the plan, each asked so many times one after the other.
+    pub(super) fn measured(&self, count: usize, group: usize) -> Result<Vec<Asked>> {
+        self.asked(STREAM, count, group)
+    }
+
+    fn asked(&self, stream: u32, count: usize, group: usize) -> Result<Vec<Asked>> {
         let one = |i: usize| {
+            let (problem, sample) = (i / group, i % group);
             let prompt = match stream {
-                LEARNED => self.solo.problem(i as u64)?,
-                _ => self.solo.heldout(i as u64)?,
+                LEARNED => self.solo.problem(problem as u64)?,
+                _ => self.solo.heldout(problem as u64)?,
             };
-            Ok(Asked { prompt, noise: NoiseKey::new(self.solo.plan().seed, stream, 0, i as u32, 0) })
+            let noise = NoiseKey::new(self.solo.plan().seed, stream, 0, problem as u32, sample as u32);
+            Ok(Asked { prompt, noise })
         };
         (0..count).map(one).collect()
     }
@@ -116,7 +124,8 @@ impl Race {
         DecodeOptions { tokens_max, ..DecodeOptions::of(self.solo.plan(), slots, controller.clone()) }
     }
 
-    /// The same requests in every way, in turns of the same time. The first way is the one that others are compared with.
+    /// The same requests in every way, in turns of the same time. The first way is the one that others are compared with. What is
+    /// decoded together comes in groups, as in the plan's rollouts.
     pub(super) fn run(
         &mut self,
         ways: &[Way],
@@ -124,7 +133,8 @@ impl Race {
         slots: usize,
         tokens_max: usize,
     ) -> Result<Vec<(String, Decoded)>> {
-        let asked = self.measured(requests)?;
+        let group = if slots > 1 { self.group() } else { 1 };
+        let asked = self.measured(requests, group)?;
         let begin = |way: &Way| self.solo.begin(&asked, &self.options(&way.1, slots, tokens_max));
         let mut sessions = ways.iter().map(begin).collect::<std::result::Result<Vec<_>, _>>()?;
         while let Some(session) =
@@ -153,6 +163,7 @@ impl Race {
 /// Answers that are not those of plain decoding: tokens, and the bits of their log-probabilities. One that is missing differs.
 pub(super) fn differences(plain: &[Answer], other: &[Answer]) -> usize {
     let bits = |answer: &Answer| answer.log_probs.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    let is_same = |(a, b): &(&Answer, &Answer)| a.group == b.group && a.tokens == b.tokens && bits(a) == bits(b);
+    let id = |answer: &Answer| (answer.group, answer.sample);
+    let is_same = |(a, b): &(&Answer, &Answer)| id(a) == id(b) && a.tokens == b.tokens && bits(a) == bits(b);
     plain.len().max(other.len()) - plain.iter().zip(other).filter(is_same).count()
 }

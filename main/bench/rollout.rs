@@ -12,7 +12,7 @@ use state::plan::{Controller, Strategy};
 use super::race::{Race, SLOTS};
 use crate::commands::Result;
 use crate::output;
-use report::{Measured, Tree, by_batch, lines, overhead, regret};
+use report::{Lengths, Measured, Tree, by_batch, lines, overhead, regret};
 
 /// Nodes of the trees that are compared with and without shared noise.
 const BUDGETS: [usize; 4] = [4, 8, 16, 32];
@@ -95,6 +95,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
         full: lines(&full),
         tail_batch_sizes: by_batch(&tail[0].1, &tail[1].1),
         tail: lines(&tail),
+        tail_lengths: Lengths::of(&tail[0].1.answers),
         regret_fixed,
         regret_by_batch,
         trees,
@@ -103,7 +104,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
 
 fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     let Some(drafter) = race.solo.plan().speculation.learned() else { return Ok(Vec::new()) };
-    let asked = race.measured(args.alone.min(8))?;
+    let asked = race.measured(args.alone.min(8), 1)?;
     let mut trees = Vec::new();
     for budget in BUDGETS {
         let (depth, width) = (budget.ilog2() as usize + 1, 4.min(budget / 2));

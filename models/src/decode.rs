@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kernels::{Context, KeyValues, NoiseKey, Pool, Scratch, attend_requests, log_prob, nucleus};
+use kernels::{Context, Drawn, Draws, KeyValues, NoiseKey, Pool, Scratch, attend_requests};
 use state::plan::Strategy;
 
 use crate::cache::{Cache, Pages};
@@ -102,6 +102,8 @@ struct NewRows {
     fresh: Vec<KeyValues>,
     scratch: Vec<Scratch>,
     logits: Vec<f32>,
+    /// The target's own token after each row.
+    drawn: Vec<Drawn>,
 }
 
 impl Decoder {
@@ -333,13 +335,15 @@ impl Decoder {
         }
         self.forward(&batch);
         let target_s = began.elapsed().as_secs_f64();
+        self.draw(&batch);
         let (requests, rows, prefilled) = (trees.len(), batch.ids.len(), self.entered(&batch));
         let mut cycle = Cycle { requests, rows, prefilled, target_s, ..Cycle::default() };
         let (mut all, mut counts) = (Vec::with_capacity(trees.len()), Vec::with_capacity(trees.len()));
         for (slot, tree) in trees.iter().enumerate() {
-            let targets = self.targets(&batch, slot);
+            let rows = batch.rows[slot].clone();
+            let targets: Vec<u32> = self.new.drawn[rows.clone()].iter().map(|drawn| drawn.token).collect();
             let accepted = accept(tree, targets[0], &targets[1..]);
-            let emitted = self.emit(slot, &accepted, batch.rows[slot].start);
+            let emitted = self.emit(slot, &accepted, rows.start);
             cycle.tokens += emitted;
             counts.push(emitted);
             all.push(accepted);
@@ -360,7 +364,7 @@ impl Decoder {
 
     fn forward(&mut self, batch: &Batch) {
         let Self { target, pool, slots, entering, memory, new, .. } = self;
-        let NewRows { layers, fresh, scratch, logits } = new;
+        let NewRows { layers, fresh, scratch, logits, .. } = new;
         let shape = heads(target.config());
         let kv_width = shape.kv_width();
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
@@ -396,26 +400,22 @@ impl Decoder {
         target.logits_into(pool, &memory.hidden[..rows * target.config().hidden], logits);
     }
 
-    /// The target's own token after each row of a slot.
-    fn targets(&self, batch: &Batch, slot: usize) -> Vec<u32> {
-        let logits = &self.new.logits;
-        let vocab = self.target.config().vocab;
-        let state = &self.slots[slot].request;
-        let token = |row: usize| {
-            let position = u32::try_from(batch.positions[row] as usize + 1 - state.prompt).unwrap_or(u32::MAX);
-            let (logits, Decoding { temperature, top_p, .. }) =
-                (&logits[row * vocab..(row + 1) * vocab], &self.decoding);
-            nucleus::sample(logits, *temperature, *top_p, &state.noise, position)
+    /// The target's own token after each row of the slots.
+    fn draw(&mut self, batch: &Batch) {
+        let Self { slots, pool, new: NewRows { logits, drawn, .. }, decoding, .. } = self;
+        let Decoding { temperature, top_p, .. } = *decoding;
+        let place = |(slot, row): (&Running, usize)| {
+            let position = batch.positions[row] as usize + 1 - slot.request.prompt;
+            (slot.request.noise, u32::try_from(position).unwrap_or(u32::MAX))
         };
-        batch.rows[slot].clone().map(token).collect()
+        let rows = slots.iter().zip(&batch.rows).flat_map(|(slot, rows)| rows.clone().map(move |row| (slot, row)));
+        let places: Vec<(NoiseKey, u32)> = rows.map(place).collect();
+        kernels::draw(pool, logits, Draws { temperature, top_p }, &places, drawn);
     }
 
     /// Appends accepted tokens up to the end of the answer, and the rows that went through the target. Returns how many.
     fn emit(&mut self, slot: usize, accepted: &Accepted, first: usize) -> usize {
-        let config = self.target.config();
-        let (vocab, width) = (config.vocab, self.decoding.hidden.width(config));
-        let pages = &mut self.pages;
-        let inverse = if self.decoding.temperature == 0.0 { 1.0 } else { 1.0 / self.decoding.temperature };
+        let (width, pages) = (self.decoding.hidden.width(self.target.config()), &mut self.pages);
         let (slot, new, hidden, stop) =
             (&mut self.slots[slot], &self.new, self.memory.kept(), self.decoding.stop.as_ref());
         let rows = std::iter::once(first).chain(accepted.nodes.iter().map(|n| first + 1 + n));
@@ -423,7 +423,7 @@ impl Decoder {
         for (row, token) in rows.zip(&accepted.tokens) {
             slot.cache.push(pages, &new.layers, row);
             slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
-            slot.request.log_probs.push(log_prob(&new.logits[row * vocab..(row + 1) * vocab], *token, inverse));
+            slot.request.log_probs.push(new.drawn[row].log_prob);
             slot.request.tokens.push(*token);
             emitted += 1;
             let answer = &slot.request.tokens[slot.request.prompt..];

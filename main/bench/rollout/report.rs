@@ -1,6 +1,7 @@
 //! What was measured, in numbers and for people.
 
 use actors::{CycleStats, Decoded};
+use models::Answer;
 use serde::Serialize;
 use state::speculation::controller::{BUCKETS, batch_sizes, bucket};
 
@@ -22,6 +23,7 @@ pub(super) struct Measured {
     pub(super) full: Vec<Line>,
     /// The long-tailed rollout.
     pub(super) tail: Vec<Line>,
+    pub(super) tail_lengths: Lengths,
     pub(super) tail_batch_sizes: Vec<BatchLine>,
     /// Seconds over those of the best single strategy, and over those of the best one at each batch size, in hindsight.
     pub(super) regret_fixed: Option<f64>,
@@ -48,6 +50,27 @@ pub(super) struct Line {
     /// Milliseconds of a cycle in the target, and in the drafter.
     pub(super) target_ms: f64,
     pub(super) draft_ms: f64,
+}
+
+/// How long answers are, in tokens.
+#[derive(Debug, Serialize)]
+pub(super) struct Lengths {
+    pub(super) median: usize,
+    /// Nine of ten are not longer.
+    pub(super) most: usize,
+    pub(super) longest: usize,
+    /// Answers that were cut.
+    pub(super) truncated: usize,
+}
+
+impl Lengths {
+    pub(super) fn of(answers: &[Answer]) -> Self {
+        let mut lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
+        lengths.sort_unstable();
+        let quantile = |share: f64| lengths.get((share * lengths.len() as f64) as usize).or(lengths.last()).copied();
+        let [median, most, longest] = [0.5, 0.9, 1.0].map(|share| quantile(share).unwrap_or(0));
+        Self { median, most, longest, truncated: answers.iter().filter(|answer| answer.truncated).count() }
+    }
 }
 
 /// A batch size in the long-tailed rollout.
@@ -160,6 +183,10 @@ impl Measured {
                 );
             }
         }
+        let Lengths { median, most, longest, truncated } = self.tail_lengths;
+        text += &format!(
+            "\n  answers of the long tail: half have at most {median} tokens, nine of ten {most}, the longest {longest}; {truncated} were cut\n"
+        );
         text += "\n  adaptive in the long tail, by requests decoded together\n";
         for b in &self.tail_batch_sizes {
             text += &format!("    from {:<3} {:>6.1} s  {:.2}x plain\n", b.batch_min, b.seconds, b.ratio);
