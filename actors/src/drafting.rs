@@ -47,9 +47,10 @@ impl Drafting {
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
-        let drafters = speculator.drafters(vocabulary, pool, earlier.map(|e| e.drafters).unwrap_or_default())?;
+        let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
+        let (drafters, version) = speculator.drafters(vocabulary, pool, earlier)?;
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
-        Ok(Self { version: speculator.version(), speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
+        Ok(Self { version, speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
     }
 
     /// One cycle with the strategy that the controller chooses.
@@ -88,9 +89,8 @@ impl Drafting {
         if self.speculator.version() == self.version {
             return Ok(());
         }
-        self.version = self.speculator.version();
         let earlier = std::mem::take(&mut self.drafters);
-        self.drafters = self.speculator.drafters(&self.vocabulary, &self.pool, earlier)?;
+        (self.drafters, self.version) = self.speculator.drafters(&self.vocabulary, &self.pool, earlier)?;
         Ok(())
     }
 

@@ -199,7 +199,7 @@ impl State {
             Command::Decode { rollout, group, samples } => self.admit(&rollout, group, &samples),
             Command::Lend { rollout, loan } => {
                 // Answers take along what their prompts became.
-                while self.work.as_ref().is_some_and(|w| w.decoder.running() > w.decoder.decoding()) {
+                while self.work.as_ref().is_some_and(|w| w.decoder.is_entering()) {
                     self.cycle(report)?;
                 }
                 let answers = self.lend(&rollout, loan);
@@ -329,9 +329,7 @@ impl Work {
         });
         let add = |answer: Answer| {
             let id = id(answer.group, answer.sample);
-            if self.rollout.add(answer) {
-                self.rollout.harvest(id.group);
-            }
+            self.rollout.add(answer);
             id
         };
         Ok(cycle.ended.into_iter().map(add).collect())

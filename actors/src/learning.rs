@@ -1,4 +1,4 @@
-//! How the learned drafter learns while devices would be idle: window by window until a device is needed, a step of the
+//! How the learned drafter learns while devices would be idle: packed windows of answers until a device is needed, a step of the
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
 
 use std::collections::VecDeque;
@@ -24,6 +24,8 @@ const FIRST_AFTER: u32 = 8;
 const LEVEL_AFTER: u32 = 400;
 /// Tokens of the shortest windows that are made of longer ones.
 const WINDOW_MIN: usize = 64;
+/// Tokens of an exam that are read together, at most.
+const EXAM_TOKENS: usize = 256;
 /// Between two looks at what another device finds out.
 const A_MOMENT: Duration = Duration::from_micros(200);
 
@@ -41,6 +43,8 @@ pub(crate) struct Learning {
     drawn: u32,
     begun: VecDeque<usize>,
     read: usize,
+    /// Tokens that a device reads in one go, at most: as many as it lately had time for.
+    together: usize,
     /// A version waits for its score.
     is_due: bool,
     /// An exam that was begun.
@@ -119,15 +123,15 @@ impl Paper {
         lesson: &Lesson<'_>,
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
-        while let Some(window) = windows.get(self.read) {
+        while let Some(rest) = windows.get(self.read..).filter(|rest| !rest.is_empty()) {
             if stop() {
                 return Ok(false);
             }
-            let one = std::slice::from_ref(window);
-            let guesses = guess(lesson.pool, lesson.vocabulary, version, one, lesson.temperature)?;
+            let some = &rest[..fitting(rest.iter(), EXAM_TOKENS)];
+            let guesses = guess(lesson.pool, lesson.vocabulary, version, some, lesson.temperature)?;
             let Some(guesses) = guesses else { continue };
             self.guesses.extend(guesses);
-            self.read += 1;
+            self.read += some.len();
         }
         Ok(true)
     }
@@ -147,15 +151,15 @@ impl Learning {
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, training.lr).ok());
         // Weights from elsewhere have learned; an earlier learner knows how much.
         let is_taught = earlier.is_none() && published.is_some();
-        let head_start = if is_taught { u32::try_from(training.levels).unwrap_or(u32::MAX) } else { 0 };
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
             (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr).taught(),
             (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
         };
-        let training = training.clone();
+        let levels = if is_taught { training.levels } else { learner.levels() - 1 };
+        let head_start = u32::try_from(levels).unwrap_or(u32::MAX).saturating_sub(learner.steps() / LEVEL_AFTER);
         Ok(Self {
-            training,
+            training: training.clone(),
             shape,
             seed,
             publication,
@@ -165,6 +169,7 @@ impl Learning {
             left: None,
             begun: VecDeque::new(),
             read: 0,
+            together: training.tokens_max,
             is_due: false,
             exam: None,
             examiner: Weak::new(),
@@ -182,8 +187,8 @@ impl Learning {
         &self.publication
     }
 
-    /// Learns until `stop` says so, which is asked before every window, or until nothing is to be gained for now. A window that is
-    /// interrupted is read again another time. Several devices may learn together.
+    /// Learns until `stop` says so, which is asked between readings, or until nothing is to be gained for now. Windows whose reading
+    /// is interrupted are read again another time. Several devices may learn together.
     pub(crate) fn go_on(
         learning: &Mutex<Self>,
         lesson: &Lesson<'_>,
@@ -204,9 +209,9 @@ impl Learning {
         while !stop() {
             let task = lock(learning).next(lesson, &mut learned);
             match task {
-                Task::Read(window, reader) => {
-                    let reading = reader.read(lesson.pool, lesson.vocabulary, std::slice::from_ref(&window))?;
-                    lock(learning).take_in(window, reading);
+                Task::Read(windows, reader) => {
+                    let reading = reader.read(lesson.pool, lesson.vocabulary, &windows)?;
+                    lock(learning).take_in(windows, reading);
                 }
                 Task::Examine(mut exam, examiner) => {
                     let is_over = exam.read(lesson, stop)?;
@@ -241,23 +246,34 @@ impl Learning {
                 self.begun.push_back(self.pending.len());
             }
         }
-        self.pending.pop().map_or(Task::Rest, |window| Task::Read(window, self.learner.reader()))
+        // Its part of the micro-batch, packed, as far as there is time.
+        let left: usize = self.pending.iter().map(Window::size).sum();
+        let most = self.together.min(left.div_ceil(self.at_work.max(1)));
+        let kept = self.pending.len() - fitting(self.pending.iter().rev(), most);
+        let windows = self.pending.split_off(kept);
+        if windows.is_empty() { Task::Rest } else { Task::Read(windows, self.learner.reader()) }
     }
 
-    /// Takes in a window that was read, or takes it back. One that was interrupted is halved: there may never be time for all of it.
-    fn take_in(&mut self, window: Window, reading: Option<Reading>) {
-        match reading {
-            Some(reading) => {
-                self.learner.add(reading);
-                self.read += 1;
+    /// Takes in windows that were read, or takes them back. After an interruption fewer tokens are read together, and windows of
+    /// more are halved: there may never be time for all of them.
+    fn take_in(&mut self, windows: Vec<Window>, reading: Option<Reading>) {
+        if let Some(reading) = reading {
+            self.learner.add(reading);
+            self.read += windows.len();
+            self.together = (2 * self.together).min(self.training.tokens_max);
+            return;
+        }
+        let tokens: usize = windows.iter().map(Window::size).sum();
+        self.together = (tokens / 2).max(WINDOW_MIN);
+        for window in windows {
+            if window.size() <= self.together || window.size() < 2 * WINDOW_MIN {
+                self.pending.push(window);
+                continue;
             }
-            None if window.size() >= 2 * WINDOW_MIN => {
-                self.pending.extend(window.halves());
-                if let Some(windows) = self.begun.back_mut() {
-                    *windows += 1;
-                }
+            self.pending.extend(window.halves());
+            if let Some(windows) = self.begun.back_mut() {
+                *windows += 1;
             }
-            None => self.pending.push(window),
         }
     }
 
@@ -381,8 +397,8 @@ impl Learning {
 
 /// What a device is to do.
 enum Task {
-    /// Read a window with these weights.
-    Read(Window, Reader),
+    /// Read windows with these weights.
+    Read(Vec<Window>, Reader),
     /// Have versions sit an exam; who holds the second reads it.
     Examine(Exam, Arc<()>),
     /// There is nothing to learn from.
@@ -399,6 +415,16 @@ impl Drop for Leaving<'_> {
         // The next one to come is another opportunity.
         learning.is_worth_it = learning.is_worth_it.filter(|_| learning.at_work > 0);
     }
+}
+
+/// How many of these windows have together at most so many tokens; at least one, if there are any.
+fn fitting<'a>(windows: impl Iterator<Item = &'a Window>, tokens_max: usize) -> usize {
+    let mut tokens = 0;
+    let fits = |(i, window): &(usize, &Window)| {
+        tokens += window.size();
+        *i == 0 || tokens <= tokens_max
+    };
+    windows.enumerate().take_while(fits).count()
 }
 
 fn share(count: usize, of: usize) -> f64 {

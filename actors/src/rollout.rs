@@ -120,17 +120,16 @@ impl Rollout {
         Self { cache_tokens_max, ..self }
     }
 
-    /// Takes in an answer; whether it completes its group. One that a device of which nothing was heard any more had given
-    /// already is the same one.
-    pub(crate) fn add(&self, answer: Answer) -> bool {
-        let group = answer.group;
-        let mut answers = lock(&self.answers[group]);
-        match answers.binary_search_by_key(&answer.sample, |a| a.sample) {
-            Ok(_) => false,
-            Err(at) => {
-                answers.insert(at, answer);
-                answers.len() == self.groups[group].noise.len()
+    /// Takes in an answer. The drafter learns from it at once, while its siblings may be what others wait for; then its hidden states
+    /// are dropped. One that a device of which nothing was heard any more had given already is the same one.
+    pub(crate) fn add(&self, mut answer: Answer) {
+        let mut answers = lock(&self.answers[answer.group]);
+        if let Err(at) = answers.binary_search_by_key(&answer.sample, |a| a.sample) {
+            if self.teaches {
+                self.speculator.collect(std::slice::from_ref(&answer));
             }
+            answer.hidden = Vec::new();
+            answers.insert(at, answer);
         }
     }
 
@@ -167,15 +166,6 @@ impl Rollout {
 
     pub(crate) fn answers(&self, group: usize) -> Vec<Answer> {
         lock(&self.answers[group]).clone()
-    }
-
-    /// Feeds a complete group to the drafter's buffer and drops its hidden states.
-    pub(crate) fn harvest(&self, group: usize) {
-        let mut answers = lock(&self.answers[group]);
-        if self.teaches {
-            self.speculator.collect(&answers);
-        }
-        answers.iter_mut().for_each(|a| a.hidden = Vec::new());
     }
 
     pub(crate) fn count(&self, f: impl FnOnce(&mut Counts)) {

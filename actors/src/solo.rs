@@ -31,7 +31,8 @@ pub struct Solo {
     pool: Arc<Pool>,
     /// Has the drafter and teaches it; holds what it learns from.
     learning: Arc<Speculator>,
-    calibration: Arc<Mutex<Calibration>>,
+    /// Chances of guesses with the target's noise, and without: there gaps mean something else.
+    calibrations: [Arc<Mutex<Calibration>>; 2],
 }
 
 /// A request: its prompt, and the noise that decides its answer. Those that follow each other with the same prompt are a group.
@@ -194,8 +195,8 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (pool, calibration) = (Arc::new(Pool::new(threads)), Arc::default());
-        Ok(Self { job, weights, target, pool, learning, calibration })
+        let (pool, calibrations) = (Arc::new(Pool::new(threads)), Default::default());
+        Ok(Self { job, weights, target, pool, learning, calibrations })
     }
 
     /// The plan it was loaded from.
@@ -223,7 +224,7 @@ impl Solo {
     pub fn with_drafter(self, folder: &Path) -> Result<Self> {
         let weights = Arc::new(self.job.read_drafter(&self.target, folder)?);
         let learning = learning(&self.job, Some(Published { version: 1, weights }));
-        Ok(Self { learning, calibration: Arc::default(), ..self })
+        Ok(Self { learning, calibrations: Default::default(), ..self })
     }
 
     /// Writes the model as a Hugging Face folder.
@@ -307,9 +308,9 @@ impl Solo {
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
         let speculator = Speculator::new(&speculation, job.plan.seed, with(self.learning.published()), seen);
-        // Without the noise gaps mean something else.
-        let calibration = if options.is_coupled { self.calibration.clone() } else { Arc::default() };
-        let speculator = Arc::new(speculator.calibrated(calibration));
+        let [coupled, uncoupled] = &self.calibrations;
+        let calibration = if options.is_coupled { coupled } else { uncoupled };
+        let speculator = Arc::new(speculator.calibrated(calibration.clone()));
         let decoding = Decoding {
             temperature: options.temperature,
             top_p: options.top_p,

@@ -118,14 +118,14 @@ impl Speculator {
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 
-    /// The drafters of one device; the learned one only once a version was published. The suffix drafter of `earlier` ones goes
-    /// on: it learns nothing from weights.
+    /// The drafters of one device, and the version of the learned one, which is there only once one was published. The suffix drafter
+    /// of `earlier` ones goes on: it learns nothing from weights.
     pub(crate) fn drafters(
         &self,
         vocabulary: &Arc<Vocabulary>,
         pool: &Arc<Pool>,
         earlier: Drafters,
-    ) -> Result<Drafters> {
+    ) -> Result<(Drafters, u64)> {
         let published = self.published();
         let mut earlier = earlier.into_iter();
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
@@ -143,7 +143,13 @@ impl Speculator {
                 (plan::Drafter::Learned { .. }, None) => None,
             })
         };
-        self.plan.drafters.iter().map(drafter).collect()
+        let drafters = self.plan.drafters.iter().map(drafter).collect::<Result<_>>()?;
+        Ok((drafters, published.as_ref().map_or(0, |p| p.version)))
+    }
+
+    /// Answers that come from now on are those of another policy.
+    pub(crate) fn next_policy(&self) {
+        lock(&self.buffer).next_policy();
     }
 
     /// Takes in finished answers; the oldest leave when there are too many tokens.
@@ -161,8 +167,10 @@ impl Speculator {
             }
         }
         drop(seen);
+        // Copied before others wait for the buffer.
+        let examples: Vec<Example> = answers.iter().filter_map(Example::of).collect();
         let mut buffer = lock(&self.buffer);
-        answers.iter().filter_map(Example::of).for_each(|example| buffer.push(example));
+        examples.into_iter().for_each(|example| buffer.push(example));
     }
 
     /// Trains the drafter on what the buffer holds until `stop` says so, or until nothing is to be gained for now.

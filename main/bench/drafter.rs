@@ -179,10 +179,13 @@ impl Bench<'_> {
         }
     }
 
+    /// Problems behind those of the runs.
     fn asked(&self, solo: &Solo, count: usize) -> Result<Vec<Asked>> {
+        let used = |step: &Step| if let Step::Grpo(grpo) = step { (grpo.steps * grpo.prompts) as u64 } else { 0 };
+        let first: u64 = self.plan.steps.iter().map(used).sum();
         let one = |i: u64| {
             let noise = NoiseKey::new(self.plan.seed, STREAM, 0, i as u32, 0);
-            Ok(Asked { prompt: solo.problem(i)?, noise })
+            Ok(Asked { prompt: solo.problem(first + i)?, noise })
         };
         (0..count.max(8) as u64).map(one).collect()
     }

@@ -12,7 +12,7 @@ use state::plan::{Controller, Strategy};
 use super::race::{Race, SLOTS};
 use crate::commands::Result;
 use crate::output;
-use report::{Lengths, Measured, Tree, by_batch, lines, overhead, regret};
+use report::{Lengths, Measured, Shape, Tree, by_batch, lines, overhead, regret};
 
 /// Nodes of the trees that are compared with and without shared noise.
 const BUDGETS: [usize; 4] = [4, 8, 16, 32];
@@ -107,13 +107,26 @@ fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     let asked = race.measured(args.alone.min(8), 1)?;
     let mut trees = Vec::new();
     for budget in BUDGETS {
-        let (depth, width) = (budget.ilog2() as usize + 1, 4.min(budget / 2));
-        let controller = Controller::Fixed(Strategy::tree(drafter, depth, width, budget));
-        let options = race.options(&controller, asked.len(), race.tokens_max);
-        let coupled = race.solo.decode(&asked, &options)?.accept_length();
-        let without = DecodeOptions { is_coupled: false, ..options };
-        let uncoupled = race.solo.decode(&asked, &without)?.accept_length();
-        trees.push(Tree { budget, depth, width, coupled, uncoupled, ratio: coupled / uncoupled });
+        let best = |is_coupled: bool| -> Result<Shape> {
+            let mut best = Shape::default();
+            for (depth, width) in shapes(budget) {
+                let controller = Controller::Fixed(Strategy::tree(drafter, depth, width, budget));
+                let options = DecodeOptions { is_coupled, ..race.options(&controller, asked.len(), race.tokens_max) };
+                let accept_length = race.solo.decode(&asked, &options)?.accept_length();
+                if accept_length > best.accept_length {
+                    best = Shape { depth, width, accept_length };
+                }
+            }
+            Ok(best)
+        };
+        let (coupled, uncoupled) = (best(true)?, best(false)?);
+        let ratio = coupled.accept_length / uncoupled.accept_length;
+        trees.push(Tree { budget, coupled, uncoupled, ratio });
     }
     Ok(trees)
+}
+
+/// Depths and widths of trees of so many nodes, from narrow and deep to wide and shallow.
+fn shapes(budget: usize) -> [(usize, usize); 3] {
+    [(budget, 1), (budget.div_ceil(2), 2), (budget.ilog2() as usize + 1, 4.min(budget / 2))]
 }

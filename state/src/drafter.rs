@@ -84,6 +84,10 @@ impl Watchdog {
             self.cycles += cycles;
             self.tokens += tokens;
         }
+        // A version that was good for long may be of no use any more.
+        while self.cycles >= 2 * WATCH_CYCLES {
+            (self.cycles, self.tokens) = (self.cycles / 2, self.tokens / 2);
+        }
     }
 
     /// Whether this version is put off.
@@ -206,6 +210,10 @@ mod tests {
         watchdog.observe(4, 1000, 1100);
         watchdog.observe(3, 1000, 1000);
         assert!(!watchdog.is_off(4) && !watchdog.is_off(3), "an older one is not in use any more");
+        (0..1000).for_each(|_| watchdog.observe(4, 500, 1500));
+        assert!(!watchdog.is_off(4));
+        (0..14).for_each(|_| watchdog.observe(4, 500, 500));
+        assert!(watchdog.is_off(4), "the target has moved away from it");
     }
 
     #[test]

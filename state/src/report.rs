@@ -77,6 +77,7 @@ fn acceptance<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
 fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f64, f64)> {
     let mut seconds: Vec<f64> = steps.flat_map(|m| &m.preemptions_s).copied().collect();
     seconds.sort_by(f64::total_cmp);
-    let last = seconds.len().checked_sub(1)?;
-    Some((seconds[last / 2], seconds[last * 99 / 100]))
+    // The nearest rank: of a few the largest.
+    let rank = |percent: usize| seconds.get((seconds.len() * percent).div_ceil(100).checked_sub(1)?).copied();
+    Some((rank(50)?, rank(99)?))
 }

@@ -70,7 +70,18 @@ fn ended(reports: &Receiver<Report>, count: usize) -> Vec<RequestId> {
 
 #[test]
 fn lent_answers_end_as_if_they_had_stayed() {
-    let (alone, shared) = (rollout(2), rollout(2));
+    lent(0);
+}
+
+/// A loan does not wait until nobody waits for memory: those who do are lent, too.
+#[test]
+fn so_do_those_that_wait_for_memory() {
+    lent(640);
+}
+
+fn lent(cache_tokens_max: usize) {
+    let shared = Arc::into_inner(rollout(2)).unwrap().with_cache_max(cache_tokens_max);
+    let (alone, shared) = (rollout(2), Arc::new(shared));
     let (engine, reports) = self::engine("alone");
     (0..2).for_each(|group| decode(&engine, &alone, group));
     assert_eq!(ended(&reports, 8).len(), 8);
@@ -81,6 +92,7 @@ fn lent_answers_end_as_if_they_had_stayed() {
     lender.send(Command::Lend { rollout: shared.clone(), loan: 7 });
     let Report::Lent { loan: 7, answers: away, .. } = lent.recv_timeout(WAIT).unwrap() else { panic!() };
     assert_eq!(away.len(), 4);
+    assert!(shared.answers(0).is_empty() && shared.answers(1).is_empty(), "nobody had to end first");
     shared.hand_over(7, 1);
     borrower.send(Command::Borrow { rollout: shared.clone(), loan: 7 });
     let mut there = ended(&borrowed, 4);

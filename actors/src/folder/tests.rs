@@ -45,8 +45,8 @@ fn what_a_drafter_learns_from_is_kept() {
     let shape = state::plan::TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 16, positions_max: 32 };
     let config = models::Config::tiny(&shape).unwrap();
     let weights = Weights::random(&config, 1).unwrap();
-    let numbers = vec![4.0, 1.0, 0.0, 1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0];
-    let tensors = [("examples", 11, numbers), ("tokens", 1, vec![5.0; 4]), ("hidden", 16, vec![0.5; 48])];
+    let numbers = vec![4.0, 1.0, 0.0, 6.0, 1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0];
+    let tensors = [("examples", 12, numbers), ("tokens", 1, vec![5.0; 4]), ("hidden", 16, vec![0.5; 48])];
     let tensor =
         |(name, width, values): (&str, usize, Vec<f32>)| (name.to_owned(), (vec![values.len() / width, width], values));
     let raw = RawWeights { tensors: tensors.into_iter().map(tensor).collect() };

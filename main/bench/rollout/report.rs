@@ -81,15 +81,21 @@ pub(super) struct BatchLine {
     pub(super) ratio: f64,
 }
 
-/// Trees of equal size.
+/// Trees of equal size, in the shape that is best with shared noise, and in the one that is best without.
 #[derive(Debug, Serialize)]
 pub(super) struct Tree {
     pub(super) budget: usize,
+    pub(super) coupled: Shape,
+    pub(super) uncoupled: Shape,
+    pub(super) ratio: f64,
+}
+
+/// Shape of a tree, and what came of it.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Shape {
     pub(super) depth: usize,
     pub(super) width: usize,
-    pub(super) coupled: f64,
-    pub(super) uncoupled: f64,
-    pub(super) ratio: f64,
+    pub(super) accept_length: f64,
 }
 
 pub(super) fn lines(all: &[(String, Decoded)]) -> Vec<Line> {
@@ -198,10 +204,12 @@ impl Measured {
             );
         }
         if !self.trees.is_empty() {
-            text += "\n  accept length of trees   with shared noise  without\n";
+            text += "\n  accept length of trees       with shared noise            without\n";
         }
+        let shape = |s: &Shape| format!("{:.2} ({} deep, {} wide)", s.accept_length, s.depth, s.width);
         for t in &self.trees {
-            text += &format!("    {:>2} nodes {:>24.2} {:>12.2}  {:.2}x\n", t.budget, t.coupled, t.uncoupled, t.ratio);
+            let (coupled, uncoupled) = (shape(&t.coupled), shape(&t.uncoupled));
+            text += &format!("    {:>2} nodes {coupled:>30} {uncoupled:>24}  {:.2}x\n", t.budget, t.ratio);
         }
         text + &format!(
             "\n  neither target nor drafter: {:.1} % alone, {:.1} % in the rollout\n  {} answers compared with plain decoding, {} differ\n",

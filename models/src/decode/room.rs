@@ -46,6 +46,12 @@ impl Decoder {
         waiting
     }
 
+    /// Whether prompts are on their way through the target. Those that wait for memory are not.
+    #[must_use]
+    pub fn is_entering(&self) -> bool {
+        if self.pages_max.is_none() { !self.entering.is_empty() } else { self.begun() > 0 }
+    }
+
     /// Prompts that are on their way through the target: the first ones.
     fn begun(&self) -> usize {
         self.entering.iter().take_while(|prompt| prompt.done() > 0).count()

@@ -1,6 +1,7 @@
 //! What a drafter learns from: recent rollouts with the hidden states that decoding left behind, so that no forward of the
-//! target is needed. Micro-batches are windows drawn at random, from long answers as many times as they hold windows: no order of
-//! lengths or ages shapes what is learned. Some rollouts are held out, to see what was learned.
+//! target is needed. Micro-batches are windows drawn at random, from long answers as many times as they hold windows. A quarter of
+//! them are of the policy that is rolled out, whose long answers are still on their way, another quarter of the longest answers of
+//! the policy before, the rest of all that is kept. Some rollouts are held out, to see what was learned.
 
 mod keep;
 
@@ -22,6 +23,8 @@ pub struct Example {
     pub(crate) prompt: usize,
     /// What drew its tokens.
     pub(crate) noise: NoiseKey,
+    /// Which policy said it, counted from the first on.
+    pub(crate) policy: u32,
 }
 
 /// A stretch of an example. Its tokens keep their positions.
@@ -63,7 +66,7 @@ impl Example {
         let is_useful = !answer.hidden.is_empty() && answer.tokens.len() >= SHORTEST;
         let (tokens, hidden) = (&answer.tokens, &answer.hidden);
         let (prompt, noise) = (answer.prompt, answer.noise);
-        is_useful.then(|| Self { tokens: tokens.clone(), hidden: hidden.clone(), prompt, noise })
+        is_useful.then(|| Self { tokens: tokens.clone(), hidden: hidden.clone(), prompt, noise, policy: 0 })
     }
 
     /// The same with tokens of nothing behind it, up to a length: what batches of padded sequences compute with.
@@ -87,6 +90,8 @@ impl Example {
 const HELD_OUT_EVERY: u64 = 8;
 /// Answers to one prompt that are held out, one after the other; further ones would tell the same.
 const HELD_OUT_SIBLINGS: usize = 2;
+/// Examples after which the first other prompt is held out, whatever its hash: versions are compared early.
+const HELD_OUT_AFTER: usize = 8;
 /// Tokens that are held out, those of the newest examples.
 pub const HELD_OUT_TOKENS: usize = 1024;
 
@@ -98,7 +103,15 @@ pub struct Buffer {
     tokens_max: usize,
     /// Not learned from, newest last.
     held_out: VecDeque<Arc<Example>>,
+    /// Hash of a prompt that is held out because it came early.
+    first_held_out: Option<u64>,
+    /// The policy that is rolled out.
+    policy: u32,
 }
+
+/// Parts of a micro-batch: of the policy that is rolled out, and of the longest answers of the one before. The rest is of all.
+const OF_THIS: f64 = 0.25;
+const OF_THE_LONGEST: f64 = 0.25;
 
 impl Buffer {
     /// An empty buffer.
@@ -113,11 +126,21 @@ impl Buffer {
         self.tokens
     }
 
+    /// Examples from now on are those of another policy.
+    pub fn next_policy(&mut self) {
+        self.policy += 1;
+    }
+
     /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
     /// out, by their prompt; never the first.
     pub fn push(&mut self, example: Example) {
-        let is_held_out = !self.examples.is_empty() && (hash(example.asked()) >> 32).is_multiple_of(HELD_OUT_EVERY);
-        if !is_held_out {
+        let (prompt, example) = (hash(example.asked()), Example { policy: self.policy, ..example });
+        let is_new = || self.examples.iter().all(|other| other.asked() != example.asked());
+        if self.held_out.is_empty() && self.examples.len() >= HELD_OUT_AFTER && is_new() {
+            self.first_held_out = Some(prompt);
+        }
+        let is_chosen = (prompt >> 32).is_multiple_of(HELD_OUT_EVERY) || self.first_held_out == Some(prompt);
+        if self.examples.is_empty() || !is_chosen {
             self.keep(example);
         } else if self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_none_or(|e| e.asked() != example.asked()) {
             self.hold_out(example);
@@ -179,22 +202,44 @@ impl Buffer {
         self.held_out.iter().flat_map(windows).collect()
     }
 
+    /// Examples of one policy.
+    fn of(&self, policy: u32) -> Vec<&Arc<Example>> {
+        let newest_first = self.examples.iter().rev().skip_while(|e| e.policy > policy);
+        newest_first.take_while(|e| e.policy == policy).collect()
+    }
+
+    /// The longest answers of the policy before this one: half of its tokens.
+    fn longest_before(&self) -> Vec<&Arc<Example>> {
+        let mut before = self.policy.checked_sub(1).map_or_else(Vec::new, |policy| self.of(policy));
+        before.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
+        let tokens: usize = before.iter().map(|example| example.tokens.len()).sum();
+        let mut sum = 0;
+        let is_longer = |example: &&Arc<Example>| {
+            sum += example.tokens.len();
+            2 * (sum - example.tokens.len()) < tokens
+        };
+        before.into_iter().take_while(is_longer).collect()
+    }
+
     /// Windows of together at most `tokens_max` tokens, at least one window, from numbers of 0 up to 1; none of an empty buffer.
     /// The window that did not fit is `left` for the next time.
     #[must_use]
     pub fn draw(&self, tokens_max: usize, left: &mut Option<Window>, mut uniform: impl FnMut() -> f64) -> Vec<Window> {
         let tokens_max = tokens_max.max(SHORTEST);
-        let ends = self.examples.iter().scan(0, |end, example| {
-            *end += example.tokens.len().div_ceil(tokens_max);
-            Some(*end)
-        });
-        let ends: Vec<usize> = ends.collect();
-        let Some(windows) = ends.last() else { return Vec::new() };
+        if self.examples.is_empty() {
+            return Vec::new();
+        }
+        let [all, this, longest] = [self.examples.iter().collect(), self.of(self.policy), self.longest_before()]
+            .map(|e| Pool::new(e, tokens_max));
+        let pool = |place: f64| match place {
+            _ if place < OF_THIS && this.windows() > 0 => &this,
+            _ if place >= 1.0 - OF_THE_LONGEST && longest.windows() > 0 => &longest,
+            _ => &all,
+        };
         let (mut drawn, mut tokens) = (Vec::new(), 0);
         loop {
             let window = left.take().unwrap_or_else(|| {
-                let at = (uniform() * *windows as f64) as usize;
-                let example = &self.examples[ends.partition_point(|end| *end <= at)];
+                let example = pool(uniform()).at(uniform());
                 window(example, tokens_max, uniform())
             });
             tokens += window.tokens.len();
@@ -204,6 +249,32 @@ impl Buffer {
             }
             drawn.push(window);
         }
+    }
+}
+
+/// Examples to draw from, and how many windows the first ones hold.
+struct Pool<'a> {
+    examples: Vec<&'a Arc<Example>>,
+    ends: Vec<usize>,
+}
+
+impl<'a> Pool<'a> {
+    fn new(examples: Vec<&'a Arc<Example>>, tokens_max: usize) -> Self {
+        let ends = examples.iter().scan(0, |end, example| {
+            *end += example.tokens.len().div_ceil(tokens_max);
+            Some(*end)
+        });
+        Self { ends: ends.collect(), examples }
+    }
+
+    fn windows(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The example at a place of 0 up to 1 among all windows.
+    fn at(&self, place: f64) -> &'a Arc<Example> {
+        let at = (place * self.windows() as f64) as usize;
+        self.examples[self.ends.partition_point(|end| *end <= at)]
     }
 }
 
@@ -226,7 +297,8 @@ mod tests {
 
     fn example(length: usize) -> Example {
         let noise = NoiseKey::new(1, 0, 0, 0, 0);
-        Example { tokens: vec![length as u32; length], hidden: vec![0.0; length - 1], prompt: 1, noise }
+        let policy = 0;
+        Example { tokens: vec![length as u32; length], hidden: vec![0.0; length - 1], prompt: 1, noise, policy }
     }
 
     /// Micro-batches, one after the other.

@@ -29,7 +29,7 @@ struct Memory {
 
 /// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
 /// its drafts save.
-const WINDOW: usize = 48;
+const WINDOW: usize = 192;
 
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]
@@ -282,7 +282,10 @@ impl Drafter for Eagle {
             if grown.is_empty() || level + 1 == strategy.depth {
                 break;
             }
-            leaves = grown;
+            leaves = self.promising(grown, requests, strategy);
+            if leaves.is_empty() {
+                break;
+            }
             self.deepen(requests, &mut leaves, level, &mut drafts);
         }
         self.drafted = requests.iter().map(|r| r.id).collect();
@@ -343,6 +346,21 @@ impl Eagle {
         }
     }
 
+    /// Leaves whose children may be among the best nodes in the end: none is likelier than what it stands below.
+    fn promising(&self, mut leaves: Vec<Leaf>, requests: &[Context<'_>], strategy: &Strategy) -> Vec<Leaf> {
+        let chances = |guesses: &[Guess]| guesses.iter().map(|guess| guess.chance).collect::<Vec<_>>();
+        let bounds: Vec<f32> = self.guesses.iter().map(|all| bound(chances(all), strategy.budget)).collect();
+        let worth = |(all, request): (&Vec<Guess>, &Context<'_>)| {
+            chances(all).into_iter().map(|chance| chance * request.remainder).collect::<Vec<_>>()
+        };
+        let of_all = match strategy.budget_all {
+            0 => 0.0,
+            budget => bound(self.guesses.iter().zip(requests).flat_map(worth).collect(), budget),
+        };
+        leaves.retain(|l| l.chance >= bounds[l.request] && l.chance * requests[l.request].remainder >= of_all);
+        leaves
+    }
+
     /// Adds one level: of the children of each request's leaves together the `width` likeliest. Returns the new leaves.
     fn grow(
         &mut self,
@@ -393,6 +411,15 @@ impl Eagle {
         }
         kept
     }
+}
+
+/// The value that the best `budget` reach; 0 if there are fewer.
+fn bound(mut values: Vec<f32>, budget: usize) -> f32 {
+    if values.len() < budget || budget == 0 {
+        return 0.0;
+    }
+    let (_, last, _) = values.select_nth_unstable_by(budget - 1, |a, b| b.total_cmp(a));
+    *last
 }
 
 fn lock(calibration: &Mutex<Calibration>) -> MutexGuard<'_, Calibration> {

@@ -55,7 +55,7 @@ impl Drafter for Hybrid<'_> {
 
     /// What the learned drafter catches up on after a match is part of drafting in this way, and counts.
     fn catch_up_s(&self) -> f64 {
-        if self.is_change { self.learned.catch_up_s() } else { 0.0 }
+        if self.is_change && !self.asked.is_empty() { self.learned.catch_up_s() } else { 0.0 }
     }
 
     fn left(&mut self, id: u64) {

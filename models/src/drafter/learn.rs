@@ -156,7 +156,8 @@ impl Learner {
         let mut raw = self.adam.to_raw();
         raw.tensors.extend(self.weights().to_raw().tensors);
         // Exact in f32 up to 2^24.
-        raw.tensors.insert("learned".into(), (vec![2], vec![self.steps as f32, self.warmup_left as f32]));
+        let learned = vec![self.steps as f32, self.warmup_left as f32, self.levels() as f32];
+        raw.tensors.insert("learned".into(), (vec![learned.len()], learned));
         raw
     }
 
@@ -170,7 +171,8 @@ impl Learner {
         let learned =
             |i: usize| raw.tensors.get("learned").and_then(|(_, counts)| counts.get(i)).map_or(0, |n| *n as u32);
         let (steps, warmup_left) = (learned(0), learned(1).min(WARMUP));
-        Ok(Self { adam, steps, warmup_left, ..Self::new(target, shape, weights, lr) })
+        let learner = Self { adam, steps, warmup_left, ..Self::new(target, shape, weights, lr) };
+        Ok(learner.with_levels(learned(2) as usize))
     }
 
     /// Steps of the optimiser.

@@ -10,9 +10,9 @@ use crate::load::RawWeights;
 /// Tokens of the newest examples that are kept: enough for what is learned until there are new ones. All would be 150 MB for
 /// SmolLM2, 600 with the taps of an `Eagle3`.
 const TOKENS_MAX: usize = 8192;
-/// Numbers of an example beside its tokens and hidden states: tokens, prompt, whether it is held out, and halves of its noise's words,
-/// each exact as a float.
-const NUMBERS: usize = 3 + 8;
+/// Numbers of an example beside its tokens and hidden states: tokens, prompt, whether it is held out, policy, and halves of its
+/// noise's words, each exact as a float.
+const NUMBERS: usize = 4 + 8;
 
 impl Buffer {
     /// The newest examples, and those held out: numbers by name. Nothing of an empty buffer.
@@ -46,8 +46,11 @@ impl Buffer {
         let width = *raw.tensors.get("hidden")?.0.last()?;
         let (mut tokens, mut hidden) = (values("tokens")?, values("hidden")?);
         let mut buffer = Self::new(usize::MAX);
+        if raw.tensors.get("examples")?.0.last() != Some(&NUMBERS) {
+            return None;
+        }
         for numbers in values("examples")?.as_chunks::<NUMBERS>().0 {
-            let [length, prompt, held_out, halves @ ..] = numbers;
+            let [length, prompt, held_out, policy, halves @ ..] = numbers;
             let (length, prompt) = (*length as usize, *prompt as usize);
             if length < SHORTEST || prompt > length {
                 return None;
@@ -60,7 +63,9 @@ impl Buffer {
                 hidden: own.1.into(),
                 prompt,
                 noise,
+                policy: *policy as u32,
             };
+            buffer.policy = buffer.policy.max(example.policy);
             if *held_out == 0.0 { buffer.keep(example) } else { buffer.hold_out(example) }
         }
         (tokens.is_empty() && hidden.is_empty()).then_some(buffer)
@@ -70,7 +75,8 @@ impl Buffer {
 impl Example {
     fn numbers(&self, held_out: bool) -> impl Iterator<Item = f32> {
         let halves = self.noise.to_words().into_iter().flat_map(|word| [(word & 0xffff) as f32, (word >> 16) as f32]);
-        [self.tokens.len() as f32, self.prompt as f32, f32::from(u8::from(held_out))].into_iter().chain(halves)
+        let own = [self.tokens.len() as f32, self.prompt as f32, f32::from(u8::from(held_out)), self.policy as f32];
+        own.into_iter().chain(halves)
     }
 }
 
@@ -87,7 +93,10 @@ mod tests {
             let tokens: Vec<u32> = (0..length as u32).map(|at| i * 100 + at).collect();
             let hidden = (0..(length - 1) * 2).map(|at| (i * 7) as f32 + at as f32 * 0.125).collect();
             let noise = NoiseKey::new(u64::from(i) << 40 | 9, i, i * 3, !i, i * i);
-            buffer.push(Example { tokens, hidden, prompt: 4 + i as usize % 9, noise });
+            buffer.push(Example { tokens, hidden, prompt: 4 + i as usize % 9, noise, policy: 0 });
+            if i % 50 == 0 {
+                buffer.next_policy();
+            }
         }
         buffer
     }

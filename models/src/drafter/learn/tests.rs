@@ -23,7 +23,7 @@ fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {
         let most = &tokens[..tokens.len() - 1];
         let hidden = target.hidden_of_sequences(&Pool::default(), &[most], eagle::reads(shape));
         let noise = NoiseKey::new(1, 0, 0, 0, sample);
-        Arc::new(Example { tokens, hidden, prompt: 3, noise }).whole()
+        Arc::new(Example { tokens, hidden, prompt: 3, noise, policy: 0 }).whole()
     };
     let windows = vec![example(1, 12), example(2, 7)];
     (target, windows)
