@@ -152,6 +152,8 @@ pub enum Effect {
     StartUpdate,
 }
 
+/// A group is split where there is room for this part of a device's slots.
+const PARTS: usize = 4;
 /// How many times faster the rest of so many answers must go if another device takes half of them, for a device that could train
 /// the drafter instead: that is of use for later steps too.
 const GAIN_MIN: f64 = 1.2;
@@ -216,11 +218,11 @@ impl StepMachine {
     /// Devices with higher epochs are made known by [`Event::DeviceRestarted`], lost ones by [`Event::DeviceLost`].
     ///
     /// # Panics
-    /// If there is no answer or no device, or if a group does not fit on a device.
+    /// If there is no answer, no device, or no slot.
     #[must_use]
     pub fn new(size: Size, idle: IdleUse) -> Self {
-        let is_fitting = (1..=size.slots_max).contains(&size.samples);
-        assert!(size.groups > 0 && size.devices > 0 && is_fitting, "a step of {size:?}");
+        let Size { groups, samples, devices, slots_max } = size;
+        assert!(groups.min(samples).min(devices).min(slots_max) > 0, "a step of {size:?}");
         let seat = Seat { epoch: 0, is_up: true, is_heard: false, training: Training::Off };
         Self {
             size,
@@ -378,14 +380,16 @@ impl StepMachine {
         self.seats[device].is_up && self.seats[device].epoch == epoch
     }
 
-    /// Hands waiting answers to devices with room, group by group, the emptiest device first.
+    /// Hands waiting answers to devices with room, group by group, the emptiest device first. A group is split where waiting for room
+    /// for all of it would leave slots empty; each part takes its prompt through the target.
     fn assign(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         while let Some(first) = self.requests.iter().position(|&request| request == Request::Waiting) {
             let group = first / self.size.samples;
             let is_waiting = |sample: &usize| self.group(group)[*sample] == Request::Waiting;
-            let samples: Vec<usize> = (0..self.size.samples).filter(is_waiting).collect();
-            let Some(device) = self.taker(samples.len()) else { break };
+            let mut samples: Vec<usize> = (0..self.size.samples).filter(is_waiting).collect();
+            let Some((device, count)) = self.taker(samples.len()) else { break };
+            samples.truncate(count);
             for &sample in &samples {
                 let index = self.index(RequestId { group, sample });
                 self.requests[index] = Request::Held { device };
@@ -395,17 +399,20 @@ impl StepMachine {
         effects
     }
 
-    /// The device to take so many answers. Until every running device has reported, each takes no more than an equal share, so
-    /// that the first to report does not take all.
-    fn taker(&self, samples: usize) -> Option<usize> {
+    /// The device to take so many answers of a group, and how many of them. Until every running device has reported, each takes no
+    /// more than an equal share, so that the first to report does not take all.
+    fn taker(&self, samples: usize) -> Option<(usize, usize)> {
         let up = self.seats.iter().filter(|seat| seat.is_up).count().max(1);
         let is_complete = self.seats.iter().all(|seat| seat.is_heard || !seat.is_up);
         let share_max = if is_complete { usize::MAX } else { self.size.groups.div_ceil(up) * self.size.samples };
         let most = share_max.min(self.size.slots_max);
+        let least = samples.min(self.size.slots_max.div_ceil(PARTS));
+        let room = |device: usize| most.saturating_sub(self.held(device));
         (0..self.seats.len())
             .filter(|&device| self.seats[device].is_heard && self.seats[device].training == Training::Off)
-            .filter(|&device| !self.is_borrowing(device) && self.held(device) + samples <= most)
+            .filter(|&device| !self.is_borrowing(device) && room(device) >= least)
             .min_by_key(|&device| (self.held(device), device))
+            .map(|device| (device, samples.min(room(device))))
     }
 
     /// Calls trainers back where they are needed: all for answers that wait, or because nothing is decoded any more; one because

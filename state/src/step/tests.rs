@@ -101,6 +101,44 @@ fn answers_of_a_lost_device_go_to_others_in_order() {
 }
 
 #[test]
+fn a_group_is_split_where_slots_would_stay_empty() {
+    let mut machine = StepMachine::new(Size { groups: 2, samples: 8, devices: 1, slots_max: 8 }, TRAINING);
+    let all: Vec<usize> = (0..8).collect();
+    play(
+        &mut machine,
+        2.0,
+        &[
+            (ready(0), &[assign(0, 0, &all)]),
+            // A part of two is worth a prompt.
+            (ended(0, 0, 3), &[]),
+            (ended(0, 0, 5), &[assign(0, 1, &[0, 1])]),
+            (ended(0, 1, 0), &[]),
+            (ended(0, 1, 1), &[assign(0, 1, &[2, 3])]),
+            (Event::DeviceLost { device: 0 }, &[]),
+            (Event::DeviceReady { device: 0, epoch: 1 }, &[assign(0, 0, &[0, 1, 2, 4, 6, 7]), assign(0, 1, &[2, 3])]),
+        ],
+    );
+}
+
+/// More answers than a device has slots.
+#[test]
+fn a_large_group_goes_in_parts() {
+    let mut machine = StepMachine::new(Size { groups: 1, samples: 5, devices: 1, slots_max: 2 }, TRAINING);
+    play(
+        &mut machine,
+        2.0,
+        &[
+            (ready(0), &[assign(0, 0, &[0, 1])]),
+            (ended(0, 0, 0), &[assign(0, 0, &[2])]),
+            (ended(0, 0, 2), &[assign(0, 0, &[3])]),
+            (ended(0, 0, 1), &[assign(0, 0, &[4])]),
+            (ended(0, 0, 4), &[]),
+            (ended(0, 0, 3), &[score(0)]),
+        ],
+    );
+}
+
+#[test]
 fn a_trainer_is_called_back_for_answers_no_one_else_can_take() {
     let mut machine = StepMachine::new(singles(2, 3, 1), TRAINING);
     play(

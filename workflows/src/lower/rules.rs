@@ -10,10 +10,7 @@ pub(super) fn check(check: &mut Check<'_>, plan: &Plan) {
         let path = format!("steps[{index}]");
         match step {
             Step::Evaluate(evaluate) => heldout(check, &path, evaluate.problems, plan),
-            Step::Grpo(grpo) => {
-                comparable(check, &path, plan);
-                together(check, &path, grpo.group, plan);
-            }
+            Step::Grpo(_) => comparable(check, &path, plan),
             Step::Export(_) => overwritten(check, &path, index, plan),
             Step::Sft(_) => {}
         }
@@ -53,17 +50,6 @@ fn comparable(check: &mut Check<'_>, path: &str, plan: &Plan) {
             message,
             "write `temperature: 1.0`; `Evaluate` is greedy unless it says otherwise",
         );
-    }
-}
-
-/// A group decodes on one device.
-fn together(check: &mut Check<'_>, path: &str, group: usize, plan: &Plan) {
-    let slots = plan.devices.slots_max;
-    // Without slots that is the mistake.
-    if slots > 0 && group > slots {
-        let message = format!("a group of {group} answers does not fit into `slots_max` {slots}");
-        let help = format!("write `devices: (slots_max: {group})`, or a smaller `group`");
-        check.wrong("workflow::slots", &format!("{path}.group"), message, help);
     }
 }
 

@@ -240,11 +240,11 @@ proptest! {
 
     #[test]
     fn step_1_to_9(
-        (groups, samples, devices, spare) in (1usize..8, 1usize..4, 1usize..5, 0usize..5),
+        (groups, samples, devices, slots_max) in (1usize..8, 1usize..6, 1usize..5, 1usize..9),
         gain in prop::sample::select(vec![1.0, 1.1, 2.0]),
         actions in prop::collection::vec((0u8..19, 0usize..5, any::<usize>()), 0..150),
     ) {
-        let mut room = Room::new(Size { groups, samples, devices, slots_max: samples + spare }, gain);
+        let mut room = Room::new(Size { groups, samples, devices, slots_max }, gain);
         for (action, device, pick) in actions {
             room.act(action, device, pick);
         }
