@@ -17,6 +17,8 @@ const STREAM: u32 = 4;
 const ANSWERS: u64 = 8;
 /// Levels of the drafts they are decoded with.
 const DEPTH: usize = 4;
+/// Share of the run's accept length below which a folder is no use: more than halves of numbers and so few answers explain.
+const WORSE: f64 = 0.9;
 
 /// What is written, and where to.
 #[derive(clap::Args)]
@@ -82,6 +84,11 @@ pub(crate) fn export(args: &Export) -> Result<ExitCode> {
             found.accept_length_folder,
             found.accept_length_run,
         ))?,
+    }
+    let is_worse = |found: &Comparison| found.accept_length_folder < WORSE * found.accept_length_run;
+    if exported.drafter.as_ref().is_some_and(is_worse) {
+        output::note("the drafter in the folder guesses worse than the run's: do not use it, and tell us of it");
+        return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }

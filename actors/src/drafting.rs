@@ -22,6 +22,8 @@ pub(crate) struct Drafting {
     /// Version of the learned drafter among them.
     version: u64,
     pool: Arc<Pool>,
+    /// Answers that the suffix drafter has heard of, of all devices'.
+    heard: u64,
     /// How the cycle before drafted.
     last: Option<Strategy>,
     /// Guesses are ranked with the target's noise.
@@ -47,16 +49,19 @@ impl Drafting {
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
+        // A new suffix drafter is told of all that is kept, of some perhaps twice.
+        let heard = earlier.as_ref().map_or(0, |e| e.heard);
         let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
         let (drafters, version) = speculator.drafters(vocabulary, pool, earlier)?;
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
-        Ok(Self { version, speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
+        Ok(Self { version, heard, speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
     }
 
     /// One cycle with the strategy that the controller chooses.
     pub(crate) fn cycle(&mut self, decoder: &mut Decoder) -> Result<Drafted> {
         self.swap()?;
         let speculator = self.speculator.clone();
+        speculator.listen(&mut self.drafters, &mut self.heard);
         let batch = decoder.decoding();
         let draws = speculator.draws();
         let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));

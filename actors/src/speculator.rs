@@ -42,8 +42,9 @@ pub(crate) struct Speculator {
     pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
-    /// What was answered lately, for suffix drafters.
+    /// What was answered lately, for suffix drafters, and how many answers there have been.
     said: Mutex<Said>,
+    said_count: AtomicU64,
     calibration: Arc<Mutex<Calibration>>,
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
@@ -74,6 +75,7 @@ impl Speculator {
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             said: Mutex::new(said),
+            said_count: AtomicU64::new(0),
             calibration: Arc::default(),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
@@ -147,6 +149,16 @@ impl Speculator {
         Ok((drafters, published.as_ref().map_or(0, |p| p.version)))
     }
 
+    /// Tells the suffix drafter among these what was answered since it had heard of so many answers, on whichever device.
+    pub(crate) fn listen(&self, drafters: &mut Drafters, heard: &mut u64) {
+        let count = self.said_count.load(Ordering::Acquire);
+        let suffix = self.plan.suffix().and_then(|i| drafters.get_mut(i)?.as_mut());
+        let Some(suffix) = suffix.filter(|_| count > *heard) else { return };
+        let new = lock(&self.said).newest((count - *heard) as usize);
+        new.iter().for_each(|(tokens, prompt)| suffix.recall(tokens, *prompt));
+        *heard = count;
+    }
+
     /// Answers that come from now on are those of another policy.
     pub(crate) fn next_policy(&self) {
         lock(&self.buffer).next_policy();
@@ -155,7 +167,9 @@ impl Speculator {
     /// Takes in finished answers; the oldest leave when there are too many tokens.
     pub(crate) fn collect(&self, answers: &[Answer]) {
         if self.plan.suffix().is_some() {
-            lock(&self.said).push(answers);
+            let mut said = lock(&self.said);
+            said.push(answers);
+            self.said_count.fetch_add(answers.len() as u64, Ordering::Release);
         }
         if self.plan.training.is_none() {
             return;

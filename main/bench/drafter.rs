@@ -106,8 +106,14 @@ pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
             output::note("stopped; the same command begins anew");
             Ok(signal.code())
         }
-        Ok(measured) if args.json => output::json(&measured).map(|()| ExitCode::SUCCESS),
-        Ok(measured) => output::report(&measured.text()).map(|()| ExitCode::SUCCESS),
+        Ok(measured) => {
+            if args.json {
+                output::json(&measured)?
+            } else {
+                output::report(&measured.text())?
+            }
+            Ok(if measured.identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 

@@ -148,7 +148,7 @@ def main():
             path = os.path.join(FOLDER, f"peer-{kind}.model")
             if not os.path.exists(path):
                 convert(source, path, kind)
-            for batch in [1, 8, 32]:
+            for batch in [1, 8, 32, 128]:
                 figures[f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s"] = llama(path, batch)
     for name, value in figures.items():
         print(f"{name:<70} {value:8.1f}")

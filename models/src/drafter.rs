@@ -68,6 +68,9 @@ pub trait Drafter: Send {
         0.0
     }
 
+    /// An answer that ended elsewhere, or in an earlier session, or is known already.
+    fn recall(&mut self, _tokens: &[u32], _prompt: usize) {}
+
     /// The request has left without an end.
     fn left(&mut self, _id: u64) {}
 

@@ -8,6 +8,7 @@ use state::plan::{self, Speculation, TinyShape};
 
 use super::*;
 use crate::experience::Experience;
+use crate::speculator::Drafters;
 
 const SHAPE: DrafterShape = DrafterShape::eagle(32);
 
@@ -318,7 +319,7 @@ fn one_device_finds_out_for_all_whether_to_learn() {
 }
 
 #[test]
-fn a_run_that_goes_on_repeats_what_was_said_before() {
+fn what_was_said_elsewhere_or_before_is_repeated() {
     let device = Device::new(4);
     let plan = Speculation {
         drafters: vec![plan::Drafter::Suffix { match_min: 2, match_max: 8 }],
@@ -327,10 +328,10 @@ fn a_run_that_goes_on_repeats_what_was_said_before() {
     };
     let seen = device.speculator.seen();
     let vocabulary = Arc::new(Vocabulary::whole(&device.target));
-    let drafted = |speculator: &Speculator| {
+    let begin = |speculator: &Speculator| speculator.drafters(&vocabulary, &device.pool, Vec::new()).unwrap().0;
+    let drafted = |drafters: &mut Drafters| {
         let answers = device.answers();
         let (tokens, prompt) = (&answers[0].tokens[..20], answers[0].prompt);
-        let (mut drafters, _) = speculator.drafters(&vocabulary, &device.pool, Vec::new()).unwrap();
         let noise = answers[0].noise;
         let request = models::drafter::Context {
             id: 1,
@@ -346,10 +347,17 @@ fn a_run_that_goes_on_repeats_what_was_said_before() {
         (tree.tokens, answers[0].tokens[20..26].to_vec())
     };
     let first = Speculator::new(&plan, 3, Experience::default(), seen.clone());
-    assert_ne!(drafted(&first).0.len(), 6, "nothing was said");
+    let (mut elsewhere, mut heard) = (begin(&first), 0);
+    first.listen(&mut elsewhere, &mut heard);
+    assert_ne!(drafted(&mut elsewhere).0.len(), 6, "nothing was said");
+    // Another device's answers.
     first.collect(&device.answers());
+    assert_ne!(drafted(&mut elsewhere).0.len(), 6, "nobody listened");
+    first.listen(&mut elsewhere, &mut heard);
+    let (found, said) = drafted(&mut elsewhere);
+    assert_eq!((found, heard), (said, 64));
     let habits = serde_json::to_vec(&first.experience().habits).unwrap();
     let experience = Experience { habits: serde_json::from_slice(&habits).unwrap(), ..Experience::default() };
-    let (drafted, said) = drafted(&Speculator::new(&plan, 3, experience, seen));
-    assert_eq!(drafted, said);
+    let (found, said) = drafted(&mut begin(&Speculator::new(&plan, 3, experience, seen)));
+    assert_eq!(found, said);
 }

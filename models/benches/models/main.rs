@@ -244,7 +244,7 @@ fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
         for threads in [1, 2] {
             let pool = Arc::new(Pool::new(threads));
-            for requests in [1, 8, 32] {
+            for requests in [1, 8, 32, 128] {
                 let mut decoder = decoder(&target, requests, &pool);
                 let seconds = cycle(&mut decoder, 20, None);
                 let name = format!("SmolLM2 {storage:?}, decode, threads {threads}, batch {requests}");

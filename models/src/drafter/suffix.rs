@@ -65,12 +65,6 @@ impl Suffix {
         Self { match_min, match_max: match_max.max(match_min), prompts: BTreeMap::new(), tokens: 0, now: 0 }
     }
 
-    /// Takes in an answer that ended elsewhere, or in an earlier session.
-    pub fn recall(&mut self, tokens: &[u32], prompt: usize) {
-        // No request has this identity.
-        self.ended(u64::MAX, tokens, prompt);
-    }
-
     fn read(&mut self, id: u64, tokens: &[u32], prompt: usize) -> &mut Texts {
         if !self.prompts.contains_key(&tokens[..prompt]) {
             self.prompts.insert(tokens[..prompt].to_vec(), Texts::default());
@@ -189,6 +183,14 @@ impl Drafter for Suffix {
             self.read(request.id, request.tokens, request.prompt);
         }
         Ok(requests.iter().map(|r| self.draft_one(r, strategy.depth.min(strategy.budget))).collect())
+    }
+
+    fn recall(&mut self, tokens: &[u32], prompt: usize) {
+        let texts = self.prompts.get(&tokens[..prompt]);
+        if !texts.is_some_and(|texts| texts.texts.values().any(|text| text.tokens == tokens)) {
+            // No request has this identity.
+            self.ended(u64::MAX, tokens, prompt);
+        }
     }
 
     fn left(&mut self, id: u64) {
