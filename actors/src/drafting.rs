@@ -16,7 +16,7 @@ use crate::speculator::{Drafters, Speculator, lock};
 
 /// The drafters of one device, for one target.
 pub(crate) struct Drafting {
-    speculator: Arc<Speculator>,
+    pub(crate) speculator: Arc<Speculator>,
     vocabulary: Arc<Vocabulary>,
     drafters: Drafters,
     /// Version of the learned drafter among them.

@@ -21,7 +21,7 @@ use crate::folder::RunFolder;
 use crate::job::Job;
 use crate::past::inspect;
 use crate::run;
-use crate::speculator::{Published, Speculator};
+use crate::speculator::{Published, Speculator, lock};
 
 /// A model on one device, with the drafter of its run if it has one.
 pub struct Solo {
@@ -87,6 +87,8 @@ pub struct Session<'a> {
     drafting: Drafting,
     next: usize,
     decoded: Decoded,
+    /// Where its controller's measurements go.
+    learning: Option<Arc<Speculator>>,
 }
 
 /// One cycle of a decoding, in short.
@@ -299,7 +301,8 @@ impl Solo {
         Stop::new(&options.stop, &self.job.tokenizer)
     }
 
-    /// Begins to answer requests, with a controller that has measured nothing.
+    /// Begins to answer requests. The plan's own controller goes on from what it measured in sessions that are finished, as it does in
+    /// a run; another one has measured nothing.
     ///
     /// # Errors
     /// If the drafter's weights are of another layout.
@@ -311,6 +314,10 @@ impl Solo {
         let [coupled, uncoupled] = &self.calibrations;
         let calibration = if options.is_coupled { coupled } else { uncoupled };
         let speculator = Arc::new(speculator.calibrated(calibration.clone()));
+        let learning = (options.controller == plan.controller).then(|| self.learning.clone());
+        if let Some(learning) = &learning {
+            lock(&speculator.controller).clone_from(&lock(&learning.controller));
+        }
         let decoding = Decoding {
             temperature: options.temperature,
             top_p: options.top_p,
@@ -323,7 +330,8 @@ impl Solo {
         drafting.is_coupled = options.is_coupled;
         let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
         let decoder = decoder.with_cache_max(options.cache_tokens_max);
-        Ok(Session { asked, slots: options.slots.max(1), decoder, drafting, next: 0, decoded: Decoded::default() })
+        let (slots, decoded) = (options.slots.max(1), Decoded::default());
+        Ok(Session { asked, slots, decoder, drafting, next: 0, decoded, learning })
     }
 
     /// Answers all requests.
@@ -448,6 +456,9 @@ impl Session<'_> {
     /// What it made; answers in the order of their requests.
     #[must_use]
     pub fn finish(mut self) -> Decoded {
+        if let Some(learning) = &self.learning {
+            lock(&learning.controller).clone_from(&lock(&self.drafting.speculator.controller));
+        }
         self.decoded.answers.sort_by_key(|answer| (answer.group, answer.sample));
         self.decoded
     }
