@@ -24,7 +24,7 @@ const FIRST_AFTER: u32 = 8;
 const LEVEL_AFTER: u32 = 400;
 /// Tokens of the shortest windows that are made of longer ones.
 const WINDOW_MIN: usize = 64;
-/// Tokens of an exam that are read together, at most.
+/// Tokens of an exam that are read together, unless one window has more or there is no time for as many.
 const EXAM_TOKENS: usize = 256;
 /// Between two looks at what another device finds out.
 const A_MOMENT: Duration = Duration::from_micros(200);
@@ -39,8 +39,9 @@ pub(crate) struct Learning {
     /// Windows that nobody reads yet, of the micro-batch drawn last, and one that did not fit into it.
     pending: Vec<Window>,
     left: Option<Window>,
-    /// Micro-batches drawn; windows in those that were begun; and windows read since the last step.
+    /// Micro-batches drawn, and tokens of the last one; windows in those that were begun; and windows read since the last step.
     drawn: u32,
+    drawn_tokens: usize,
     begun: VecDeque<usize>,
     read: usize,
     /// Tokens that a device reads in one go, at most: as many as it lately had time for.
@@ -92,11 +93,17 @@ struct Exam {
     by_newest: Paper,
 }
 
-/// Guesses of one version, and how many windows they are of.
-#[derive(Default)]
+/// Guesses of one version, how many windows they are of, and how many tokens are read together next.
 struct Paper {
     guesses: Guesses,
     read: usize,
+    together: usize,
+}
+
+impl Default for Paper {
+    fn default() -> Self {
+        Self { guesses: Guesses::default(), read: 0, together: EXAM_TOKENS }
+    }
 }
 
 impl Exam {
@@ -127,11 +134,14 @@ impl Paper {
             if stop() {
                 return Ok(false);
             }
-            let some = &rest[..fitting(rest.iter(), EXAM_TOKENS)];
-            let guesses = guess(lesson.pool, lesson.vocabulary, version, some, lesson.temperature)?;
-            let Some(guesses) = guesses else { continue };
-            self.guesses.extend(guesses);
-            self.read += some.len();
+            let some = &rest[..fitting(rest.iter(), self.together)];
+            match guess(lesson.pool, lesson.vocabulary, version, some, lesson.temperature)? {
+                None => self.together /= 2,
+                Some(guesses) => {
+                    self.guesses.extend(guesses);
+                    self.read += some.len();
+                }
+            }
         }
         Ok(true)
     }
@@ -150,20 +160,22 @@ impl Learning {
         let config = target.config();
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, training.lr).ok());
         // Weights from elsewhere have learned; an earlier learner knows how much.
-        let is_taught = earlier.is_none() && published.is_some();
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
-            (None, Some(weights)) => Learner::new(config, shape, weights.clone(), training.lr).taught(),
+            (None, Some(weights)) => {
+                Learner::new(config, shape, weights.clone(), training.lr).taught().with_levels(training.levels)
+            }
             (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
         };
-        let levels = if is_taught { training.levels } else { learner.levels() - 1 };
-        let head_start = u32::try_from(levels).unwrap_or(u32::MAX).saturating_sub(learner.steps() / LEVEL_AFTER);
+        let levels = u32::try_from(learner.levels()).unwrap_or(u32::MAX);
+        let head_start = (levels - 1).saturating_sub(learner.steps() / LEVEL_AFTER);
         Ok(Self {
             training: training.clone(),
             shape,
             seed,
             publication,
             drawn: learner.steps(),
+            drawn_tokens: 0,
             learner,
             pending: Vec::new(),
             left: None,
@@ -245,10 +257,10 @@ impl Learning {
             if !self.pending.is_empty() {
                 self.begun.push_back(self.pending.len());
             }
+            self.drawn_tokens = self.pending.iter().map(Window::size).sum();
         }
         // Its part of the micro-batch, packed, as far as there is time.
-        let left: usize = self.pending.iter().map(Window::size).sum();
-        let most = self.together.min(left.div_ceil(self.at_work.max(1)));
+        let most = self.together.min(self.drawn_tokens.div_ceil(self.at_work.max(1)));
         let kept = self.pending.len() - fitting(self.pending.iter().rev(), most);
         let windows = self.pending.split_off(kept);
         if windows.is_empty() { Task::Rest } else { Task::Read(windows, self.learner.reader()) }
@@ -264,7 +276,7 @@ impl Learning {
             return;
         }
         let tokens: usize = windows.iter().map(Window::size).sum();
-        self.together = (tokens / 2).max(WINDOW_MIN);
+        self.together = self.together.min(tokens / 2).max(WINDOW_MIN);
         for window in windows {
             if window.size() <= self.together || window.size() < 2 * WINDOW_MIN {
                 self.pending.push(window);

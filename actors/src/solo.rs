@@ -314,7 +314,7 @@ impl Solo {
         let [coupled, uncoupled] = &self.calibrations;
         let calibration = if options.is_coupled { coupled } else { uncoupled };
         let speculator = Arc::new(speculator.calibrated(calibration.clone()));
-        let learning = (options.controller == plan.controller).then(|| self.learning.clone());
+        let learning = (options.is_coupled && options.controller == plan.controller).then(|| self.learning.clone());
         if let Some(learning) = &learning {
             lock(&speculator.controller).clone_from(&lock(&learning.controller));
         }

@@ -151,10 +151,13 @@ impl Speculator {
 
     /// Tells the suffix drafter among these what was answered since it had heard of so many answers, on whichever device.
     pub(crate) fn listen(&self, drafters: &mut Drafters, heard: &mut u64) {
-        let count = self.said_count.load(Ordering::Acquire);
         let suffix = self.plan.suffix().and_then(|i| drafters.get_mut(i)?.as_mut());
-        let Some(suffix) = suffix.filter(|_| count > *heard) else { return };
-        let new = lock(&self.said).newest((count - *heard) as usize);
+        let Some(suffix) = suffix.filter(|_| self.said_count.load(Ordering::Acquire) > *heard) else { return };
+        let said = lock(&self.said);
+        // Again, as it belongs to what is said now.
+        let count = self.said_count.load(Ordering::Acquire);
+        let new = said.newest((count - *heard) as usize);
+        drop(said);
         new.iter().for_each(|(tokens, prompt)| suffix.recall(tokens, *prompt));
         *heard = count;
     }

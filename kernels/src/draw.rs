@@ -19,32 +19,37 @@ pub struct Draws {
 
 /// A token that was drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Drawn {
+pub struct Pick {
     /// The token.
     pub token: u32,
     /// Its log-probability under `softmax(logits / T)`, T = 1 if greedy, of all tokens whatever the nucleus.
     pub log_prob: f32,
 }
 
-/// Draws a token from each row: logits `(r, n)`, the key and position of each row's noise; replaces `drawn` `(r)`.
+/// Draws a token from each row: logits `(r, n)`, the key and position of each row's noise; replaces `picks` `(r)`.
 ///
 /// # Panics
-/// If rows are not of one length.
-pub fn draw(pool: &Pool, logits: &[f32], draws: Draws, places: &[(NoiseKey, u32)], drawn: &mut Vec<Drawn>) {
-    drawn.clear();
-    drawn.resize(places.len(), Drawn::default());
-    let n = logits.len() / places.len().max(1);
+/// If shapes do not fit.
+pub fn draw(
+    pool: &Pool,
+    (logits, n): (&[f32], usize),
+    draws: Draws,
+    places: &[(NoiseKey, u32)],
+    picks: &mut Vec<Pick>,
+) {
     assert_eq!(logits.len(), n * places.len(), "logits of {} rows", places.len());
+    picks.clear();
+    picks.resize(places.len(), Pick::default());
     let Draws { temperature, top_p } = draws;
     let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
-    let shares = Shares::of(drawn);
+    let shares = Shares::of(picks);
     pool.split(places.len(), (LOGITS / n.max(1)).max(1), |rows| {
         // SAFETY: ranges of a split are disjoint.
-        let drawn = unsafe { shares.part(rows.clone()) };
-        for (drawn, row) in drawn.iter_mut().zip(rows) {
+        let picks = unsafe { shares.part(rows.clone()) };
+        for (pick, row) in picks.iter_mut().zip(rows) {
             let (logits, (key, position)) = (&logits[row * n..(row + 1) * n], places[row]);
             let token = nucleus::sample(logits, temperature, top_p, &key, position);
-            *drawn = Drawn { token, log_prob: log_prob(logits, token, inverse) };
+            *pick = Pick { token, log_prob: log_prob(logits, token, inverse) };
         }
     });
 }

@@ -37,7 +37,7 @@ pub use attention::{
     attend_requests, attend_sequences,
 };
 pub use dispatch::variant;
-pub use draw::{Drawn, Draws, draw};
+pub use draw::{Draws, Pick, draw};
 pub use embed::{embed, embed_gradient};
 pub use linear::{Turned, add, add_linear, input_gradient, linear, weight_gradient};
 pub use logprob::{Chosen, log_prob, log_probs, log_probs_gradient, softmax};

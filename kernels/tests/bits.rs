@@ -193,10 +193,10 @@ fn draws_do_not_know_of_their_neighbours() {
     let places: Vec<(NoiseKey, u32)> = (0..23).map(|row| (NoiseKey::new(3, 0, 1, row / 4, row % 4), row * 7)).collect();
     for (temperature, top_p) in [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)] {
         let (draws, mut all, mut one) = (Draws { temperature, top_p }, Vec::new(), Vec::new());
-        draw(&Pool::new(3), &logits, draws, &places, &mut all);
+        draw(&Pool::new(3), (&logits, n), draws, &places, &mut all);
         let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
         for (row, logits) in logits.chunks_exact(n).enumerate() {
-            draw(&Pool::new(1), logits, draws, &places[row..=row], &mut one);
+            draw(&Pool::new(1), (logits, n), draws, &places[row..=row], &mut one);
             assert_eq!(all[row], one[0], "row {row} at T = {temperature}");
             let expected = log_prob(logits, one[0].token, inverse);
             assert_eq!(all[row].log_prob.to_bits(), expected.to_bits(), "row {row} at T = {temperature}");
@@ -227,7 +227,7 @@ fn fingerprint() -> String {
         attend_ahead_gradient(&pool, [&x, &x, &x], &[], &[4, 5], heads, &dh, to);
         let (mut drawn, draws) = (Vec::new(), Draws { temperature: 0.8, top_p: 1.0 });
         let places: Vec<(NoiseKey, u32)> = (0..9).map(|row| (NoiseKey::new(2, 0, 0, row, 0), row)).collect();
-        draw(&pool, &logits, draws, &places, &mut drawn);
+        draw(&pool, (&logits, 90), draws, &places, &mut drawn);
         all.extend(drawn.iter().flat_map(|drawn| [drawn.token as f32, drawn.log_prob]));
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
         // Many rows, more than a block of k, an odd number of features.

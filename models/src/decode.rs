@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kernels::{Context, Drawn, Draws, KeyValues, NoiseKey, Pool, Scratch, attend_requests};
+use kernels::{Context, Draws, KeyValues, NoiseKey, Pick, Pool, Scratch, attend_requests};
 use state::plan::Strategy;
 
 use crate::cache::{Cache, Pages};
@@ -103,7 +103,7 @@ struct NewRows {
     scratch: Vec<Scratch>,
     logits: Vec<f32>,
     /// The target's own token after each row.
-    drawn: Vec<Drawn>,
+    picks: Vec<Pick>,
 }
 
 impl Decoder {
@@ -341,7 +341,7 @@ impl Decoder {
         let (mut all, mut counts) = (Vec::with_capacity(trees.len()), Vec::with_capacity(trees.len()));
         for (slot, tree) in trees.iter().enumerate() {
             let rows = batch.rows[slot].clone();
-            let targets: Vec<u32> = self.new.drawn[rows.clone()].iter().map(|drawn| drawn.token).collect();
+            let targets: Vec<u32> = self.new.picks[rows.clone()].iter().map(|pick| pick.token).collect();
             let accepted = accept(tree, targets[0], &targets[1..]);
             let emitted = self.emit(slot, &accepted, rows.start);
             cycle.tokens += emitted;
@@ -402,7 +402,7 @@ impl Decoder {
 
     /// The target's own token after each row of the slots.
     fn draw(&mut self, batch: &Batch) {
-        let Self { slots, pool, new: NewRows { logits, drawn, .. }, decoding, .. } = self;
+        let Self { slots, pool, target, new: NewRows { logits, picks, .. }, decoding, .. } = self;
         let Decoding { temperature, top_p, .. } = *decoding;
         let place = |(slot, row): (&Running, usize)| {
             let position = batch.positions[row] as usize + 1 - slot.request.prompt;
@@ -410,7 +410,7 @@ impl Decoder {
         };
         let rows = slots.iter().zip(&batch.rows).flat_map(|(slot, rows)| rows.clone().map(move |row| (slot, row)));
         let places: Vec<(NoiseKey, u32)> = rows.map(place).collect();
-        kernels::draw(pool, logits, Draws { temperature, top_p }, &places, drawn);
+        kernels::draw(pool, (logits, target.config().vocab), Draws { temperature, top_p }, &places, picks);
     }
 
     /// Appends accepted tokens up to the end of the answer, and the rows that went through the target. Returns how many.
@@ -423,7 +423,7 @@ impl Decoder {
         for (row, token) in rows.zip(&accepted.tokens) {
             slot.cache.push(pages, &new.layers, row);
             slot.hidden.extend_from_slice(&hidden[row * width..(row + 1) * width]);
-            slot.request.log_probs.push(new.drawn[row].log_prob);
+            slot.request.log_probs.push(new.picks[row].log_prob);
             slot.request.tokens.push(*token);
             emitted += 1;
             let answer = &slot.request.tokens[slot.request.prompt..];

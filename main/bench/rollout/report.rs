@@ -67,8 +67,9 @@ impl Lengths {
     pub(super) fn of(answers: &[Answer]) -> Self {
         let mut lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
         lengths.sort_unstable();
-        let quantile = |share: f64| lengths.get((share * lengths.len() as f64) as usize).or(lengths.last()).copied();
-        let [median, most, longest] = [0.5, 0.9, 1.0].map(|share| quantile(share).unwrap_or(0));
+        // The nearest rank.
+        let rank = |tenths: usize| lengths.get((lengths.len() * tenths).div_ceil(10).saturating_sub(1)).copied();
+        let [median, most, longest] = [5, 9, 10].map(|tenths| rank(tenths).unwrap_or(0));
         Self { median, most, longest, truncated: answers.iter().filter(|answer| answer.truncated).count() }
     }
 }

@@ -60,6 +60,11 @@ impl Example {
         &self.tokens[..self.prompt]
     }
 
+    /// Which of the answers to its prompt it is.
+    fn sample(&self) -> u32 {
+        self.noise.to_words()[3]
+    }
+
     /// What an answer teaches; nothing if it has no hidden states or is too short.
     #[must_use]
     pub fn of(answer: &Answer) -> Option<Self> {
@@ -88,8 +93,8 @@ impl Example {
 
 /// Answers to one in so many prompts are held out, whenever they come: of what a sibling answered, a drafter knows too much.
 const HELD_OUT_EVERY: u64 = 8;
-/// Answers to one prompt that are held out, one after the other; further ones would tell the same.
-const HELD_OUT_SIBLINGS: usize = 2;
+/// Answers to one prompt that are held out; further ones would tell the same.
+const HELD_OUT_SIBLINGS: u32 = 2;
 /// Examples after which the first other prompt is held out, whatever its hash: versions are compared early.
 const HELD_OUT_AFTER: usize = 8;
 /// Tokens that are held out, those of the newest examples.
@@ -136,13 +141,15 @@ impl Buffer {
     pub fn push(&mut self, example: Example) {
         let (prompt, example) = (hash(example.asked()), Example { policy: self.policy, ..example });
         let is_new = || self.examples.iter().all(|other| other.asked() != example.asked());
-        if self.held_out.is_empty() && self.examples.len() >= HELD_OUT_AFTER && is_new() {
+        let is_early = self.held_out.is_empty() && self.first_held_out.is_none();
+        if is_early && self.examples.len() >= HELD_OUT_AFTER && is_new() {
             self.first_held_out = Some(prompt);
         }
-        let is_chosen = (prompt >> 32).is_multiple_of(HELD_OUT_EVERY) || self.first_held_out == Some(prompt);
+        let is_chosen = is_held_out(prompt) || self.first_held_out == Some(prompt);
         if self.examples.is_empty() || !is_chosen {
             self.keep(example);
-        } else if self.held_out.iter().rev().nth(HELD_OUT_SIBLINGS - 1).is_none_or(|e| e.asked() != example.asked()) {
+        } else if example.sample() < HELD_OUT_SIBLINGS {
+            // Not those that ended first, which are the shortest.
             self.hold_out(example);
         }
     }
@@ -230,8 +237,8 @@ impl Buffer {
             return Vec::new();
         }
         let [all, this, longest] = [self.examples.iter().collect(), self.of(self.policy), self.longest_before()]
-            .map(|e| Pool::new(e, tokens_max));
-        let pool = |place: f64| match place {
+            .map(|e| Source::new(e, tokens_max));
+        let source = |place: f64| match place {
             _ if place < OF_THIS && this.windows() > 0 => &this,
             _ if place >= 1.0 - OF_THE_LONGEST && longest.windows() > 0 => &longest,
             _ => &all,
@@ -239,7 +246,7 @@ impl Buffer {
         let (mut drawn, mut tokens) = (Vec::new(), 0);
         loop {
             let window = left.take().unwrap_or_else(|| {
-                let example = pool(uniform()).at(uniform());
+                let example = source(uniform()).at(uniform());
                 window(example, tokens_max, uniform())
             });
             tokens += window.tokens.len();
@@ -252,13 +259,18 @@ impl Buffer {
     }
 }
 
+/// Whether answers to a prompt of this hash are held out.
+fn is_held_out(prompt: u64) -> bool {
+    (prompt >> 32).is_multiple_of(HELD_OUT_EVERY)
+}
+
 /// Examples to draw from, and how many windows the first ones hold.
-struct Pool<'a> {
+struct Source<'a> {
     examples: Vec<&'a Arc<Example>>,
     ends: Vec<usize>,
 }
 
-impl<'a> Pool<'a> {
+impl<'a> Source<'a> {
     fn new(examples: Vec<&'a Arc<Example>>, tokens_max: usize) -> Self {
         let ends = examples.iter().scan(0, |end, example| {
             *end += example.tokens.len().div_ceil(tokens_max);
@@ -347,11 +359,62 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_at_work_and_the_longest_before_it_have_their_parts() {
+        let mut buffer = Buffer::new(1000);
+        let share = |buffer: &Buffer, is: fn(usize) -> bool| {
+            let windows: Vec<Window> = draws(buffer, 4_000, 64).into_iter().flatten().collect();
+            windows.iter().filter(|w| is(w.example.tokens.len())).count() as f64 / windows.len() as f64
+        };
+        [20, 21, 22].into_iter().for_each(|length| buffer.push(example(length)));
+        buffer.next_policy();
+        [30, 31, 62].into_iter().for_each(|length| buffer.push(example(length)));
+        buffer.next_policy();
+        // Nothing has ended yet: a quarter is of the longest before, and an eighth of it in what is of all.
+        let longest = share(&buffer, |length| length == 62);
+        assert!((0.3..0.42).contains(&longest), "{longest}");
+        [40, 41].into_iter().for_each(|length| buffer.push(example(length)));
+        let (this, longest) = (share(&buffer, |length| length / 10 == 4), share(&buffer, |length| length == 62));
+        assert!((0.3..0.42).contains(&this), "{this}");
+        assert!((0.25..0.37).contains(&longest), "{longest}");
+        let again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap();
+        assert_eq!((again.policy, again.of(2).len(), again.of(1).len()), (2, 2, 3));
+    }
+
+    #[test]
+    fn versions_are_compared_early() {
+        let mut buffer = Buffer::new(1 << 16);
+        // Three answers to each prompt, of which none has a hash that would hold it out.
+        let mut prompts = (0..).filter(|prompt| !is_held_out(hash(&[*prompt; 20])));
+        let mut answers = |buffer: &mut Buffer| {
+            let prompt = prompts.next().unwrap();
+            let answer = |i| Example { noise: NoiseKey::new(1, 0, 0, prompt, i), ..self::answer(prompt, 100) };
+            // Those that end first need not be those that are held out.
+            (0..3).rev().for_each(|i| buffer.push(answer(i)));
+            prompt
+        };
+        (0..3).for_each(|_| _ = answers(&mut buffer));
+        assert!(buffer.held_out.is_empty());
+        let first = answers(&mut buffer);
+        assert_eq!((buffer.held_out.len(), buffer.examples.len()), (2, 9), "siblings together");
+        answers(&mut buffer);
+        assert_eq!((buffer.held_out.len(), buffer.examples.len()), (2, 12));
+        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 16);
+        again.push(answer(first, 100));
+        assert_eq!(again.examples.len(), 12, "it is not learned from later, either");
+    }
+
+    fn answer(prompt: u32, length: usize) -> Example {
+        Example { tokens: vec![prompt; length], prompt: 20, ..example(length) }
+    }
+
+    #[test]
     fn some_examples_are_held_out() {
         let mut buffer = Buffer::new(1 << 20);
         // Three answers to each prompt.
-        let answer = |i: usize| Example { tokens: vec![i as u32 / 3; 100 + i], prompt: 20, ..example(100 + i) };
+        let noise = |i: usize| NoiseKey::new(1, 0, 0, 0, i as u32 % 3);
+        let answer = |i: usize| Example { noise: noise(i), ..answer(i as u32 / 3, 100 + i) };
         (0..240).for_each(|i| buffer.push(answer(i)));
+        assert!(buffer.held_out.iter().all(|e| e.sample() < HELD_OUT_SIBLINGS));
         let learned: Vec<usize> = buffer.examples.iter().map(|e| e.tokens.len()).collect();
         assert!((150..230).contains(&learned.len()), "{}", learned.len());
         let is_learned = |i: usize| learned.contains(&(100 + i));

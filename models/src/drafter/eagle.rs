@@ -9,7 +9,7 @@ use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
 use super::network::{Network, Pass};
-use super::share::{Record, keep};
+use super::share::{Bounds, Record, keep};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
 use crate::layer::{Attend, Rows, heads};
@@ -348,16 +348,10 @@ impl Eagle {
 
     /// Leaves whose children may be among the best nodes in the end: none is likelier than what it stands below.
     fn promising(&self, mut leaves: Vec<Leaf>, requests: &[Context<'_>], strategy: &Strategy) -> Vec<Leaf> {
-        let chances = |guesses: &[Guess]| guesses.iter().map(|guess| guess.chance).collect::<Vec<_>>();
-        let bounds: Vec<f32> = self.guesses.iter().map(|all| bound(chances(all), strategy.budget)).collect();
-        let worth = |(all, request): (&Vec<Guess>, &Context<'_>)| {
-            chances(all).into_iter().map(|chance| chance * request.remainder).collect::<Vec<_>>()
-        };
-        let of_all = match strategy.budget_all {
-            0 => 0.0,
-            budget => bound(self.guesses.iter().zip(requests).flat_map(worth).collect(), budget),
-        };
-        leaves.retain(|l| l.chance >= bounds[l.request] && l.chance * requests[l.request].remainder >= of_all);
+        let chances = |guesses: &Vec<Guess>| guesses.iter().map(|guess| guess.chance).collect();
+        let worth = requests.iter().map(|request| request.remainder).collect();
+        let bounds = Bounds::of(self.guesses.iter().map(chances), worth, (strategy.budget, strategy.budget_all));
+        leaves.retain(|leaf| bounds.allow(leaf.request, leaf.chance));
         leaves
     }
 
@@ -411,15 +405,6 @@ impl Eagle {
         }
         kept
     }
-}
-
-/// The value that the best `budget` reach; 0 if there are fewer.
-fn bound(mut values: Vec<f32>, budget: usize) -> f32 {
-    if values.len() < budget || budget == 0 {
-        return 0.0;
-    }
-    let (_, last, _) = values.select_nth_unstable_by(budget - 1, |a, b| b.total_cmp(a));
-    *last
 }
 
 fn lock(calibration: &Mutex<Calibration>) -> MutexGuard<'_, Calibration> {

@@ -53,6 +53,46 @@ impl Record {
     }
 }
 
+/// What a node has to reach while trees grow to be among the best in the end, and so must who stands above it.
+pub(super) struct Bounds {
+    worth: Vec<f32>,
+    /// Chance, by request.
+    each: Vec<f32>,
+    /// Chance times worth.
+    all: f32,
+}
+
+impl Bounds {
+    /// From the chances of each request's nodes so far, what a token of each is worth, and the budgets of each and of all; of all, 0
+    /// is no limit.
+    pub(super) fn of(
+        chances: impl Iterator<Item = Vec<f32>>,
+        worth: Vec<f32>,
+        (budget, budget_all): (usize, usize),
+    ) -> Self {
+        let (mut each, mut best) = (Vec::new(), Vec::new());
+        for (mut chances, worth) in chances.zip(&worth) {
+            each.push(nth_best(&mut chances, budget));
+            // Of one request no more than its own budget are left.
+            best.extend(chances.iter().take(budget).map(|chance| chance * worth));
+        }
+        Self { worth, each, all: nth_best(&mut best, budget_all) }
+    }
+
+    /// Whether nodes below one of this chance may be among the best.
+    pub(super) fn allow(&self, request: usize, chance: f32) -> bool {
+        chance >= self.each[request] && chance * self.worth[request] >= self.all
+    }
+}
+
+/// The nth largest value, behind the larger ones then; 0 if there are fewer, or n is.
+fn nth_best(values: &mut [f32], n: usize) -> f32 {
+    if n == 0 || values.len() < n {
+        return 0.0;
+    }
+    *values.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1
+}
+
 /// Leaves the `budget` best nodes of all trees, by chance times what a token of their request is worth. A node is never likelier
 /// than its parent, so that what is left are trees. Returns which nodes are left of each.
 pub(super) fn keep(trees: &mut [DraftTree], chances: &[Vec<f32>], worth: &[f32], budget: usize) -> Vec<Vec<usize>> {
@@ -118,6 +158,52 @@ mod tests {
         assert_eq!(sizes([1.0, 1.0]), [3, 3]);
         assert_eq!(sizes([2.0, 1.0]), [5, 1]);
         assert_eq!(sizes([1.0, 100.0]), [0, 6]);
+    }
+
+    /// Trees of three requests, grown level by level; below nodes that the bounds do not allow nothing grows.
+    fn grown(case: u32, budgets: (usize, usize), worth: &[f32], is_bounded: bool) -> Vec<Vec<(u32, f32)>> {
+        let key = kernels::NoiseKey::new(6, 0, 0, case, 0);
+        let mut trees = vec![DraftTree::default(); worth.len()];
+        let mut chances: Vec<Vec<f32>> = vec![Vec::new(); worth.len()];
+        // Request, node, name; a child's name and chance follow from its parent's.
+        let mut leaves: Vec<(usize, usize, u32, f32)> =
+            (0..worth.len()).map(|i| (i, ROOT, i as u32 + 1, 1.0)).collect();
+        for _ in 0..4 {
+            let mut next = Vec::new();
+            for (request, node, name, chance) in leaves {
+                for child in 0..3 {
+                    let name = name * 4 + child;
+                    // Eighths, so that there are ties.
+                    let chance = chance * (1.0 + (key.uniform(name, 0) * 8.0).floor() as f32) / 8.0;
+                    chances[request].push(chance);
+                    next.push((request, trees[request].push(node, name), name, chance));
+                }
+            }
+            if is_bounded {
+                let bounds = Bounds::of(chances.iter().cloned(), worth.to_vec(), budgets);
+                next.retain(|(request, _, _, chance)| bounds.allow(*request, *chance));
+            }
+            leaves = next;
+        }
+        for request in 0..trees.len() {
+            let kept = keep(&mut trees[request..=request], &chances[request..=request], &[1.0], budgets.0);
+            chances[request] = kept[0].iter().map(|node| chances[request][*node]).collect();
+        }
+        if budgets.1 > 0 {
+            let kept = keep(&mut trees, &chances, worth, budgets.1);
+            chances =
+                kept.iter().zip(chances).map(|(kept, all)| kept.iter().map(|node| all[*node]).collect()).collect();
+        }
+        trees.iter().zip(chances).map(|(tree, chances)| tree.tokens.iter().copied().zip(chances).collect()).collect()
+    }
+
+    #[test]
+    fn what_the_bounds_do_not_allow_would_not_be_kept() {
+        for case in 0..300 {
+            let budgets = (1 + case as usize % 9, [0, 3, 6, 14][case as usize % 4]);
+            let worth = [[1.0, 1.0, 1.0], [3.0, 0.5, 1.0], [0.1, 1.0, 8.0]][case as usize % 3];
+            assert_eq!(grown(case, budgets, &worth, true), grown(case, budgets, &worth, false), "case {case}");
+        }
     }
 
     #[test]

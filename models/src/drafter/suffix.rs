@@ -227,6 +227,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_is_not_taken_in_again() {
+        let mut suffix = Suffix::new(2, 6);
+        suffix.recall(&[0, 1, 2, 3], 1);
+        suffix.ended(3, &[0, 1, 2, 4], 1);
+        let tokens = suffix.tokens;
+        suffix.recall(&[0, 1, 2, 3], 1);
+        suffix.recall(&[0, 1, 2, 4], 1);
+        assert_eq!((suffix.tokens, tokens), (8, 8));
+        suffix.recall(&[0, 1, 2, 5], 1);
+        assert_eq!(suffix.tokens, 12);
+    }
+
+    #[test]
     fn the_index_finds_the_longest_match() {
         let strategy = Strategy::chain(0, 99);
         for seed in 0..20 {

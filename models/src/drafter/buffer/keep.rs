@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kernels::NoiseKey;
 
-use super::{Buffer, Example, SHORTEST};
+use super::{Buffer, Example, SHORTEST, hash, is_held_out};
 use crate::load::RawWeights;
 
 /// Tokens of the newest examples that are kept: enough for what is learned until there are new ones. All would be 150 MB for
@@ -68,6 +68,8 @@ impl Buffer {
             buffer.policy = buffer.policy.max(example.policy);
             if *held_out == 0.0 { buffer.keep(example) } else { buffer.hold_out(example) }
         }
+        let mut hashes = buffer.held_out.iter().map(|example| hash(example.asked()));
+        buffer.first_held_out = hashes.find(|hash| !is_held_out(*hash));
         (tokens.is_empty() && hidden.is_empty()).then_some(buffer)
     }
 }
@@ -92,7 +94,7 @@ mod tests {
             let length = 20 + i as usize % 30;
             let tokens: Vec<u32> = (0..length as u32).map(|at| i * 100 + at).collect();
             let hidden = (0..(length - 1) * 2).map(|at| (i * 7) as f32 + at as f32 * 0.125).collect();
-            let noise = NoiseKey::new(u64::from(i) << 40 | 9, i, i * 3, !i, i * i);
+            let noise = NoiseKey::new(u64::from(i) << 40 | 9, i, i * 3, !i, i % 2);
             buffer.push(Example { tokens, hidden, prompt: 4 + i as usize % 9, noise, policy: 0 });
             if i % 50 == 0 {
                 buffer.next_policy();
