@@ -282,7 +282,7 @@ impl Measured {
             text += &format!("    version {:>4}  {:>5} cycles  accept length {length:.2}\n", v.version, v.cycles);
         }
         text += &format!(
-            "\n  samples a second of training: {:.0} padded, {:.0} packed ({:.2}x)\n  \
+            "\n  samples a second of training: {:.1} padded, {:.1} packed ({:.2}x)\n  \
              a checkpoint of the drafter stops its training for {:.2} ms written at once, {:.2} ms copied whole, {:.2} ms \
              copied as far as it is trained ({:.1}x)\n  weights of all runs: {}\n",
             self.padded_per_s,
