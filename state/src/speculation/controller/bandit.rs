@@ -20,8 +20,8 @@ const PLAIN_EVERY: u32 = 32;
 /// It is due this much later where drafting looks so many times faster that a machine's mood hardly explains it.
 const CLEARLY: f64 = 2.0;
 const LATER: u32 = 8;
-/// Share of the time so far that one cycle may be expected to lose: a short rollout is not the place for dear trials.
-const TRIAL_MAX: f64 = 0.03;
+/// Share of the time so far that trials may lose together: a short rollout is not the place for dear ones.
+const TRIAL_MAX: f64 = 0.02;
 /// Measurements of plain decoding before anything else is tried.
 const TRIALS: usize = 2;
 /// Measurements of an arm from which on they count alone; with fewer, what is expected of it, or only hoped, counts too.
@@ -245,13 +245,15 @@ impl Bucket {
         *account = (*account + lost_s).max(0.0);
     }
 
-    /// Whether the account is in order, and the time so far is long enough for what a cycle of the arm is expected to lose.
+    /// Whether the account is in order, and the time so far is long enough for what all arms have lost and a cycle of this one is
+    /// expected to lose.
     fn is_affordable(&self, known: Known<'_>, arm: Option<usize>) -> bool {
         let incumbent = self.incumbent.map_or(known.0, |arm| &self.arms[arm]);
         let slower = (self.rate(known, self.incumbent) / self.rate(known, arm).max(f64::MIN_POSITIVE) - 1.0).max(0.0);
         let loss_s = incumbent.seconds().unwrap_or(0.0) * slower;
         let share_s = LOSS_MAX / self.lost_s.len() as f64 * self.total_s;
-        self.lost_s[account(arm)] <= share_s && loss_s <= TRIAL_MAX * self.total_s
+        let all_s: f64 = self.lost_s.iter().sum();
+        self.lost_s[account(arm)] <= share_s && all_s + loss_s <= TRIAL_MAX * self.total_s
     }
 }
 
