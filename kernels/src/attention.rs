@@ -278,6 +278,5 @@ fn soften_here(scores: &mut [f32], scale: f32) -> f32 {
     for s in scores.iter_mut() {
         *s = math::exp(*s - max);
     }
-    let scores = &scores[..];
-    math::lane_sum(scores.len(), |i| scores[i])
+    math::lane_sum(scores, |score| score)
 }

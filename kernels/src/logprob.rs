@@ -154,22 +154,6 @@ simd! {
 fn partition(logits: &[f32], inverse_temperature: f32) -> Partition {
     // 1/T is positive, and rounding keeps order: the largest logit is the largest scaled one.
     let max = math::lane_max(logits) * inverse_temperature;
-    // In the order of `math::lane_sum`; exponentials are made a block ahead of their sum, so that they take whole registers.
-    let mut lanes = [0.0; 8];
-    let mut exps = [0.0; 64];
-    for block in logits.chunks(exps.len()) {
-        for (exp, logit) in exps.iter_mut().zip(block) {
-            *exp = math::exp(*logit * inverse_temperature - max);
-        }
-        let (whole, rest) = exps[..block.len()].as_chunks::<8>();
-        for eight in whole {
-            for (lane, exp) in lanes.iter_mut().zip(eight) {
-                *lane += exp;
-            }
-        }
-        for (lane, exp) in lanes.iter_mut().zip(rest) {
-            *lane += exp;
-        }
-    }
-    Partition { max, sum: math::reduce(lanes) }
+    let sum = math::lane_sum(logits, |logit| math::exp(logit * inverse_temperature - max));
+    Partition { max, sum }
 }

@@ -61,18 +61,24 @@ pub fn neg_ln_1m(t: f32) -> f32 {
     if t < 0.25 { -ln_near_one(-t, 0.0) } else { -ln(1.0 - t) }
 }
 
-/// Sum of `f(i)` for i in `0..len`: lane `i % 8` adds in order, lanes are added as a fixed tree.
+/// Sum of `f` of each value: lane `i % 8` adds in order, lanes are added as a fixed tree. Terms are made a block ahead of their sum,
+/// so that they take whole registers.
 #[inline(always)]
-pub fn lane_sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; 8];
-    let whole = len / 8 * 8;
-    for i in (0..whole).step_by(8) {
-        for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + j);
+pub fn lane_sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (mut lanes, mut terms) = ([0.0_f32; 8], [0.0_f32; 64]);
+    for block in values.chunks(terms.len()) {
+        for (term, value) in terms.iter_mut().zip(block) {
+            *term = f(*value);
         }
-    }
-    for (lane, i) in lanes.iter_mut().zip(whole..len) {
-        *lane += f(i);
+        let (whole, rest) = terms[..block.len()].as_chunks::<8>();
+        for eight in whole {
+            for (lane, term) in lanes.iter_mut().zip(eight) {
+                *lane += term;
+            }
+        }
+        for (lane, term) in lanes.iter_mut().zip(rest) {
+            *lane += term;
+        }
     }
     reduce(lanes)
 }
@@ -108,9 +114,8 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(lanes)
 }
 
-/// Lanes are added as a fixed tree.
 #[inline(always)]
-pub(crate) fn reduce(l: [f32; 8]) -> f32 {
+fn reduce(l: [f32; 8]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 

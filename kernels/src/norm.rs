@@ -58,9 +58,13 @@ simd! {
 simd! {
     fn by_input(x: &[f32], w: &[f32], grad: &[f32], dx: &mut [f32], eps: f32) {
         let k = w.len();
+        let mut products = vec![0.0; k];
         for ((x, g), dx) in x.chunks_exact(k).zip(grad.chunks_exact(k)).zip(dx.chunks_exact_mut(k)) {
             let scale = inverse_rms(x, eps);
-            let projection = math::lane_sum(k, |i| g[i] * w[i] * x[i]) * scale * scale / k as f32;
+            for (product, ((g, w), x)) in products.iter_mut().zip(g.iter().zip(w).zip(x)) {
+                *product = g * w * x;
+            }
+            let projection = math::lane_sum(&products, |product| product) * scale * scale / k as f32;
             for i in 0..k {
                 dx[i] += scale * (g[i] * w[i] - x[i] * projection);
             }
