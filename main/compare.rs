@@ -83,12 +83,7 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
     }
     let reports = [report_of(&sides[0])?, report_of(&sides[1])?];
     let comparison = Comparison::of(&reports[1], &reports[0]);
-    if json {
-        output::json(&comparison)?;
-    } else {
-        output::report(&(show::report(&reports[1]) + &comparison.text()))?;
-    }
-    Ok(if comparison.identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    output::measured(json, &comparison, &(show::report(&reports[1]) + &comparison.text()), comparison.identical)
 }
 
 /// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second. If

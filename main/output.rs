@@ -1,6 +1,7 @@
 //! Text to stdout and stderr, which may be closed or full: a training goes on when no one listens.
 
 use std::io::{ErrorKind, Write, stderr, stdout};
+use std::process::ExitCode;
 
 use crate::failure::Failure;
 
@@ -16,6 +17,21 @@ pub(crate) fn report(text: &str) -> Result<(), Failure> {
 /// Writes a value as JSON to stdout.
 pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     report(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Writes what was measured to stdout, as JSON or as text; whether it is as it must be is the exit code.
+pub(crate) fn measured(
+    json: bool,
+    value: &impl serde::Serialize,
+    text: &str,
+    is_good: bool,
+) -> Result<ExitCode, Failure> {
+    if json {
+        self::json(value)?
+    } else {
+        report(text)?
+    }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Writes a line to stderr, if anyone reads it.

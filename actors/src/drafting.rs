@@ -49,7 +49,6 @@ impl Drafting {
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
-        // A new suffix drafter is told of all that is kept, of some perhaps twice.
         let heard = earlier.as_ref().map_or(0, |e| e.heard);
         let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
         let (drafters, version) = speculator.drafters(vocabulary, pool, earlier)?;

@@ -74,8 +74,8 @@ impl Speculator {
             earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
+            said_count: AtomicU64::new(said.len() as u64),
             said: Mutex::new(said),
-            said_count: AtomicU64::new(0),
             calibration: Arc::default(),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
@@ -133,11 +133,9 @@ impl Speculator {
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
             let earlier = earlier.next().flatten();
             Ok(match (d, &published) {
-                (plan::Drafter::Suffix { match_min, match_max }, _) => Some(earlier.unwrap_or_else(|| {
-                    let mut suffix = Suffix::new(*match_min, *match_max);
-                    lock(&self.said).texts().for_each(|(tokens, prompt)| suffix.recall(tokens, *prompt));
-                    Box::new(suffix)
-                })),
+                (plan::Drafter::Suffix { match_min, match_max }, _) => {
+                    Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
+                }
                 (plan::Drafter::Learned { shape, .. }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.weights, *shape, pool.clone())?;
                     Some(Box::new(eagle.calibrated(self.calibration.clone())))
@@ -149,7 +147,8 @@ impl Speculator {
         Ok((drafters, published.as_ref().map_or(0, |p| p.version)))
     }
 
-    /// Tells the suffix drafter among these what was answered since it had heard of so many answers, on whichever device.
+    /// Tells the suffix drafter among these what was answered since it had heard of so many answers, on whichever device and in
+    /// whichever session.
     pub(crate) fn listen(&self, drafters: &mut Drafters, heard: &mut u64) {
         let suffix = self.plan.suffix().and_then(|i| drafters.get_mut(i)?.as_mut());
         let Some(suffix) = suffix.filter(|_| self.said_count.load(Ordering::Acquire) > *heard) else { return };

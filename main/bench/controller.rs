@@ -85,12 +85,7 @@ pub(crate) fn controller(args: &Controllers) -> Result<ExitCode> {
     };
     let replay = record(args, &mut race, strategies)?;
     let measured = measure(args, &race, &replay, &bandit);
-    if args.json {
-        output::json(&measured)?
-    } else {
-        output::report(&measured.text())?
-    }
-    Ok(if measured.differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    output::measured(args.json, &measured, &measured.text(), measured.differences == 0)
 }
 
 /// Cycles of plain decoding and of every strategy, at each age of the drafter.

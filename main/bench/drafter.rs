@@ -91,8 +91,8 @@ struct Bench<'a> {
 
 pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
     let mut plan = load(&args.file)?;
-    let grpo = plan.steps.iter().find_map(|step| if let Step::Grpo(grpo) = step { Some(grpo.clone()) } else { None });
-    let (Some(mut grpo), Some(learned), true) = (grpo, plan.speculation.learned(), plan.speculation.training.is_some())
+    let (Some(mut grpo), Some(learned), true) =
+        (plan.grpo().cloned(), plan.speculation.learned(), plan.speculation.training.is_some())
     else {
         return Err(Failure::NothingToTeach { path: args.file.clone() });
     };
@@ -106,14 +106,7 @@ pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
             output::note("stopped; the same command begins anew");
             Ok(signal.code())
         }
-        Ok(measured) => {
-            if args.json {
-                output::json(&measured)?
-            } else {
-                output::report(&measured.text())?
-            }
-            Ok(if measured.identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
+        Ok(measured) => output::measured(args.json, &measured, &measured.text(), measured.identical),
     }
 }
 
@@ -187,8 +180,7 @@ impl Bench<'_> {
 
     /// Problems behind those of the runs.
     fn asked(&self, solo: &Solo, count: usize) -> Result<Vec<Asked>> {
-        let used = |step: &Step| if let Step::Grpo(grpo) = step { (grpo.steps * grpo.prompts) as u64 } else { 0 };
-        let first: u64 = self.plan.steps.iter().map(used).sum();
+        let first = self.plan.grpo().map_or(0, |grpo| grpo.steps * grpo.prompts) as u64;
         let one = |i: u64| {
             let noise = NoiseKey::new(self.plan.seed, STREAM, 0, i as u32, 0);
             Ok(Asked { prompt: solo.problem(first + i)?, noise })

@@ -71,12 +71,7 @@ pub(crate) fn lossless(args: &Lossless) -> Result<ExitCode> {
     let mut bench = Bench { args, plain: Vec::new(), compared: Compared::new(&race, args) };
     bench.measure(race)?;
     let Bench { compared, .. } = bench;
-    if args.json {
-        output::json(&compared)?
-    } else {
-        output::report(&compared.text())?
-    }
-    Ok(if compared.differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    output::measured(args.json, &compared, &compared.text(), compared.differences == 0)
 }
 
 struct Bench<'a> {

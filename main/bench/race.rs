@@ -6,7 +6,7 @@ use std::time::Instant;
 use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
 use models::Answer;
-use state::plan::{Controller, Step, Strategy};
+use state::plan::{Controller, Strategy};
 
 use crate::commands::Result;
 use crate::generate::open;
@@ -98,8 +98,7 @@ impl Race {
 
     /// Answers to one prompt in the plan's rollouts.
     pub(super) fn group(&self) -> usize {
-        let group = |step: &Step| if let Step::Grpo(grpo) = step { Some(grpo.group) } else { None };
-        self.solo.plan().steps.iter().find_map(group).unwrap_or(1).max(1)
+        self.solo.plan().grpo().map_or(1, |grpo| grpo.group)
     }
 
     /// Requests to measure with: held-out problems of the plan, each asked so many times one after the other.

@@ -58,12 +58,7 @@ pub(super) fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 pub(crate) fn rollout(args: &Rollout) -> Result<ExitCode> {
     let mut race = Race::open(&args.model, args.threads, args.tokens)?;
     let measured = measure(args, &mut race)?;
-    if args.json {
-        output::json(&measured)?;
-    } else {
-        output::report(&measured.text())?;
-    }
-    Ok(if measured.differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    output::measured(args.json, &measured, &measured.text(), measured.differences == 0)
 }
 
 fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {

@@ -121,6 +121,12 @@ pub struct BatchMetrics {
     pub drafted_cycles: u64,
 }
 
+/// The nearest rank: the smallest of sorted values that so many percent of them do not exceed; nothing of none, or of 0 percent.
+#[must_use]
+pub fn nearest_rank<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
+    sorted.get((sorted.len() * percent).div_ceil(100).checked_sub(1)?).copied()
+}
+
 /// Adds what became of the levels of other drafts, which may be deeper.
 pub fn add_levels(sum: &mut Vec<(u64, u64)>, new: &[(u64, u64)]) {
     sum.resize(sum.len().max(new.len()), (0, 0));

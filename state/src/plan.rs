@@ -341,6 +341,12 @@ pub struct Checkpoint {
 }
 
 impl Plan {
+    /// The first step of GRPO.
+    #[must_use]
+    pub fn grpo(&self) -> Option<&Grpo> {
+        self.steps.iter().find_map(|step| if let Step::Grpo(grpo) = step { Some(grpo) } else { None })
+    }
+
     /// Folder of the drafter that the learned drafter begins with.
     #[must_use]
     pub fn drafter_weights(&self) -> Option<&Path> {

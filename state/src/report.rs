@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::{BatchMetrics, Report, StepMetrics, add_levels};
+use crate::metrics::{BatchMetrics, Report, StepMetrics, add_levels, nearest_rank};
 use crate::run::RunState;
 
 /// What there is to tell of a run. `is_running`: a process works on it now.
@@ -77,7 +77,5 @@ fn acceptance<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
 fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f64, f64)> {
     let mut seconds: Vec<f64> = steps.flat_map(|m| &m.preemptions_s).copied().collect();
     seconds.sort_by(f64::total_cmp);
-    // The nearest rank: of a few the largest.
-    let rank = |percent: usize| seconds.get((seconds.len() * percent).div_ceil(100).checked_sub(1)?).copied();
-    Some((rank(50)?, rank(99)?))
+    Some((nearest_rank(&seconds, 50)?, nearest_rank(&seconds, 99)?))
 }

@@ -358,6 +358,9 @@ fn what_was_said_elsewhere_or_before_is_repeated() {
     assert_eq!((found, heard), (said, 64));
     let habits = serde_json::to_vec(&first.experience().habits).unwrap();
     let experience = Experience { habits: serde_json::from_slice(&habits).unwrap(), ..Experience::default() };
-    let (found, said) = drafted(&mut begin(&Speculator::new(&plan, 3, experience, seen)));
+    let again = Speculator::new(&plan, 3, experience, seen);
+    let (mut later, mut heard) = (begin(&again), 0);
+    again.listen(&mut later, &mut heard);
+    let (found, said) = drafted(&mut later);
     assert_eq!(found, said);
 }

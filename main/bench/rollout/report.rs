@@ -3,6 +3,7 @@
 use actors::{CycleStats, Decoded};
 use models::Answer;
 use serde::Serialize;
+use state::metrics::nearest_rank;
 use state::speculation::controller::{BUCKETS, batch_sizes, bucket};
 
 /// Keys of the JSON form.
@@ -67,9 +68,7 @@ impl Lengths {
     pub(super) fn of(answers: &[Answer]) -> Self {
         let mut lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
         lengths.sort_unstable();
-        // The nearest rank.
-        let rank = |tenths: usize| lengths.get((lengths.len() * tenths).div_ceil(10).saturating_sub(1)).copied();
-        let [median, most, longest] = [5, 9, 10].map(|tenths| rank(tenths).unwrap_or(0));
+        let [median, most, longest] = [50, 90, 100].map(|percent| nearest_rank(&lengths, percent).unwrap_or(0));
         Self { median, most, longest, truncated: answers.iter().filter(|answer| answer.truncated).count() }
     }
 }
