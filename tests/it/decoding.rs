@@ -1,6 +1,6 @@
 //! Texts and measurements from the command line.
 
-use super::{completed, refusal, report, taper, text, workflow};
+use super::{completed, refusal, report, taper, text, with_idle_time, workflow};
 
 fn json(arguments: &[&str]) -> serde_json::Value {
     let output = taper(arguments);
@@ -65,7 +65,7 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     let (dir, other) = (folder.path().join("run"), folder.path().join("other"));
     let often =
         |w: String| w.replace("devices:", "speculation: (training: (publish_every: 1), lending: false),\n    devices:");
-    let file = workflow(folder.path(), often);
+    let file = workflow(folder.path(), |w| often(with_idle_time(w)));
     completed(&["run", text(&file), "--out", text(&dir)]);
     for engine in ["sglang", "vllm", "taper"] {
         let found = json(&["export", text(&dir), "--drafter", engine, "--json"]);
@@ -76,7 +76,7 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     // From the exported one on, with other bytes nowhere.
     let begins = |path: &str| {
         let drafters = format!("speculation: (drafters: [Eagle(weights: \"{path}\")], training: None),\n    devices:");
-        workflow(folder.path(), |w| w.replace("devices:", &drafters))
+        workflow(folder.path(), |w| with_idle_time(w).replace("devices:", &drafters))
     };
     completed(&["run", text(&begins("run/drafter-taper")), "--out", text(&other)]);
     let [first, second] = [&dir, &other].map(|dir| report(dir));
@@ -99,7 +99,8 @@ fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
     let run = |name: &str, speculation: &str| {
         let speculation = format!("speculation: ({speculation}),\n    devices:");
         let file = workflow(folder.path(), |w| {
-            w.replace("layers: 2", "layers: 4").replace("cpu: 2", "cpu: 3").replace("devices:", &speculation)
+            let w = with_idle_time(w).replace("layers: 2", "layers: 4");
+            w.replace("cpu: 2", "cpu: 3").replace("devices:", &speculation)
         });
         let dir = folder.path().join(name);
         (["run".to_owned(), text(&file).into(), "--out".into(), text(&dir).into()], dir)

@@ -2,12 +2,12 @@
 
 use taper::Report;
 
-use super::{completed, report, taper, text, workflow};
+use super::{completed, report, taper, text, with_idle_time, workflow};
 
 #[test]
 fn speculation_changes_no_byte() {
     let folder = tempfile::tempdir().unwrap();
-    let file = workflow(folder.path(), |w| w);
+    let file = workflow(folder.path(), with_idle_time);
     let both = folder.path().join("both");
     let output = taper(&["compare", text(&file), "--out", text(&both), "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -22,7 +22,9 @@ fn speculation_changes_no_byte() {
     assert!(with.lent > 0 && without.lent == 0, "answers went on on the other device");
     assert_eq!(found["with"]["tokens"], with.tokens);
     // A second comparison takes the place of the first. Now idle time is for the drafter alone.
-    let file = workflow(folder.path(), |w| w.replace("devices:", "speculation: (lending: false),\n    devices:"));
+    let file = workflow(folder.path(), |w| {
+        with_idle_time(w).replace("devices:", "speculation: (lending: false),\n    devices:")
+    });
     completed(&["compare", text(&file), "--out", text(&both)]);
     assert_eq!(taper::inspect(&both.join("with")).unwrap().sessions, 1);
     let learned = report(&both.join("with"));
