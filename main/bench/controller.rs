@@ -18,6 +18,9 @@ use crate::failure::Failure;
 use crate::output;
 use replay::{Age, Replay};
 
+/// How often the bandit plays, each time with other draws: what it explores when is luck.
+const PLAYS: u64 = 8;
+
 /// What is measured.
 #[derive(clap::Args)]
 pub(crate) struct Controllers {
@@ -60,6 +63,7 @@ struct Measured {
     /// Answers that were compared with those of plain decoding, and those that differ.
     compared: usize,
     differences: usize,
+    /// Mean of the bandit's plays.
     adaptive_s: f64,
     /// The best way at each age of the drafter and batch size, known beforehand.
     hindsight_s: f64,
@@ -125,7 +129,8 @@ fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller
         tables
             .push(line(format!("the best of recording {}", i + 1), Controller::Table(tuned(age, &replay.strategies))));
     }
-    let (adaptive_s, hindsight_s) = (replay.seconds(bandit, seed), replay.hindsight());
+    let plays: Vec<f64> = (0..PLAYS).map(|play| replay.seconds(bandit, seed + play)).collect();
+    let (adaptive_s, hindsight_s) = (plays.iter().sum::<f64>() / PLAYS as f64, replay.hindsight());
     let best = |lines: &[Line]| lines.iter().map(|line| line.seconds).fold(f64::INFINITY, f64::min);
     Measured {
         rollouts: args.rollouts,

@@ -19,6 +19,9 @@ pub(super) struct Arm {
     /// Of a cycle.
     tokens: f64,
     seconds: f64,
+    /// Standard error of the rate, as a share of it.
+    #[serde(default)]
+    error: f64,
 }
 
 impl Arm {
@@ -29,6 +32,10 @@ impl Arm {
         self.cycles.drain(..excess);
         (self.tokens, self.seconds) = means(&self.cycles);
         self.rate = self.tokens / self.seconds;
+        let count = self.cycles.len() as f64;
+        let residual = |c: &Cycle| (c.rate * c.seconds - self.rate * c.seconds).powi(2);
+        let sum: f64 = self.cycles.iter().map(residual).sum();
+        self.error = (sum / (count * (count - 1.0).max(1.0))).sqrt() / self.tokens.max(f64::MIN_POSITIVE);
     }
 
     /// Measurements in the window.
@@ -49,6 +56,11 @@ impl Arm {
     /// Mean seconds of a cycle.
     pub(super) fn seconds(&self) -> Option<f64> {
         (!self.cycles.is_empty()).then_some(self.seconds)
+    }
+
+    /// Standard error of the rate, as a share of it; 0 of a single measurement.
+    pub(super) fn error(&self) -> f64 {
+        self.error
     }
 
     /// Tokens per request-cycle.

@@ -9,28 +9,30 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::prior::{Habits, Times, hope};
-use super::{BUCKETS, Measured};
+use super::{BUCKETS, Measured, batch_sizes};
 use crate::plan::Strategy;
 
-/// Share of the measured time that exploring may lose.
-pub const LOSS_MAX: f64 = 0.01;
+/// Share of the time so far that exploring may lose, all arms of a batch size together: a short rollout is not the place for dear ones.
+pub const LOSS_MAX: f64 = 0.0025;
 /// Cycles with drafts after which a plain one is due. What plain decoding did before the machine changed its mind would keep a
 /// strategy in use that only looks faster.
 const PLAIN_EVERY: u32 = 32;
 /// It is due this much later where drafting looks so many times faster that a machine's mood hardly explains it.
 const CLEARLY: f64 = 2.0;
 const LATER: u32 = 8;
-/// Share of the time so far that trials may lose together: a short rollout is not the place for dear ones.
-const TRIAL_MAX: f64 = 0.02;
-/// Measurements of plain decoding before anything else is tried.
+/// Measurements of plain decoding before anything else is tried; a strategy with fewer is new.
 const TRIALS: usize = 2;
 /// Measurements of an arm from which on they count alone; with fewer, what is expected of it, or only hoped, counts too.
 const TRUST: f64 = 8.0;
 const TRUST_HOPE: f64 = 2.0;
 /// An arm that was not tried is expected to be so much faster, or nothing would come of near ties.
 const OPTIMISM: f64 = 1.05;
-/// A challenger must be this much faster.
-const HYSTERESIS: f64 = 0.03;
+/// A challenger must be this much faster, beside the error of what was measured of it.
+const HYSTERESIS: f64 = 0.01;
+/// What was hardly tried may be better than it is thought to be: for its sake so many times as much may be lost.
+const NEW: f64 = 4.0;
+/// An arm is nearly as fast if it is expected to lose less than this share of its time.
+const NEARLY: f64 = 0.1;
 /// Measurements kept of a strategy that is not in use.
 const CHALLENGER_WINDOW: usize = 24;
 /// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
@@ -104,15 +106,23 @@ impl Bandit {
     ) -> Option<Strategy> {
         let strategies = &self.strategies;
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
-        let cycles = Times::of(plain);
-        let batch = batch as f64;
+        let (cycles, batch) = (Times::of(plain), batch as f64);
+        let scale = scale(&cycles, batch, bucket);
         let known = self.habits.iter().zip(strategies);
-        let expect = |(habits, strategy): (&Habits, &Strategy)| match habits.rate(batch, &cycles) {
-            Some(rate) => Some((rate, TRUST)),
-            None => Some((hope(*strategy, batch, &cycles)?, TRUST_HOPE)),
+        let expect = |(habits, strategy): (&Habits, &Strategy)| {
+            let (forecast, trusted) = match habits.forecast(batch, &cycles) {
+                Some(forecast) => (forecast, TRUST),
+                None => (hope(*strategy, batch, &cycles)?, TRUST_HOPE),
+            };
+            Some(Expected { rate: forecast.rate() * scale, seconds: forecast.seconds, trusted })
         };
-        let expected: Vec<Expected> = known.map(expect).collect();
-        let chosen = self.buckets[bucket].choose((&plain[bucket], &expected), &usable, self.epsilon, draw);
+        let known = Known {
+            count: plain[bucket].count(),
+            seconds: plain[bucket].seconds().unwrap_or(0.0),
+            rate: cycles.rate(usual(bucket)).unwrap_or(0.0),
+            expected: known.map(expect).collect(),
+        };
+        let chosen = self.buckets[bucket].choose(&known, &usable, self.epsilon, draw);
         chosen.map(|arm| strategies[arm])
     }
 
@@ -131,13 +141,15 @@ impl Bandit {
                 found => found,
             },
         };
+        let (cycles, batch) = (Times::of(plain), batch as f64);
         if let Some(arm) = arm
-            && let Some(plain_s) = Times::of(plain).seconds(batch as f64)
+            && let Some(plain_s) = cycles.seconds(batch)
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
         }
-        self.buckets[bucket].observe(&plain[bucket], arm, cycle, window);
+        let cycle = Cycle { rate: cycle.rate * scale(&cycles, batch, bucket), ..cycle };
+        self.buckets[bucket].observe(cycles.rate(usual(bucket)), arm, cycle, window);
     }
 
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
@@ -151,15 +163,41 @@ impl Bandit {
     }
 }
 
-/// Tokens a second, and the number of measurements that make it unimportant.
-type Expected = Option<(f64, f64)>;
+/// What a strategy's cycle is expected to do.
+struct Expected {
+    /// Tokens a second at the bucket's usual batch size.
+    rate: f64,
+    seconds: f64,
+    /// Measurements that make it unimportant.
+    trusted: f64,
+}
 
-/// Plain decoding in the bucket, and what is expected of each strategy.
-type Known<'a> = (&'a Arm, &'a [Expected]);
+/// What is known beside a bucket's own measurements of its strategies: plain decoding there, and what is expected of each.
+struct Known {
+    /// Measurements of plain decoding, and mean seconds of a cycle.
+    count: usize,
+    seconds: f64,
+    /// Tokens a second at the bucket's usual batch size.
+    rate: f64,
+    expected: Vec<Option<Expected>>,
+}
+
+/// The batch size that speeds of a bucket are stated for: a bucket's batches shrink as a rollout goes on, and what was measured of 32
+/// requests says little of 17 unless plain decoding says how to compare.
+fn usual(bucket: usize) -> f64 {
+    let (min, max) = batch_sizes(bucket);
+    (min as f64 * max.unwrap_or(2 * min) as f64).sqrt()
+}
+
+/// What a speed at this batch size is to be multiplied with to be one at the bucket's usual.
+fn scale(cycles: &Times, batch: f64, bucket: usize) -> f64 {
+    let ratio = cycles.rate(usual(bucket)).zip(cycles.rate(batch)).map_or(1.0, |(usual, here)| usual / here);
+    if ratio.is_finite() { ratio } else { 1.0 }
+}
 
 impl Bucket {
-    fn choose(&mut self, known: Known<'_>, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
-        if known.0.count() < TRIALS {
+    fn choose(&mut self, known: &Known, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
+        if known.count < TRIALS {
             return None;
         }
         self.elect(known, usable);
@@ -174,11 +212,14 @@ impl Bucket {
     }
 
     /// Replaces the incumbent if it cannot draft, or if another is faster by the margin.
-    fn elect(&mut self, known: Known<'_>, usable: &[usize]) {
+    fn elect(&mut self, known: &Known, usable: &[usize]) {
         if self.incumbent.is_some_and(|arm| !usable.contains(&arm)) {
             self.incumbent = None;
         }
-        let rate = |arm: Option<usize>| self.rate(known, arm);
+        let rate = |arm: Option<usize>| match arm {
+            Some(challenger) if arm != self.incumbent => self.rate(known, arm) * (1.0 - self.doubt(known, challenger)),
+            _ => self.rate(known, arm),
+        };
         let best = candidates(usable).max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
         // Plain decoding needs no margin, so that a near tie is never lost to it.
         let margin = if best.is_some() { HYSTERESIS } else { 0.0 };
@@ -188,11 +229,11 @@ impl Bucket {
     }
 
     /// An arm other than the incumbent that can still lose time, the nearly as fast ones more often.
-    fn explore(&self, known: Known<'_>, usable: &[usize], draw: f64) -> Option<usize> {
+    fn explore(&self, known: &Known, usable: &[usize], draw: f64) -> Option<usize> {
         let best = self.rate(known, self.incumbent);
         let weight = |arm: Option<usize>| match arm {
             // A baseline from few measurements would let luck decide.
-            None if known.0.count() < CHALLENGER_WINDOW => 1.0,
+            None if known.count < CHALLENGER_WINDOW => 1.0,
             None => PLAIN_WEIGHT,
             some => (self.rate(known, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
         };
@@ -209,20 +250,38 @@ impl Bucket {
     }
 
     /// Tokens a second: what was measured, and as long as that is little, what is expected.
-    fn rate(&self, (plain, expected): Known<'_>, arm: Option<usize>) -> f64 {
-        let Some(arm) = arm else { return plain.rate().unwrap_or(0.0) };
-        let (measured, count) = (self.arms[arm].rate(), self.arms[arm].count() as f64);
-        match (measured, expected[arm]) {
-            (Some(measured), Some((expected, trusted))) => {
-                let trust = (count / trusted).min(1.0);
-                trust * measured + (1.0 - trust) * expected
+    fn rate(&self, known: &Known, arm: Option<usize>) -> f64 {
+        let Some(arm) = arm else { return known.rate };
+        match (self.arms[arm].rate(), &known.expected[arm]) {
+            (Some(measured), Some(Expected { rate, .. })) => {
+                let trust = self.trust(known, arm);
+                trust * measured + (1.0 - trust) * rate
             }
-            (None, Some((expected, _))) => expected * OPTIMISM,
+            (None, Some(Expected { rate, .. })) => rate * OPTIMISM,
             (measured, None) => measured.unwrap_or(0.0),
         }
     }
 
-    fn observe(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle, window: usize) {
+    /// How far an arm's measurements count alone.
+    fn trust(&self, known: &Known, arm: usize) -> f64 {
+        let count = self.arms[arm].count() as f64;
+        known.expected[arm].as_ref().map_or(1.0, |expected| (count / expected.trusted).min(1.0))
+    }
+
+    /// Seconds of a cycle of an arm.
+    fn seconds(&self, known: &Known, arm: Option<usize>) -> f64 {
+        let Some(arm) = arm else { return known.seconds };
+        let expected = || known.expected[arm].as_ref().map(|expected| expected.seconds);
+        self.arms[arm].seconds().or_else(expected).unwrap_or(0.0)
+    }
+
+    /// Standard error of what was measured of an arm, as a share of it, as far as that is trusted: of many arms one always looks good by
+    /// luck.
+    fn doubt(&self, known: &Known, arm: usize) -> f64 {
+        (self.trust(known, arm) * self.arms[arm].error()).min(1.0)
+    }
+
+    fn observe(&mut self, plain: Option<f64>, arm: Option<usize>, cycle: Cycle, window: usize) {
         self.account(plain, arm, cycle);
         self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
         let Some(arm) = arm else { return };
@@ -232,8 +291,8 @@ impl Bucket {
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
     /// are not saved up.
-    fn account(&mut self, plain: &Arm, arm: Option<usize>, cycle: Cycle) {
-        let best = self.incumbent.map_or(plain, |arm| &self.arms[arm]).rate().unwrap_or(0.0);
+    fn account(&mut self, plain: Option<f64>, arm: Option<usize>, cycle: Cycle) {
+        let best = self.incumbent.map_or(plain, |arm| self.arms[arm].rate()).unwrap_or(0.0);
         let is_explored = arm != self.incumbent && best > 0.0;
         let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - cycle.rate / best);
         let lost_s = if is_explored { lost_s } else { 0.0 };
@@ -245,15 +304,17 @@ impl Bucket {
         *account = (*account + lost_s).max(0.0);
     }
 
-    /// Whether the account is in order, and the time so far is long enough for what all arms have lost and a cycle of this one is
-    /// expected to lose.
-    fn is_affordable(&self, known: Known<'_>, arm: Option<usize>) -> bool {
-        let incumbent = self.incumbent.map_or(known.0, |arm| &self.arms[arm]);
-        let slower = (self.rate(known, self.incumbent) / self.rate(known, arm).max(f64::MIN_POSITIVE) - 1.0).max(0.0);
-        let loss_s = incumbent.seconds().unwrap_or(0.0) * slower;
+    /// Whether the account is in order, and the time so far is long enough for what all strategies have lost and a cycle of this arm is
+    /// expected to lose. Plain cycles have to be, now and then: they take nothing from the others' account. What is expected to be
+    /// nearly as fast need not wait until others have made up for theirs.
+    fn is_affordable(&self, known: &Known, arm: Option<usize>) -> bool {
+        let slower = (1.0 - self.rate(known, arm) / self.rate(known, self.incumbent)).max(0.0);
+        let loss_s = self.seconds(known, arm) * slower;
         let share_s = LOSS_MAX / self.lost_s.len() as f64 * self.total_s;
-        let all_s: f64 = self.lost_s.iter().sum();
-        self.lost_s[account(arm)] <= share_s && all_s + loss_s <= TRIAL_MAX * self.total_s
+        let all_s: f64 = self.lost_s[1..].iter().sum();
+        let is_new = arm.is_some_and(|arm| self.arms[arm].count() < TRIALS);
+        let most_s = if is_new { NEW * LOSS_MAX } else { LOSS_MAX } * self.total_s;
+        self.lost_s[account(arm)] <= share_s && (slower < NEARLY || all_s + loss_s <= most_s)
     }
 }
 

@@ -47,6 +47,13 @@ impl Times {
     }
 }
 
+impl Times {
+    /// Tokens a second of plain cycles of so many requests. Nothing if nothing was measured.
+    pub(super) fn rate(&self, batch: f64) -> Option<f64> {
+        self.seconds(batch).map(|seconds| batch / seconds)
+    }
+}
+
 /// What a strategy did lately, at whatever batch sizes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Habits {
@@ -67,23 +74,37 @@ impl Habits {
         }
     }
 
-    /// Expected tokens a second of `batch` requests; nothing if this cannot be told yet.
-    pub(super) fn rate(&self, batch: f64, plain: &Times) -> Option<f64> {
+    /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet.
+    pub(super) fn forecast(&self, batch: f64, plain: &Times) -> Option<Forecast> {
         if self.seen < SEEN_MIN {
             return None;
         }
         let seconds = plain.seconds(batch * self.rows)? + self.drafting * plain.seconds(batch)?;
-        (seconds > 0.0).then(|| batch * self.tokens / seconds)
+        (seconds > 0.0).then_some(Forecast { tokens: batch * self.tokens, seconds })
+    }
+}
+
+/// What a cycle is expected to do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Forecast {
+    pub(super) tokens: f64,
+    pub(super) seconds: f64,
+}
+
+impl Forecast {
+    /// Tokens a second.
+    pub(super) fn rate(self) -> f64 {
+        self.tokens / self.seconds
     }
 }
 
 /// The same of a strategy that never drafted: what it would do if most of its drafts were accepted and cost nothing. Where even
 /// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
-pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<f64> {
+pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<Forecast> {
     let each = strategy.budget as f64;
     let drafted = if strategy.budget_all > 0 { each.min(strategy.budget_all as f64 / batch) } else { each };
     let accepted = ACCEPTED * drafted.min(strategy.depth as f64);
-    Some(batch * (1.0 + accepted) / plain.seconds(batch * (1.0 + drafted))?)
+    Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
 }
 
 #[cfg(test)]
@@ -117,16 +138,17 @@ mod tests {
     fn a_strategy_is_expected_to_do_as_it_did() {
         let cycles = plain(&[(1.0, 1.0), (8.0, 1.7), (16.0, 4.1)]);
         let mut habits = Habits::default();
-        assert_eq!(habits.rate(1.0, &cycles), None);
+        assert_eq!(habits.forecast(1.0, &cycles), None);
         (0..200).for_each(|i| habits.observe(if i < 100 { 1.0 } else { 3.0 }, 4.0, 0.25));
         // 4 rows: 1.3 s, and 0.25 s for the draft.
-        let rate = habits.rate(1.0, &cycles).unwrap();
+        let rate = habits.forecast(1.0, &cycles).unwrap().rate();
         assert!((rate - 3.0 / 1.55).abs() < 0.1, "{rate}");
-        let hoped = [1.0, 16.0]
-            .map(|batch| hope(Strategy::chain(0, 4), batch, &cycles).unwrap() * cycles.seconds(batch).unwrap() / batch);
+        let hoped = [1.0, 16.0].map(|batch| {
+            hope(Strategy::chain(0, 4), batch, &cycles).unwrap().rate() * cycles.seconds(batch).unwrap() / batch
+        });
         assert!(hoped[0] > 2.0 && hoped[1] < 1.0, "times plain decoding: {hoped:?}");
-        let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, &cycles).unwrap();
-        assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, &cycles).unwrap(), "few rows for all");
-        assert!(habits.rate(8.0, &cycles).unwrap() < habits.rate(2.0, &cycles).unwrap() * 4.0);
+        let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, &cycles).unwrap().rate();
+        assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, &cycles).unwrap().rate(), "few rows for all");
+        assert!(habits.forecast(8.0, &cycles).unwrap().rate() < habits.forecast(2.0, &cycles).unwrap().rate() * 4.0);
     }
 }
