@@ -140,7 +140,7 @@ impl Update {
         };
         let mut adam = (*self.adam).clone();
         let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
-        let (weights, norm) = adam.step(pool, &self.weights, sum, &self.optimizer, lr);
+        let (weights, norm) = adam.step(pool, &self.weights, (sum, 1.0), &self.optimizer, lr);
         *lock(&self.outcome) = Some(Outcome { weights: Arc::new(weights), adam: Arc::new(adam), loss, norm });
     }
 }

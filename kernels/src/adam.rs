@@ -67,8 +67,38 @@ pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
     });
 }
 
+/// Sum of the squares of all numbers, in f64: of chunks one by one, so that threads change no bit.
+#[must_use]
+pub fn sum_of_squares(pool: &Pool, values: &[f32]) -> f64 {
+    let mut parts = vec![0.0; values.len().div_ceil(CHUNK)];
+    let shares = Shares::of(&mut parts);
+    pool.run(values.len().div_ceil(CHUNK), &|i| {
+        // SAFETY: each part is written once.
+        let part = unsafe { shares.part(i..i + 1) };
+        part[0] = squares(&values[i * CHUNK..values.len().min((i + 1) * CHUNK)]);
+    });
+    parts.iter().sum()
+}
+
 /// Numbers that are in the first-level cache when they are rounded.
 const CHUNK: usize = 1 << 11;
+
+simd! {
+    /// Lane `i % 8` adds in order: one chain of additions would wait for each.
+    fn squares(values: &[f32]) -> f64 {
+        let mut lanes = [0.0_f64; 8];
+        let (whole, rest) = values.as_chunks::<8>();
+        for eight in whole {
+            for (lane, value) in lanes.iter_mut().zip(eight) {
+                *lane += f64::from(*value) * f64::from(*value);
+            }
+        }
+        for (lane, value) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+        lanes.iter().sum()
+    }
+}
 
 simd! {
     fn step(rule: AdamRule, old: &[f32], new: &mut [f32], first: &mut [f32], second: &mut [f32]) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kernels::{
     Chosen, Context, Draws, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned,
     add_linear, attend, attend_ahead_gradient, attend_sequences, draw, embed, input_gradient, linear, log_prob,
-    log_probs, log_probs_gradient, pack, rms_norm, swiglu, unpack, weight_gradient,
+    log_probs, log_probs_gradient, pack, rms_norm, sum_of_squares, swiglu, unpack, weight_gradient,
 };
 
 fn values(stream: u32, len: usize) -> Vec<f32> {
@@ -131,7 +131,8 @@ fn gradients_do_not_see_threads() {
         let mut by_ahead = [[vec![0.0; rows * 20], vec![0.0; rows * 20]]];
         let to = SequencesGradient { dq, dk, dv, ahead: &mut by_ahead };
         attend_ahead_gradient(&pool, [&x, kv, kv], &[[kv, kv]], &lengths, shape, &x, to);
-        bits(&[dx, dw, d.concat(), by_ahead.concat().concat()].concat())
+        let length = sum_of_squares(&pool, &dw) as f32;
+        bits(&[dx, dw, d.concat(), by_ahead.concat().concat(), vec![length]].concat())
     };
     assert_eq!(run(1), run(3));
 }
@@ -233,6 +234,7 @@ fn fingerprint() -> String {
         // Many rows, more than a block of k, an odd number of features.
         let mut many = vec![0.0; 40 * 50];
         linear(&pool, &values(4, 40 * 601), &matrix(5, 50, 601, storage), &mut many);
+        all.push(sum_of_squares(&pool, &many) as f32);
         all.extend(many);
     }
     format!("{:x?}", bits(&all))

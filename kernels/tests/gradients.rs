@@ -195,6 +195,16 @@ fn adam_matches_and_rounds_what_it_wrote() {
     adam_of(48, 61);
 }
 
+#[test]
+fn the_sum_of_squares_is_exact() {
+    for len in [0, 1, 7, 2048, 5001] {
+        let values = random(6, len);
+        let want: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        let found = kernels::sum_of_squares(&Pool::new(2), &values);
+        assert!((found - want).abs() <= 1e-12 * want, "{len} numbers: {found} but {want}");
+    }
+}
+
 fn adam_of(n: usize, k: usize) {
     let rule = AdamRule {
         beta1: 0.9,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step};
+use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step, sum_of_squares};
 use state::plan::{Optimizer, Schedule};
 
 use crate::error::Result;
@@ -37,8 +37,8 @@ pub fn learning_rate(optimizer: &Optimizer, step: usize, steps: usize) -> f64 {
 
 /// Euclidean norm over all gradients.
 #[must_use]
-pub fn norm(gradients: &Gradients) -> f64 {
-    gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
+pub fn norm(pool: &Pool, gradients: &Gradients) -> f64 {
+    gradients.iter().map(|values| sum_of_squares(pool, values)).sum::<f64>().sqrt()
 }
 
 /// Adds `other` to `gradients`, element by element.
@@ -103,20 +103,20 @@ impl AdamW {
         Self { steps: 0, first: zeros.clone(), second: zeros }
     }
 
-    /// One step: new weights from the old and their gradients, clipped to `clip_norm`, in the memory of the gradients.
-    /// Returns the norm before clipping.
+    /// One step: new weights from the old and their gradients, which are `factor` times what is given, clipped to `clip_norm`, in the
+    /// memory of the gradients. Returns the norm before clipping.
     pub fn step(
         &mut self,
         pool: &Pool,
         weights: &Weights,
-        gradients: Gradients,
+        (gradients, factor): (Gradients, f64),
         optimizer: &Optimizer,
         lr: f64,
     ) -> (Weights, f64) {
         assert_eq!(gradients.len(), weights.masters().len(), "a gradient for each parameter");
         self.steps += 1;
-        let norm = norm(&gradients);
-        let scale = if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
+        let norm = factor * norm(pool, &gradients);
+        let scale = factor * if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
         let (mut masters, mut rounded) = (Vec::new(), Vec::new());
         for (i, (old, mut new)) in weights.masters().iter().zip(gradients).enumerate() {
             let features = weights.features(i);

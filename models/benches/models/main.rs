@@ -277,7 +277,7 @@ fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
         let mut gradients = weights.zeros();
         gradient((&pool, &mut workspace), &target, &sequences, 1.0, |_, _, _| -1.0 / 2048.0, &mut gradients);
         let forth = began.elapsed().as_secs_f64();
-        drop(adam.step(&pool, weights, gradients, &optimizer, 1e-6));
+        drop(adam.step(&pool, weights, (gradients, 1.0), &optimizer, 1e-6));
         seconds = seconds.min(began.elapsed().as_secs_f64());
         println!("    gradient {forth:.2} s, AdamW {:.2} s", began.elapsed().as_secs_f64() - forth);
     }

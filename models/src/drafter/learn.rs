@@ -224,17 +224,16 @@ impl Learner {
     /// One step of the optimiser on what was read since the last one; returns the loss of a guess.
     pub fn step(&mut self, pool: &Pool) -> f64 {
         self.steps = self.steps.wrapping_add(1);
-        let Reading { mut gradients, guesses, loss, .. } = std::mem::take(&mut self.sum);
+        let Reading { gradients, guesses, loss, .. } = std::mem::take(&mut self.sum);
         if guesses == 0 {
             return 0.0;
         }
-        let (mean, scale) = (loss / guesses as f64, 1.0 / guesses as f32);
+        let mean = loss / guesses as f64;
         if mean.is_finite() {
-            gradients.iter_mut().flatten().for_each(|slope| *slope *= scale);
             let lr = optim::learning_rate(&self.optimizer, (WARMUP - self.warmup_left) as usize, usize::MAX);
             self.warmup_left = self.warmup_left.saturating_sub(1);
             let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
-            *weights = adam.step(pool, weights, gradients, optimizer, lr).0;
+            *weights = adam.step(pool, weights, (gradients, 1.0 / guesses as f64), optimizer, lr).0;
         }
         mean
     }
