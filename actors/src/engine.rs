@@ -298,8 +298,8 @@ impl State {
             }
             Err(is_over) => is_over,
         };
-        let temperature = rollout.decoding.temperature;
-        let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), temperature, stop)?;
+        let draws = rollout.decoding.draws();
+        let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), draws, stop)?;
         rollout.count(|c| c.learned_in_idle_time(&learned));
         Ok(())
     }

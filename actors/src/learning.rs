@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use kernels::{NoiseKey, Pool};
+use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, Learner, Reader, Reading, guess};
@@ -76,8 +76,8 @@ pub(crate) struct Lesson<'a> {
     pub(crate) speculator: &'a Speculator,
     pub(crate) pool: &'a Pool,
     pub(crate) vocabulary: &'a Vocabulary,
-    /// Sampling temperature of the answers.
-    pub(crate) temperature: f32,
+    /// How the answers were drawn.
+    pub(crate) draws: Draws,
 }
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
@@ -135,7 +135,7 @@ impl Paper {
                 return Ok(false);
             }
             let some = &rest[..fitting(rest.iter(), self.together)];
-            match guess(lesson.pool, lesson.vocabulary, version, some, lesson.temperature)? {
+            match guess(lesson.pool, lesson.vocabulary, version, some, lesson.draws)? {
                 None => self.together /= 2,
                 Some(guesses) => {
                     self.guesses.extend(guesses);

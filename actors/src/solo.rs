@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use kernels::{NoiseKey, Pool};
+use kernels::{Draws, NoiseKey, Pool};
 use models::data::Problem;
 use models::drafter::eagle::reads;
 use models::drafter::{Calibration, Vocabulary};
@@ -354,8 +354,8 @@ impl Solo {
         self.learning.collect(answers);
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
         let stop = || began.elapsed().as_secs_f64() >= seconds;
-        let temperature = self.job.plan.sampling.temperature;
-        let learned = self.learning.train((&self.pool, &vocabulary), temperature, stop)?;
+        let plan::Sampling { temperature, top_p, .. } = self.job.plan.sampling;
+        let learned = self.learning.train((&self.pool, &vocabulary), Draws { temperature, top_p }, stop)?;
         Ok((learned.batches, learned.loss))
     }
 

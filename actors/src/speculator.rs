@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kernels::{NoiseKey, Pool};
+use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::{Eagle, reads};
 use models::drafter::vocabulary::{Vocabulary, frequent};
@@ -193,7 +193,7 @@ impl Speculator {
     pub(crate) fn train(
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
-        temperature: f32,
+        draws: Draws,
         stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
         let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
@@ -213,7 +213,7 @@ impl Speculator {
             }
         };
         drop(earlier);
-        Learning::go_on(learning, &Lesson { speculator: self, pool, vocabulary, temperature }, stop)
+        Learning::go_on(learning, &Lesson { speculator: self, pool, vocabulary, draws }, stop)
     }
 
     /// What a checkpoint keeps.

@@ -17,6 +17,15 @@ pub struct Draws {
     pub top_p: f32,
 }
 
+impl Draws {
+    /// The tokens that can be drawn, likeliest first; nothing if all can.
+    #[must_use]
+    pub fn nucleus(&self, logits: &[f32]) -> Option<Vec<u32>> {
+        let is_some = self.top_p < 1.0 && self.temperature > 0.0;
+        is_some.then(|| nucleus::nucleus(logits, 1.0 / self.temperature, f64::from(self.top_p)))
+    }
+}
+
 /// A token that was drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Pick {

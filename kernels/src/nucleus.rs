@@ -26,7 +26,7 @@ pub fn sample(logits: &[f32], temperature: f32, top_p: f32, key: &NoiseKey, posi
 }
 
 /// Its tokens, likeliest first; always one.
-fn nucleus(logits: &[f32], inverse: f32, top_p: f64) -> Vec<u32> {
+pub(crate) fn nucleus(logits: &[f32], inverse: f32, top_p: f64) -> Vec<u32> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // In the order of ids, so that the sum has the same bits everywhere.
     let weights: Vec<f64> = logits.iter().map(|l| f64::from(math::exp((l - top) * inverse))).collect();

@@ -42,6 +42,14 @@ pub struct Decoding {
     pub hidden: Hidden,
 }
 
+impl Decoding {
+    /// How tokens are drawn.
+    #[must_use]
+    pub fn draws(&self) -> Draws {
+        Draws { temperature: self.temperature, top_p: self.top_p }
+    }
+}
+
 /// What one cycle did.
 #[derive(Debug, Default)]
 pub struct Cycle {
@@ -318,7 +326,7 @@ impl Decoder {
             prompt: slot.request.prompt,
             hidden: [&slot.shared_hidden, &slot.hidden],
             noise: slot.request.noise,
-            temperature: self.decoding.temperature,
+            draws: self.decoding.draws(),
             depth_max: slot.limit - said - 1,
             remainder: self.lengths.remainder(said).min((slot.limit - said) as f32),
         }
@@ -403,14 +411,13 @@ impl Decoder {
     /// The target's own token after each row of the slots.
     fn draw(&mut self, batch: &Batch) {
         let Self { slots, pool, target, new: NewRows { logits, picks, .. }, decoding, .. } = self;
-        let Decoding { temperature, top_p, .. } = *decoding;
         let place = |(slot, row): (&Running, usize)| {
             let position = batch.positions[row] as usize + 1 - slot.request.prompt;
             (slot.request.noise, u32::try_from(position).unwrap_or(u32::MAX))
         };
         let rows = slots.iter().zip(&batch.rows).flat_map(|(slot, rows)| rows.clone().map(move |row| (slot, row)));
         let places: Vec<(NoiseKey, u32)> = rows.map(place).collect();
-        kernels::draw(pool, (logits, target.config().vocab), Draws { temperature, top_p }, &places, picks);
+        kernels::draw(pool, (logits, target.config().vocab), decoding.draws(), &places, picks);
     }
 
     /// Appends accepted tokens up to the end of the answer, and the rows that went through the target. Returns how many.

@@ -11,7 +11,7 @@ pub mod suffix;
 pub mod uncoupled;
 pub mod vocabulary;
 
-use kernels::NoiseKey;
+use kernels::{Draws, NoiseKey};
 use state::plan::Strategy;
 
 use crate::error::Result;
@@ -34,8 +34,8 @@ pub struct Context<'a> {
     pub hidden: [&'a [f32]; 2],
     /// Noise of the answer.
     pub noise: NoiseKey,
-    /// Sampling temperature.
-    pub temperature: f32,
+    /// How the target draws its tokens.
+    pub draws: Draws,
     /// Deepest level that can still be accepted.
     pub depth_max: usize,
     /// Tokens that the answer is expected to have before it.

@@ -11,6 +11,7 @@ use crate::experience::Experience;
 use crate::speculator::Drafters;
 
 const SHAPE: DrafterShape = DrafterShape::eagle(32);
+const DRAWS: Draws = Draws { temperature: 1.0, top_p: 1.0 };
 
 /// A device with something to learn from.
 struct Device {
@@ -72,8 +73,7 @@ impl Device {
     /// Learns for as long as `go_on` answers yes.
     fn teach(&self, learning: &Mutex<Learning>, mut go_on: impl FnMut() -> bool) -> Learned {
         let vocabulary = Vocabulary::whole(&self.target);
-        let lesson =
-            Lesson { speculator: &self.speculator, pool: &self.pool, vocabulary: &vocabulary, temperature: 1.0 };
+        let lesson = Lesson { speculator: &self.speculator, pool: &self.pool, vocabulary: &vocabulary, draws: DRAWS };
         Learning::go_on(learning, &lesson, || !go_on()).unwrap()
     }
 
@@ -204,7 +204,7 @@ fn several_devices_learn_together() {
     let vocabulary = Vocabulary::whole(&device.target);
     let learn = &|until: u32| {
         let pool = Pool::default();
-        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, temperature: 1.0 };
+        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, draws: DRAWS };
         Learning::go_on(&learning, &lesson, || lock(&learning).learner.steps() >= until).unwrap().batches
     };
     let batches: u64 = std::thread::scope(|scope| {
@@ -228,8 +228,7 @@ fn an_exam_outlives_the_device_that_reads_it() {
         device.teach_for(&learning, 3);
     }
     let (vocabulary, mut learned) = (Vocabulary::whole(&device.target), Learned::default());
-    let lesson =
-        Lesson { speculator: &device.speculator, pool: &device.pool, vocabulary: &vocabulary, temperature: 1.0 };
+    let lesson = Lesson { speculator: &device.speculator, pool: &device.pool, vocabulary: &vocabulary, draws: DRAWS };
     let task = lock(&learning).next(&lesson, &mut learned);
     assert!(matches!(task, Task::Examine(..)));
     let other = lock(&learning).next(&lesson, &mut learned);
@@ -301,7 +300,7 @@ fn one_device_finds_out_for_all_whether_to_learn() {
     let barrier = std::sync::Barrier::new(3);
     let learn = &|| {
         let pool = Pool::default();
-        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, temperature: 1.0 };
+        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, draws: DRAWS };
         barrier.wait();
         let mut looks = 0;
         Learning::is_worth_it(&learning, &lesson, &mut || {
@@ -339,7 +338,7 @@ fn what_was_said_elsewhere_or_before_is_repeated() {
             prompt,
             hidden: [&[], &[]],
             noise,
-            temperature: 1.0,
+            draws: DRAWS,
             depth_max: 6,
             remainder: 1.0,
         };

@@ -62,14 +62,20 @@ pub(super) struct Lengths {
     pub(super) longest: usize,
     /// Answers that were cut.
     pub(super) truncated: usize,
+    /// Of each answer, and of its prompt, in the order of the requests: for others to decode as much.
+    pub(super) answers: Vec<usize>,
+    pub(super) prompts: Vec<usize>,
 }
 
 impl Lengths {
     pub(super) fn of(answers: &[Answer]) -> Self {
-        let mut lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
-        lengths.sort_unstable();
-        let [median, most, longest] = [50, 90, 100].map(|percent| nearest_rank(&lengths, percent).unwrap_or(0));
-        Self { median, most, longest, truncated: answers.iter().filter(|answer| answer.truncated).count() }
+        let lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
+        let mut sorted = lengths.clone();
+        sorted.sort_unstable();
+        let [median, most, longest] = [50, 90, 100].map(|percent| nearest_rank(&sorted, percent).unwrap_or(0));
+        let truncated = answers.iter().filter(|answer| answer.truncated).count();
+        let prompts = answers.iter().map(|answer| answer.prompt).collect();
+        Self { median, most, longest, truncated, answers: lengths, prompts }
     }
 }
 
@@ -189,7 +195,7 @@ impl Measured {
                 );
             }
         }
-        let Lengths { median, most, longest, truncated } = self.tail_lengths;
+        let Lengths { median, most, longest, truncated, .. } = self.tail_lengths;
         text += &format!(
             "\n  answers of the long tail: half have at most {median} tokens, nine of ten {most}, the longest {longest}; {truncated} were cut\n"
         );

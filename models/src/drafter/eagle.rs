@@ -378,9 +378,9 @@ impl Eagle {
             let request = &requests[leaf.request];
             let record = self.seen.get(&request.id).map(|seen| seen.record).unwrap_or_default();
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
-            let Context { temperature, noise, .. } = request;
+            let Context { draws, noise, .. } = request;
             // One more than wanted: the best one's gap is its distance to the second.
-            let best = self.vocabulary.best(logits, *temperature, noise, position, strategy.width + 1);
+            let best = self.vocabulary.best(logits, *draws, noise, position, strategy.width + 1);
             let ahead = best.get(1).map_or(f32::INFINITY, |second| -second.1);
             for (rank, (token, behind)) in best.into_iter().take(strategy.width).enumerate() {
                 let gap = if rank == 0 { ahead } else { behind };

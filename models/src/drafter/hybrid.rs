@@ -71,7 +71,7 @@ impl Drafter for Hybrid<'_> {
 
 #[cfg(test)]
 mod tests {
-    use kernels::NoiseKey;
+    use kernels::{Draws, NoiseKey};
 
     use super::*;
 
@@ -105,7 +105,7 @@ mod tests {
             prompt: 1,
             hidden: [&[], &[]],
             noise,
-            temperature: 1.0,
+            draws: Draws { temperature: 1.0, top_p: 1.0 },
             depth_max: 4,
             remainder: 1.0,
         };

@@ -3,7 +3,7 @@
 //! learned by cross-entropy against the target's own distribution, and by `Eagle` hidden states too, by SmoothL1 (Li et al. 2024,
 //! "EAGLE", section 4.2). Embedding and head stay the target's.
 
-use kernels::Pool;
+use kernels::{Draws, Pool};
 use state::plan::{DrafterShape, NetworkKind, Optimizer, Schedule};
 
 use super::Vocabulary;
@@ -267,7 +267,7 @@ pub fn guess(
     vocabulary: &Vocabulary,
     (weights, shape, levels): (&Weights, DrafterShape, usize),
     windows: &[Window],
-    temperature: f32,
+    draws: Draws,
 ) -> Result<Option<Guesses>> {
     let target = vocabulary.target().config();
     let network = Network::new(target, shape, weights)?;
@@ -278,7 +278,7 @@ pub fn guess(
         for (level, pass) in passes.iter().enumerate() {
             let used = batch.used(level, &pass.predicted);
             let read = network.leave(pool, &used);
-            level_guesses(pool, (&batch, level), vocabulary, (&read, temperature), &mut right, &mut guesses);
+            level_guesses(pool, (&batch, level), vocabulary, (&read, draws), &mut right, &mut guesses);
         }
         guesses
     }))
@@ -289,7 +289,7 @@ fn level_guesses(
     pool: &Pool,
     (batch, level): (&Batch, usize),
     vocabulary: &Vocabulary,
-    (read, temperature): (&[f32], f32),
+    (read, draws): (&[f32], Draws),
     right: &mut [bool],
     guesses: &mut Guesses,
 ) {
@@ -301,7 +301,7 @@ fn level_guesses(
         }
         let Drawn { token, noise, position } = drawn;
         let place = if right[row] {
-            let best = vocabulary.best(logits, temperature, noise, *position, 3);
+            let best = vocabulary.best(logits, draws, noise, *position, 3);
             best.iter().position(|(guess, _)| guess == token)
         } else {
             None

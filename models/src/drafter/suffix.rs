@@ -209,7 +209,7 @@ impl Drafter for Suffix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::NoiseKey;
+    use kernels::{Draws, NoiseKey};
 
     /// What the index is to find, by looking everywhere: the longest match, of the newest of equal ones in one text.
     fn by_looking(tokens: &[u32], match_min: usize, match_max: usize) -> usize {
@@ -223,7 +223,16 @@ mod tests {
     fn request(tokens: &[u32]) -> Context<'_> {
         let noise = NoiseKey::new(0, 0, 0, 0, 0);
         let hidden: [&[f32]; 2] = [&[], &[]];
-        Context { id: 7, tokens, prompt: 1, hidden, noise, temperature: 1.0, depth_max: 99, remainder: 1.0 }
+        Context {
+            id: 7,
+            tokens,
+            prompt: 1,
+            hidden,
+            noise,
+            draws: Draws { temperature: 1.0, top_p: 1.0 },
+            depth_max: 99,
+            remainder: 1.0,
+        }
     }
 
     #[test]

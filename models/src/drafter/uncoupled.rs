@@ -1,5 +1,6 @@
 //! A drafter without the shared noise: its trees hold the likeliest tokens, as drafters elsewhere have it. To compare with.
 
+use kernels::Draws;
 use state::plan::Strategy;
 use state::speculation::{Accepted, DraftTree};
 
@@ -17,7 +18,8 @@ impl Drafter for Uncoupled<'_> {
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
         // At temperature 0 there is no noise.
-        let requests: Vec<Context<'_>> = requests.iter().map(|r| Context { temperature: 0.0, ..*r }).collect();
+        let without = |r: &Context<'_>| Draws { temperature: 0.0, ..r.draws };
+        let requests: Vec<Context<'_>> = requests.iter().map(|r| Context { draws: without(r), ..*r }).collect();
         self.0.draft(&requests, strategy)
     }
 

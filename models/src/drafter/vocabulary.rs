@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kernels::{Matrix, NoiseKey, Pool, linear, noise};
+use kernels::{Draws, Matrix, NoiseKey, Pool, linear, noise};
 
 use crate::target::Target;
 
@@ -94,22 +94,26 @@ impl Vocabulary {
     }
 
     /// The `width` best tokens by logits / T plus the target's own noise, best first, with their distance to the best (0 or
-    /// below).
+    /// below). Where the target draws from a nucleus, those of the guessed one.
     pub(crate) fn best(
         &self,
         logits: &[f32],
-        temperature: f32,
+        draws: Draws,
         key: &NoiseKey,
         position: u32,
         width: usize,
     ) -> Vec<(u32, f32)> {
-        let mut perturbed = Vec::with_capacity(logits.len());
+        let (mut perturbed, temperature) = (Vec::with_capacity(logits.len()), draws.temperature);
         match &self.ids {
             None => noise::perturb(logits, temperature, key, position, &mut perturbed),
             Some(ids) => noise::perturb_some(logits, ids, temperature, key, position, &mut perturbed),
         }
         let mut best: Vec<(usize, f32)> = Vec::with_capacity(width + 1);
-        for (at, score) in perturbed.into_iter().enumerate() {
+        let scores: &mut dyn Iterator<Item = (usize, f32)> = match draws.nucleus(logits) {
+            None => &mut perturbed.into_iter().enumerate(),
+            Some(nucleus) => &mut nucleus.into_iter().map(|at| (at as usize, perturbed[at as usize])),
+        };
+        for (at, score) in scores {
             if best.len() < width || score > best[best.len() - 1].1 {
                 let place = best.partition_point(|(_, s)| *s >= score);
                 best.insert(place, (at, score));
@@ -146,9 +150,10 @@ mod tests {
             let key = NoiseKey::new(3, 1, position, 0, 0);
             let hidden: Vec<f32> = (0..16).map(|i| key.uniform(7, i) as f32 * 4.0 - 2.0).collect();
             let best = |vocabulary: &Vocabulary, temperature: f32, width: usize| {
+                let draws = Draws { temperature, top_p: 1.0 };
                 let mut logits = Vec::new();
                 vocabulary.logits_into(&pool, &hidden, &mut logits);
-                vocabulary.best(&logits, temperature, &key, position, width)
+                vocabulary.best(&logits, draws, &key, position, width)
             };
             for temperature in [0.0, 1.0] {
                 let mut wanted: Vec<u32> = best(&whole, temperature, 80).iter().map(|b| b.0).collect();
@@ -158,6 +163,24 @@ mod tests {
                 assert_eq!(found, wanted[..5]);
             }
         }
+    }
+
+    #[test]
+    fn guesses_come_from_the_nucleus() {
+        let target = target();
+        let whole = Vocabulary::whole(&target);
+        // Probabilities 1/2, 1/4, 1/8 and little.
+        let logits: Vec<f32> = (0..80).map(|id| [8.0, 4.0, 2.0, 0.03][id.min(3)]).map(f32::ln).collect();
+        let draws = Draws { temperature: 1.0, top_p: 0.7 };
+        let mut seen = [0; 80];
+        for position in 0..300 {
+            let key = NoiseKey::new(3, 1, 0, 0, 0);
+            let best = whole.best(&logits, draws, &key, position, 4);
+            assert_eq!(best.len(), 2, "nothing else can be drawn");
+            assert_eq!(best[0].0, kernels::nucleus::sample(&logits, 1.0, 0.7, &key, position));
+            seen[best[0].0 as usize] += 1;
+        }
+        assert_eq!((seen[0] + seen[1], seen[0] > seen[1], seen[1] > 60), (300, true, true), "{seen:?}");
     }
 
     #[test]

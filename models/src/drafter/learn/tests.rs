@@ -8,6 +8,7 @@ use state::plan::TinyShape;
 use super::super::buffer::Example;
 use super::*;
 
+const DRAWS: Draws = Draws { temperature: 0.8, top_p: 1.0 };
 const SHAPES: [DrafterShape; 2] = [DrafterShape::eagle(10), DrafterShape::eagle3(10)];
 
 /// A small target with large weights, so that its logits differ, and two answers with what it made of them.
@@ -100,13 +101,13 @@ fn guesses_are_those_of_the_drafts() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, 0.8).unwrap().unwrap();
+        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, DRAWS).unwrap().unwrap();
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
         assert_eq!(guesses.first[1], guesses.right.iter().filter(|right| **right).count());
         assert!(guesses.first[0] == 13 && guesses.first[2] >= guesses.first[1]);
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer = guess(&pool, &vocabulary, (&weights, shape, 1), &cut, 0.8).unwrap().unwrap();
+        let fewer = guess(&pool, &vocabulary, (&weights, shape, 1), &cut, DRAWS).unwrap().unwrap();
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
     }
 }
@@ -118,7 +119,7 @@ fn a_wrong_guess_ends_what_is_said_ahead() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let of = |levels| guess(&pool, &vocabulary, (&weights, shape, levels), &windows, 0.8).unwrap().unwrap();
+        let of = |levels| guess(&pool, &vocabulary, (&weights, shape, levels), &windows, DRAWS).unwrap().unwrap();
         let (one, three) = (of(1), of(3));
         assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
         assert!(three.right[..13] == one.right && three.first == one.first);
