@@ -3,6 +3,7 @@ SmolLM2-135M.
 
     python3 -m venv target/peers && target/peers/bin/pip install xllamacpp gguf numpy torch transformers
     target/peers/bin/python models/benches/peers.py
+    target/peers/bin/python models/benches/peers.py rollout.json   # as `taper bench rollout … --json` printed it
 
 Run it beside `cargo bench -p taper-models`, on the same quiet machine. Prints one line a figure.
 """
@@ -45,24 +46,31 @@ def convert(source, target, kind):
     writer.close()
 
 
-def llama(path, batch, threads=1, tokens=48):
-    """Tokens a second of `batch` streams of 100 prompt tokens."""
+def server(path, batch, context, threads):
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_parallel = batch
-    params.n_ctx = 512 * batch
+    params.n_ctx = context * batch
     params.n_batch = 2048
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
     params.warmup = False
-    server = xllamacpp.Server(params)
+    return xllamacpp.Server(params)
+
+
+def request(slot, prompt, count):
+    prompt = [1 + (slot * 131 + j * 7) % 40_000 for j in range(prompt)]
+    return {"prompt": prompt, "n_predict": count, "ignore_eos": True, "temperature": 1.0, "cache_prompt": True, "id_slot": slot}
+
+
+def llama(path, batch, threads=1, tokens=48):
+    """Tokens a second of `batch` streams of 100 prompt tokens."""
+    peer = server(path, batch, 512, threads)
 
     def complete(i, count):
-        prompt = [1 + (i * 131 + j * 7) % 40_000 for j in range(100)]
-        request = {"prompt": prompt, "n_predict": count, "ignore_eos": True, "temperature": 1.0, "cache_prompt": True, "id_slot": i}
-        return server.handle_completions(request)
+        return peer.handle_completions(request(i, 100, count))
 
     def run(count):
         workers = [threading.Thread(target=complete, args=(i, count)) for i in range(batch)]
@@ -75,6 +83,29 @@ def llama(path, batch, threads=1, tokens=48):
     # The prompt is cached by now; the difference of two lengths is decoding alone.
     short, long = run(8), run(8 + tokens)
     return batch * tokens / (long - short)
+
+
+def model(kind):
+    """SmolLM2 with matrices of this kind."""
+    source = next(f for f in glob.glob(os.path.join(FOLDER, "*.gguf")) if "Q4_1" in f)
+    path = os.path.join(FOLDER, f"peer-{kind}.model")
+    if not os.path.exists(path):
+        convert(source, path, kind)
+    return path
+
+
+def llama_rollout(path, lengths, threads=1):
+    """Tokens a second of a rollout whose answers have these lengths, all of them together."""
+    pairs = list(zip(lengths["prompts"], lengths["answers"]))
+    # Each sequence has the same share of the context.
+    context = max(prompt + answer for prompt, answer in pairs) + 16
+    peer = server(path, len(pairs), context, threads)
+    complete = lambda i, pair: peer.handle_completions(request(i, *pair))
+    workers = [threading.Thread(target=complete, args=(i, pair)) for i, pair in enumerate(pairs)]
+    began = time.time()
+    [w.start() for w in workers]
+    [w.join() for w in workers]
+    return sum(lengths["answers"]) / (time.time() - began)
 
 
 def smollm2():
@@ -134,6 +165,11 @@ def peak_gb():
 
 def main():
     figures = {}
+    recorded = [name for name in sys.argv[1:] if name.endswith(".json")]
+    for name in recorded:
+        with open(name) as file:
+            lengths = json.load(file)["tail_lengths"]
+        figures["llama.cpp f32, the rollout of that length, 1 thread, tokens/s"] = llama_rollout(model("f32"), lengths)
     if "torch" in sys.argv[1:] or len(sys.argv) == 1:
         figures["torch eager f32, training step of 8 x 256, 2 threads, tokens/s"] = torch_step()
         figures["torch peak memory, GB"] = peak_gb()
@@ -143,13 +179,9 @@ def main():
                 name = f"transformers {kind}, generate, 2 threads, batch {batch}, tokens/s"
                 figures[name] = transformers(batch, kind)
     if "llama" in sys.argv[1:] or len(sys.argv) == 1:
-        source = next(f for f in glob.glob(os.path.join(FOLDER, "*.gguf")) if "Q4_1" in f)
         for kind in ["bf16", "f32"]:
-            path = os.path.join(FOLDER, f"peer-{kind}.model")
-            if not os.path.exists(path):
-                convert(source, path, kind)
             for batch in [1, 8, 32, 128]:
-                figures[f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s"] = llama(path, batch)
+                figures[f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s"] = llama(model(kind), batch)
     for name, value in figures.items():
         print(f"{name:<70} {value:8.1f}")
     print(json.dumps(figures))
