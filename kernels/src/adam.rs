@@ -13,7 +13,7 @@ pub struct AdamRule {
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
-    /// Factor of the gradient: clipping.
+    /// Factor of the gradient: of its mean, and of clipping.
     pub scale: f32,
     /// What is left of a number: `1 - lr * decay`.
     pub keep: f32,

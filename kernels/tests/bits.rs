@@ -131,8 +131,8 @@ fn gradients_do_not_see_threads() {
         let mut by_ahead = [[vec![0.0; rows * 20], vec![0.0; rows * 20]]];
         let to = SequencesGradient { dq, dk, dv, ahead: &mut by_ahead };
         attend_ahead_gradient(&pool, [&x, kv, kv], &[[kv, kv]], &lengths, shape, &x, to);
-        let length = sum_of_squares(&pool, &dw) as f32;
-        bits(&[dx, dw, d.concat(), by_ahead.concat().concat(), vec![length]].concat())
+        let squares = both_words(sum_of_squares(&pool, &values(5, 12_345)));
+        [bits(&[dx, dw, d.concat(), by_ahead.concat().concat()].concat()), squares.to_vec()].concat()
     };
     assert_eq!(run(1), run(3));
 }
@@ -234,10 +234,14 @@ fn fingerprint() -> String {
         // Many rows, more than a block of k, an odd number of features.
         let mut many = vec![0.0; 40 * 50];
         linear(&pool, &values(4, 40 * 601), &matrix(5, 50, 601, storage), &mut many);
-        all.push(sum_of_squares(&pool, &many) as f32);
         all.extend(many);
     }
-    format!("{:x?}", bits(&all))
+    format!("{:x?} {:x?}", bits(&all), both_words(sum_of_squares(&pool, &values(5, 12_345))))
+}
+
+fn both_words(value: f64) -> [u32; 2] {
+    let bits = value.to_bits();
+    [(bits >> 32) as u32, bits as u32]
 }
 
 /// Runs all these tests in processes of their own with narrower kernels, and compares what everything together makes.

@@ -196,7 +196,7 @@ fn adam_matches_and_rounds_what_it_wrote() {
 }
 
 #[test]
-fn the_sum_of_squares_is_exact() {
+fn the_sum_of_squares_matches() {
     for len in [0, 1, 7, 2048, 5001] {
         let values = random(6, len);
         let want: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();

@@ -129,7 +129,7 @@ fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller
         tables
             .push(line(format!("the best of recording {}", i + 1), Controller::Table(tuned(age, &replay.strategies))));
     }
-    let plays: Vec<f64> = (0..PLAYS).map(|play| replay.seconds(bandit, seed + play)).collect();
+    let plays: Vec<f64> = (0..PLAYS).map(|play| replay.seconds(bandit, seed.wrapping_add(play))).collect();
     let (adaptive_s, hindsight_s) = (plays.iter().sum::<f64>() / PLAYS as f64, replay.hindsight());
     let best = |lines: &[Line]| lines.iter().map(|line| line.seconds).fold(f64::INFINITY, f64::min);
     Measured {

@@ -90,7 +90,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
         full: lines(&full),
         tail_batch_sizes: by_batch(&tail[0].1, &tail[1].1),
         tail: lines(&tail),
-        tail_lengths: Lengths::of(&tail[0].1.answers),
+        tail_lengths: Lengths::of(&tail[0].1.answers, (race.group(), args.slots)),
         regret_fixed,
         regret_by_batch,
         trees,

@@ -60,9 +60,9 @@ def server(path, batch, context, threads):
     return xllamacpp.Server(params)
 
 
-def request(slot, prompt, count):
-    prompt = [1 + (slot * 131 + j * 7) % 40_000 for j in range(prompt)]
-    return {"prompt": prompt, "n_predict": count, "ignore_eos": True, "temperature": 1.0, "cache_prompt": True, "id_slot": slot}
+def request(problem, prompt, count):
+    prompt = [1 + (problem * 131 + j * 7) % 40_000 for j in range(prompt)]
+    return {"prompt": prompt, "n_predict": count, "ignore_eos": True, "temperature": 1.0, "cache_prompt": True}
 
 
 def llama(path, batch, threads=1, tokens=48):
@@ -70,7 +70,7 @@ def llama(path, batch, threads=1, tokens=48):
     peer = server(path, batch, 512, threads)
 
     def complete(i, count):
-        return peer.handle_completions(request(i, 100, count))
+        return peer.handle_completions({**request(i, 100, count), "id_slot": i})
 
     def run(count):
         workers = [threading.Thread(target=complete, args=(i, count)) for i in range(batch)]
@@ -95,17 +95,24 @@ def model(kind):
 
 
 def llama_rollout(path, lengths, threads=1):
-    """Tokens a second of a rollout whose answers have these lengths, all of them together."""
+    """Tokens a second of a rollout whose answers have these lengths, as many together as there, prompts included."""
     pairs = list(zip(lengths["prompts"], lengths["answers"]))
     # Each sequence has the same share of the context.
     context = max(prompt + answer for prompt, answer in pairs) + 16
-    peer = server(path, len(pairs), context, threads)
-    complete = lambda i, pair: peer.handle_completions(request(i, *pair))
-    workers = [threading.Thread(target=complete, args=(i, pair)) for i, pair in enumerate(pairs)]
+    peer = server(path, min(lengths["slots"], len(pairs)), context, threads)
+    done = [0] * len(pairs)
+
+    def complete(i, prompt, answer):
+        result = peer.handle_completions(request(i // lengths["group"], prompt, answer))
+        done[i] = (json.loads(result) if isinstance(result, (str, bytes)) else result)["usage"]["completion_tokens"]
+
+    workers = [threading.Thread(target=complete, args=(i, *pair)) for i, pair in enumerate(pairs)]
     began = time.time()
     [w.start() for w in workers]
     [w.join() for w in workers]
-    return sum(lengths["answers"]) / (time.time() - began)
+    seconds = time.time() - began
+    assert done == lengths["answers"], f"asked for {lengths['answers']}, got {done}"
+    return sum(done) / seconds
 
 
 def smollm2():
@@ -169,7 +176,7 @@ def main():
     for name in recorded:
         with open(name) as file:
             lengths = json.load(file)["tail_lengths"]
-        figures["llama.cpp f32, the rollout of that length, 1 thread, tokens/s"] = llama_rollout(model("f32"), lengths)
+        figures[f"llama.cpp f32, the rollout of {name}, 1 thread, tokens/s"] = llama_rollout(model("f32"), lengths)
     if "torch" in sys.argv[1:] or len(sys.argv) == 1:
         figures["torch eager f32, training step of 8 x 256, 2 threads, tokens/s"] = torch_step()
         figures["torch peak memory, GB"] = peak_gb()

@@ -89,6 +89,20 @@ fn moments_survive_a_file() {
     assert_eq!(step(&mut again), step(&mut adam));
 }
 
+/// A mean is a sum with a factor, also where it is clipped.
+#[test]
+fn a_factor_of_the_gradients_is_one_of_their_norm() {
+    let weights = Weights::random(&config(), 3).unwrap();
+    let (sum, clipped) =
+        (tree_sum(gradients(&weights, &sequences(4), 2)), Optimizer { clip_norm: 1e-3, ..optimizer() });
+    let scaled: Gradients = sum.iter().map(|values| values.iter().map(|value| value * 0.25).collect()).collect();
+    let step = |gradients| AdamW::new(&weights).step(&Pool::default(), &weights, gradients, &clipped, 1e-3);
+    // A power of two rounds nothing.
+    let ((with, norm), (without, expected)) = (step((sum, 0.25)), step((scaled, 1.0)));
+    assert_eq!((with.sha256(), norm), (without.sha256(), expected));
+    assert!(norm > clipped.clip_norm);
+}
+
 #[test]
 fn the_gradient_is_the_slope_of_the_loss() {
     let weights = Weights::random(&config(), 5).unwrap();

@@ -39,8 +39,9 @@ fn workflow(folder: &Path, change: impl Fn(String) -> String) -> std::path::Path
     path
 }
 
-/// Steps enough that some device runs dry and learns, however busy the machine is: a step takes milliseconds.
+/// Steps enough that some device runs dry and learns also on a busy machine: a step takes milliseconds.
 fn with_idle_time(workflow: String) -> String {
+    assert!(workflow.contains("steps: 10"));
     workflow.replace("steps: 10", "steps: 60")
 }
 

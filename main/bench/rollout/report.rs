@@ -62,20 +62,23 @@ pub(super) struct Lengths {
     pub(super) longest: usize,
     /// Answers that were cut.
     pub(super) truncated: usize,
-    /// Of each answer, and of its prompt, in the order of the requests: for others to decode as much.
+    /// Of each answer, and of its prompt, in the order of the requests, and requests decoded together at most: for others to decode as
+    /// much. Those that follow each other in a group have the same prompt.
     pub(super) answers: Vec<usize>,
     pub(super) prompts: Vec<usize>,
+    pub(super) group: usize,
+    pub(super) slots: usize,
 }
 
 impl Lengths {
-    pub(super) fn of(answers: &[Answer]) -> Self {
+    pub(super) fn of(answers: &[Answer], (group, slots): (usize, usize)) -> Self {
         let lengths: Vec<usize> = answers.iter().map(|answer| answer.log_probs.len()).collect();
         let mut sorted = lengths.clone();
         sorted.sort_unstable();
         let [median, most, longest] = [50, 90, 100].map(|percent| nearest_rank(&sorted, percent).unwrap_or(0));
         let truncated = answers.iter().filter(|answer| answer.truncated).count();
         let prompts = answers.iter().map(|answer| answer.prompt).collect();
-        Self { median, most, longest, truncated, answers: lengths, prompts }
+        Self { median, most, longest, truncated, answers: lengths, prompts, group, slots }
     }
 }
 

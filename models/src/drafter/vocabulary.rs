@@ -14,6 +14,9 @@ const LEAST: usize = 512;
 /// Share of the tokens seen that a part covers.
 const COVERED: f64 = 0.995;
 
+/// What a token outside the guessed nucleus is behind by: the target's own may hold it nevertheless.
+const OUTSIDE: f32 = 3.0;
+
 /// A target, and the part of its vocabulary that is drafted.
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
@@ -94,7 +97,7 @@ impl Vocabulary {
     }
 
     /// The `width` best tokens by logits / T plus the target's own noise, best first, with their distance to the best (0 or
-    /// below). Where the target draws from a nucleus, those of the guessed one.
+    /// below). Where the target draws from a nucleus, what is not in the guessed one is less likely.
     pub(crate) fn best(
         &self,
         logits: &[f32],
@@ -108,12 +111,12 @@ impl Vocabulary {
             None => noise::perturb(logits, temperature, key, position, &mut perturbed),
             Some(ids) => noise::perturb_some(logits, ids, temperature, key, position, &mut perturbed),
         }
+        if let Some(nucleus) = draws.nucleus(logits) {
+            perturbed.iter_mut().for_each(|score| *score -= OUTSIDE);
+            nucleus.into_iter().for_each(|at| perturbed[at as usize] += OUTSIDE);
+        }
         let mut best: Vec<(usize, f32)> = Vec::with_capacity(width + 1);
-        let scores: &mut dyn Iterator<Item = (usize, f32)> = match draws.nucleus(logits) {
-            None => &mut perturbed.into_iter().enumerate(),
-            Some(nucleus) => &mut nucleus.into_iter().map(|at| (at as usize, perturbed[at as usize])),
-        };
-        for (at, score) in scores {
+        for (at, score) in perturbed.into_iter().enumerate() {
             if best.len() < width || score > best[best.len() - 1].1 {
                 let place = best.partition_point(|(_, s)| *s >= score);
                 best.insert(place, (at, score));
@@ -166,21 +169,23 @@ mod tests {
     }
 
     #[test]
-    fn guesses_come_from_the_nucleus() {
+    fn what_is_outside_the_nucleus_is_seldom_guessed() {
         let target = target();
         let whole = Vocabulary::whole(&target);
         // Probabilities 1/2, 1/4, 1/8 and little.
         let logits: Vec<f32> = (0..80).map(|id| [8.0, 4.0, 2.0, 0.03][id.min(3)]).map(f32::ln).collect();
         let draws = Draws { temperature: 1.0, top_p: 0.7 };
         let mut seen = [0; 80];
+        let mut same = 0;
         for position in 0..300 {
             let key = NoiseKey::new(3, 1, 0, 0, 0);
             let best = whole.best(&logits, draws, &key, position, 4);
-            assert_eq!(best.len(), 2, "nothing else can be drawn");
-            assert_eq!(best[0].0, kernels::nucleus::sample(&logits, 1.0, 0.7, &key, position));
+            assert_eq!(best.len(), 4, "the target's nucleus may be another");
+            same += usize::from(best[0].0 == kernels::nucleus::sample(&logits, 1.0, 0.7, &key, position));
             seen[best[0].0 as usize] += 1;
         }
-        assert_eq!((seen[0] + seen[1], seen[0] > seen[1], seen[1] > 60), (300, true, true), "{seen:?}");
+        // A quarter is outside; that much noise is seldom enough to be guessed nevertheless.
+        assert!(same > 285 && seen[0] > seen[1] && seen[1] > 60, "{same} of 300 guessed, {seen:?}");
     }
 
     #[test]

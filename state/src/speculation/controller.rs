@@ -3,8 +3,8 @@
 //! * **CTRL-1** A strategy whose drafter is not ready is never chosen.
 //! * **CTRL-2** Choices depend only on the observations, the draws and the readiness passed in.
 //! * **CTRL-3** A controller restored from its serialised form makes the choices it would have made.
-//! * **CTRL-4** Once all arms of a bucket were tried or are known from others, one is explored only while exploring it has
-//!   lost less than its equal part of [`LOSS_MAX`] of the time measured there.
+//! * **CTRL-4** Where all strategies are slower, exploring them loses about [`LOSS_MAX`] of the time measured there, and at first four
+//!   times as much.
 //!
 //! Choices change when tokens appear, never which.
 

@@ -9,6 +9,9 @@ use super::bandit::Cycle;
 /// A cycle counts as at most so many median ones: the machine did something else meanwhile.
 const OUTLIER: f64 = 4.0;
 
+/// How far tokens of cycles are expected to differ from their mean, as a share of it, before that is measured: counts as one cycle.
+const SPREAD: f64 = 0.3;
+
 /// One arm in one bucket.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Arm {
@@ -19,6 +22,8 @@ pub(super) struct Arm {
     /// Of a cycle.
     tokens: f64,
     seconds: f64,
+    #[serde(default)]
+    batch: f64,
     /// Standard error of the rate, as a share of it.
     #[serde(default)]
     error: f64,
@@ -30,12 +35,16 @@ impl Arm {
         self.cycles.push_back(cycle);
         let excess = self.cycles.len().saturating_sub(window);
         self.cycles.drain(..excess);
-        (self.tokens, self.seconds) = means(&self.cycles);
-        self.rate = self.tokens / self.seconds;
+        let longest = longest(&self.cycles);
         let count = self.cycles.len() as f64;
-        let residual = |c: &Cycle| (c.rate * c.seconds - self.rate * c.seconds).powi(2);
-        let sum: f64 = self.cycles.iter().map(residual).sum();
-        self.error = (sum / (count * (count - 1.0).max(1.0))).sqrt() / self.tokens.max(f64::MIN_POSITIVE);
+        let mean = |of: &dyn Fn(&Cycle) -> f64| self.cycles.iter().map(of).sum::<f64>() / count;
+        self.tokens = mean(&|cycle| cycle.tokens());
+        self.seconds = mean(&|cycle| cycle.seconds.min(longest));
+        self.batch = mean(&|cycle| cycle.batch());
+        self.rate = self.tokens / self.seconds;
+        let variance = mean(&|cycle| (cycle.tokens() - self.rate * cycle.seconds.min(longest)).powi(2));
+        let usual = (SPREAD * self.tokens).powi(2);
+        self.error = ((count * variance + usual) / count).sqrt() / (count.sqrt() * self.tokens);
     }
 
     /// Measurements in the window.
@@ -58,7 +67,12 @@ impl Arm {
         (!self.cycles.is_empty()).then_some(self.seconds)
     }
 
-    /// Standard error of the rate, as a share of it; 0 of a single measurement.
+    /// Mean requests of a cycle.
+    pub(super) fn batch(&self) -> Option<f64> {
+        (!self.cycles.is_empty()).then_some(self.batch)
+    }
+
+    /// Standard error of the rate, as a share of it.
     pub(super) fn error(&self) -> f64 {
         self.error
     }
@@ -70,18 +84,11 @@ impl Arm {
     }
 }
 
-/// Tokens and seconds of a cycle.
-fn means(cycles: &VecDeque<Cycle>) -> (f64, f64) {
+/// Seconds that a cycle counts as, at most.
+fn longest(cycles: &VecDeque<Cycle>) -> f64 {
     let mut seconds: Vec<f64> = cycles.iter().map(|c| c.seconds).collect();
     let middle = seconds.len() / 2;
-    let longest = OUTLIER * *seconds.select_nth_unstable_by(middle, f64::total_cmp).1;
-    let (mut tokens, mut total_s) = (0.0, 0.0);
-    for cycle in cycles {
-        tokens += cycle.rate * cycle.seconds;
-        total_s += cycle.seconds.min(longest);
-    }
-    let count = cycles.len() as f64;
-    (tokens / count, total_s / count)
+    OUTLIER * *seconds.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 #[cfg(test)]
@@ -111,8 +118,10 @@ mod tests {
     fn an_outlier_counts_little_and_a_rare_success_in_full() {
         let mut arm = Arm::default();
         (0..8).for_each(|_| arm.observe(cycle(1.0, 1.0), 10));
+        assert!((arm.error() - 0.3 / 8.0).abs() < 1e-12, "nothing differed: {}", arm.error());
         arm.observe(cycle(1.0, 1000.0), 10);
         assert!((arm.rate().unwrap() - 9.0 / 12.0).abs() < 1e-12);
+        assert!((0.1..0.3).contains(&arm.error()), "{}", arm.error());
         arm.observe(cycle(9.0, 1.0), 10);
         assert!((arm.rate().unwrap() - 18.0 / 13.0).abs() < 1e-12);
     }

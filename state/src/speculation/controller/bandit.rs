@@ -1,18 +1,20 @@
 //! Bucketed ε-greedy bandit with an off arm, after BEG-MAB (Hu et al. 2025, "Taming the Long Tail", section on the
 //! adaptive rollout engine).
 //!
-//! Differences from it: plain decoding is an arm; a change of the best arm needs a margin; exploring has a budget of
-//! time; arms that are not in use keep few measurements, since a drafter in training gets better; and what an arm does at
-//! other batch sizes stands in for measurements that are missing ([`prior`](super::prior)).
+//! Differences from it: plain decoding is an arm; speeds are compared at one batch size; a change of the best arm needs a margin and
+//! what luck does not explain; exploring has a budget of time; arms that are not in use keep few measurements, since a drafter in
+//! training gets better; and what an arm does at other batch sizes stands in for measurements that are missing
+//! ([`prior`](super::prior)).
 
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, Times, hope};
-use super::{BUCKETS, Measured, batch_sizes};
+use super::prior::{Habits, Scale, hope};
+use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
-/// Share of the time so far that exploring may lose, all arms of a batch size together: a short rollout is not the place for dear ones.
+/// Share of the time so far that exploring strategies may lose at a batch size, once all were tried: a short rollout is not the place
+/// for dear ones. What plain cycles lose is apart, because they have to be.
 pub const LOSS_MAX: f64 = 0.0025;
 /// Cycles with drafts after which a plain one is due. What plain decoding did before the machine changed its mind would keep a
 /// strategy in use that only looks faster.
@@ -29,10 +31,8 @@ const TRUST_HOPE: f64 = 2.0;
 const OPTIMISM: f64 = 1.05;
 /// A challenger must be this much faster, beside the error of what was measured of it.
 const HYSTERESIS: f64 = 0.01;
-/// What was hardly tried may be better than it is thought to be: for its sake so many times as much may be lost.
-const NEW: f64 = 4.0;
-/// An arm is nearly as fast if it is expected to lose less than this share of its time.
-const NEARLY: f64 = 0.1;
+/// What may turn out to be the fastest is worth so many times as much.
+const OPEN: f64 = 4.0;
 /// Measurements kept of a strategy that is not in use.
 const CHALLENGER_WINDOW: usize = 24;
 /// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
@@ -71,6 +71,17 @@ pub(super) struct Cycle {
     pub(super) accept_length: f64,
 }
 
+impl Cycle {
+    pub(super) fn tokens(self) -> f64 {
+        self.rate * self.seconds
+    }
+
+    /// Requests that took part.
+    pub(super) fn batch(self) -> f64 {
+        self.tokens() / self.accept_length
+    }
+}
+
 /// One bucket. Arms are indices into the strategies; `None` is plain decoding, measured by the controller.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Bucket {
@@ -106,22 +117,16 @@ impl Bandit {
     ) -> Option<Strategy> {
         let strategies = &self.strategies;
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
-        let (cycles, batch) = (Times::of(plain), batch as f64);
-        let scale = scale(&cycles, batch, bucket);
-        let known = self.habits.iter().zip(strategies);
+        let (scale, batch) = (Scale::of(plain, bucket), batch as f64);
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
-            let (forecast, trusted) = match habits.forecast(batch, &cycles) {
+            let (forecast, trusted) = match habits.forecast(batch, &scale.times) {
                 Some(forecast) => (forecast, TRUST),
-                None => (hope(*strategy, batch, &cycles)?, TRUST_HOPE),
+                None => (hope(*strategy, batch, &scale.times)?, TRUST_HOPE),
             };
-            Some(Expected { rate: forecast.rate() * scale, seconds: forecast.seconds, trusted })
+            Some(Expected { rate: scale.of_rate(forecast.rate(), batch), seconds: forecast.seconds, trusted })
         };
-        let known = Known {
-            count: plain[bucket].count(),
-            seconds: plain[bucket].seconds().unwrap_or(0.0),
-            rate: cycles.rate(usual(bucket)).unwrap_or(0.0),
-            expected: known.map(expect).collect(),
-        };
+        let expected = self.habits.iter().zip(strategies).map(expect).collect();
+        let known = Known { plain: &plain[bucket], scale, expected };
         let chosen = self.buckets[bucket].choose(&known, &usable, self.epsilon, draw);
         chosen.map(|arm| strategies[arm])
     }
@@ -141,15 +146,14 @@ impl Bandit {
                 found => found,
             },
         };
-        let (cycles, batch) = (Times::of(plain), batch as f64);
+        let scale = Scale::of(plain, bucket);
         if let Some(arm) = arm
-            && let Some(plain_s) = cycles.seconds(batch)
+            && let Some(plain_s) = scale.times.seconds(batch as f64)
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
         }
-        let cycle = Cycle { rate: cycle.rate * scale(&cycles, batch, bucket), ..cycle };
-        self.buckets[bucket].observe(cycles.rate(usual(bucket)), arm, cycle, window);
+        self.buckets[bucket].observe((&plain[bucket], &scale), arm, cycle, window);
     }
 
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
@@ -173,31 +177,15 @@ struct Expected {
 }
 
 /// What is known beside a bucket's own measurements of its strategies: plain decoding there, and what is expected of each.
-struct Known {
-    /// Measurements of plain decoding, and mean seconds of a cycle.
-    count: usize,
-    seconds: f64,
-    /// Tokens a second at the bucket's usual batch size.
-    rate: f64,
+struct Known<'a> {
+    plain: &'a Arm,
+    scale: Scale,
     expected: Vec<Option<Expected>>,
 }
 
-/// The batch size that speeds of a bucket are stated for: a bucket's batches shrink as a rollout goes on, and what was measured of 32
-/// requests says little of 17 unless plain decoding says how to compare.
-fn usual(bucket: usize) -> f64 {
-    let (min, max) = batch_sizes(bucket);
-    (min as f64 * max.unwrap_or(2 * min) as f64).sqrt()
-}
-
-/// What a speed at this batch size is to be multiplied with to be one at the bucket's usual.
-fn scale(cycles: &Times, batch: f64, bucket: usize) -> f64 {
-    let ratio = cycles.rate(usual(bucket)).zip(cycles.rate(batch)).map_or(1.0, |(usual, here)| usual / here);
-    if ratio.is_finite() { ratio } else { 1.0 }
-}
-
 impl Bucket {
-    fn choose(&mut self, known: &Known, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
-        if known.count < TRIALS {
+    fn choose(&mut self, known: &Known<'_>, usable: &[usize], epsilon: f64, draw: [f64; 2]) -> Option<usize> {
+        if known.plain.count() < TRIALS {
             return None;
         }
         self.elect(known, usable);
@@ -212,7 +200,7 @@ impl Bucket {
     }
 
     /// Replaces the incumbent if it cannot draft, or if another is faster by the margin.
-    fn elect(&mut self, known: &Known, usable: &[usize]) {
+    fn elect(&mut self, known: &Known<'_>, usable: &[usize]) {
         if self.incumbent.is_some_and(|arm| !usable.contains(&arm)) {
             self.incumbent = None;
         }
@@ -229,11 +217,11 @@ impl Bucket {
     }
 
     /// An arm other than the incumbent that can still lose time, the nearly as fast ones more often.
-    fn explore(&self, known: &Known, usable: &[usize], draw: f64) -> Option<usize> {
+    fn explore(&self, known: &Known<'_>, usable: &[usize], draw: f64) -> Option<usize> {
         let best = self.rate(known, self.incumbent);
         let weight = |arm: Option<usize>| match arm {
             // A baseline from few measurements would let luck decide.
-            None if known.count < CHALLENGER_WINDOW => 1.0,
+            None if known.plain.count() < CHALLENGER_WINDOW => 1.0,
             None => PLAIN_WEIGHT,
             some => (self.rate(known, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
         };
@@ -250,9 +238,9 @@ impl Bucket {
     }
 
     /// Tokens a second: what was measured, and as long as that is little, what is expected.
-    fn rate(&self, known: &Known, arm: Option<usize>) -> f64 {
-        let Some(arm) = arm else { return known.rate };
-        match (self.arms[arm].rate(), &known.expected[arm]) {
+    fn rate(&self, known: &Known<'_>, arm: Option<usize>) -> f64 {
+        let Some(arm) = arm else { return known.scale.of_arm(known.plain).unwrap_or(0.0) };
+        match (known.scale.of_arm(&self.arms[arm]), &known.expected[arm]) {
             (Some(measured), Some(Expected { rate, .. })) => {
                 let trust = self.trust(known, arm);
                 trust * measured + (1.0 - trust) * rate
@@ -263,25 +251,25 @@ impl Bucket {
     }
 
     /// How far an arm's measurements count alone.
-    fn trust(&self, known: &Known, arm: usize) -> f64 {
+    fn trust(&self, known: &Known<'_>, arm: usize) -> f64 {
         let count = self.arms[arm].count() as f64;
         known.expected[arm].as_ref().map_or(1.0, |expected| (count / expected.trusted).min(1.0))
     }
 
     /// Seconds of a cycle of an arm.
-    fn seconds(&self, known: &Known, arm: Option<usize>) -> f64 {
-        let Some(arm) = arm else { return known.seconds };
+    fn seconds(&self, known: &Known<'_>, arm: Option<usize>) -> f64 {
+        let Some(arm) = arm else { return known.plain.seconds().unwrap_or(0.0) };
         let expected = || known.expected[arm].as_ref().map(|expected| expected.seconds);
         self.arms[arm].seconds().or_else(expected).unwrap_or(0.0)
     }
 
     /// Standard error of what was measured of an arm, as a share of it, as far as that is trusted: of many arms one always looks good by
     /// luck.
-    fn doubt(&self, known: &Known, arm: usize) -> f64 {
+    fn doubt(&self, known: &Known<'_>, arm: usize) -> f64 {
         (self.trust(known, arm) * self.arms[arm].error()).min(1.0)
     }
 
-    fn observe(&mut self, plain: Option<f64>, arm: Option<usize>, cycle: Cycle, window: usize) {
+    fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, cycle: Cycle, window: usize) {
         self.account(plain, arm, cycle);
         self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
         let Some(arm) = arm else { return };
@@ -291,10 +279,11 @@ impl Bucket {
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
     /// are not saved up.
-    fn account(&mut self, plain: Option<f64>, arm: Option<usize>, cycle: Cycle) {
-        let best = self.incumbent.map_or(plain, |arm| self.arms[arm].rate()).unwrap_or(0.0);
+    fn account(&mut self, (plain, scale): (&Arm, &Scale), arm: Option<usize>, cycle: Cycle) {
+        let best = scale.of_arm(self.incumbent.map_or(plain, |arm| &self.arms[arm])).unwrap_or(0.0);
+        let rate = scale.of_rate(cycle.rate, cycle.batch());
         let is_explored = arm != self.incumbent && best > 0.0;
-        let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - cycle.rate / best);
+        let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - rate / best);
         let lost_s = if is_explored { lost_s } else { 0.0 };
         self.total_s = self.total_s * (1.0 - FORGET) + cycle.seconds + cycle.catch_up_s;
         for account in &mut self.lost_s {
@@ -304,17 +293,20 @@ impl Bucket {
         *account = (*account + lost_s).max(0.0);
     }
 
-    /// Whether the account is in order, and the time so far is long enough for what all strategies have lost and a cycle of this arm is
-    /// expected to lose. Plain cycles have to be, now and then: they take nothing from the others' account. What is expected to be
-    /// nearly as fast need not wait until others have made up for theirs.
-    fn is_affordable(&self, known: &Known, arm: Option<usize>) -> bool {
-        let slower = (1.0 - self.rate(known, arm) / self.rate(known, self.incumbent)).max(0.0);
-        let loss_s = self.seconds(known, arm) * slower;
+    /// Whether the time so far is long enough for what all strategies have lost and a cycle of this one is expected to lose, and its own
+    /// account is in order. Plain cycles have to be, now and then: they take nothing from the others' account.
+    fn is_affordable(&self, known: &Known<'_>, arm: Option<usize>) -> bool {
+        let (rate, best) = (self.rate(known, arm), self.rate(known, self.incumbent));
+        let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0);
         let share_s = LOSS_MAX / self.lost_s.len() as f64 * self.total_s;
         let all_s: f64 = self.lost_s[1..].iter().sum();
-        let is_new = arm.is_some_and(|arm| self.arms[arm].count() < TRIALS);
-        let most_s = if is_new { NEW * LOSS_MAX } else { LOSS_MAX } * self.total_s;
-        self.lost_s[account(arm)] <= share_s && (slower < NEARLY || all_s + loss_s <= most_s)
+        // It may be the fastest, if it is new, or if luck was against it.
+        let is_open =
+            arm.is_some_and(|arm| self.arms[arm].count() < TRIALS || rate * (1.0 + self.arms[arm].error()) > best);
+        match is_open {
+            true => all_s + loss_s <= OPEN * LOSS_MAX * self.total_s,
+            false => all_s + loss_s <= LOSS_MAX * self.total_s && self.lost_s[account(arm)] <= share_s,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::batch_sizes;
 use crate::plan::Strategy;
 
 /// Share of what a strategy did that each new cycle replaces.
@@ -15,6 +16,8 @@ const SEEN_MIN: f64 = 4.0;
 /// Rows that are hoped to take as long as one, as long as only one batch size was measured: reading the weights takes longer than
 /// computing with them.
 const FREE_ROWS: f64 = 8.0;
+/// Beyond what was measured a row costs what the last ones did: at most this part of the largest batch is told apart from smaller ones.
+const FLAT: f64 = 4.0;
 /// Share of a draft that is hoped to be accepted.
 const ACCEPTED: f64 = 0.75;
 
@@ -30,7 +33,7 @@ impl Times {
         Self { points: arms.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() }
     }
 
-    /// Seconds of a cycle with so many rows: between measured ones on a line, above them at the price a row of the last
+    /// Seconds of a cycle with so many rows: between measured ones on a line, above them at the price of a row in the last
     /// stretch, below them as the smallest. Nothing if nothing was measured.
     pub(super) fn seconds(&self, rows: f64) -> Option<f64> {
         let above = self.points.iter().position(|point| point.0 >= rows);
@@ -39,7 +42,11 @@ impl Times {
             (Some(0), [first, ..]) => return Some(first.1),
             (None, [only]) => return Some(only.1 * (rows / only.0.max(FREE_ROWS)).max(1.0)),
             (Some(at), points) => (points[at - 1], points[at]),
-            (None, points) => (points[points.len() - 2], points[points.len() - 1]),
+            (None, points) => {
+                let (low, high) = (points[points.len() - 2], points[points.len() - 1]);
+                // Between few and many the first rows may have cost nothing, and the last ones all.
+                ((low.0.max(high.0 / FLAT), low.1), high)
+            }
         };
         // Noise can make more rows look faster than fewer.
         let slope = ((high.1 - low.1) / (high.0 - low.0).max(1e-9)).max(0.0);
@@ -47,10 +54,30 @@ impl Times {
     }
 }
 
-impl Times {
-    /// Tokens a second of plain cycles of so many requests. Nothing if nothing was measured.
-    pub(super) fn rate(&self, batch: f64) -> Option<f64> {
-        self.seconds(batch).map(|seconds| batch / seconds)
+/// Brings the speeds of a bucket to one batch size. Its batches shrink as a rollout goes on, and what was measured of 32 requests says
+/// little of 17 unless plain cycles say how to compare.
+pub(super) struct Scale {
+    pub(super) times: Times,
+    /// The batch size that speeds are stated for.
+    usual: f64,
+}
+
+impl Scale {
+    pub(super) fn of(plain: &[Arm], bucket: usize) -> Self {
+        let (min, max) = batch_sizes(bucket);
+        Self { times: Times::of(plain), usual: (min as f64 * max.unwrap_or(2 * min) as f64).sqrt() }
+    }
+
+    /// Tokens a second at the usual batch size, from those at another one.
+    pub(super) fn of_rate(&self, rate: f64, batch: f64) -> f64 {
+        let plain = |batch: f64| self.times.seconds(batch).map(|seconds| batch / seconds);
+        let ratio = plain(self.usual).zip(plain(batch)).map_or(1.0, |(usual, here)| usual / here);
+        if ratio.is_finite() { rate * ratio } else { rate }
+    }
+
+    /// The same of what an arm measured.
+    pub(super) fn of_arm(&self, arm: &Arm) -> Option<f64> {
+        Some(self.of_rate(arm.rate()?, arm.batch()?))
     }
 }
 
@@ -98,7 +125,7 @@ impl Forecast {
     }
 }
 
-/// The same of a strategy that never drafted: what it would do if most of its drafts were accepted and cost nothing. Where even
+/// What a strategy that never drafted is expected to do: what it would do if most of its drafts were accepted and cost nothing. Where even
 /// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
 pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<Forecast> {
     let each = strategy.budget as f64;

@@ -193,14 +193,47 @@ fn meaningless_measurements_are_left_out() {
 
 #[test]
 fn a_small_advantage_does_not_change_the_arm() {
-    let mut controller = bandit(0.0, 5);
-    let mut uniform = Uniform(2);
-    let mut last = |speeds| {
-        run(&mut controller, &mut uniform, speeds, 20, 0.0);
-        run(&mut controller, &mut uniform, speeds, 20, 0.0).2
+    let after = |seconds: f64| {
+        let mut controller = bandit(0.0, 50);
+        for _ in 0..24 {
+            controller.observe(4, None, measured(4, 1.0, 4));
+            controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(8, 2.0 * seconds, 4) });
+        }
+        controller.choose(4, [0.5, 0.5], &|drafter| drafter == 0)
     };
-    assert_eq!(share(&last([100.0, 99.0, 50.0, 50.0]), None), 1.0);
-    assert_eq!(share(&last([100.0, 102.0, 50.0, 50.0]), None), 1.0);
+    // What never differed is doubted by a thirtieth of its usual spread.
+    assert_eq!([1.01, 1.0, 0.995, 0.9].map(after), [None, None, None, Some(STRATEGIES[0])]);
+}
+
+#[test]
+fn what_luck_may_explain_does_not_change_the_arm() {
+    let after = |far: u64| {
+        let mut controller = bandit(0.0, 50);
+        for i in 0..24 {
+            controller.observe(4, None, measured(4, 1.0, 4));
+            // Ten percent faster on the mean.
+            let tokens = if i % 8 == 0 { 88 - 7 * far } else { far };
+            controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(tokens, 2.5, 4) });
+        }
+        controller.choose(4, [0.5, 0.5], &|drafter| drafter == 0)
+    };
+    assert_eq!([11, 4].map(after), [Some(STRATEGIES[0]), None]);
+}
+
+#[test]
+fn speeds_are_compared_at_one_batch_size() {
+    // Plain cycles take a second whatever the batch; the strategy is slower than that at 32 requests, and faster at 17.
+    for (plain, drafted, tokens, expected) in [(17, 32, 26, None), (32, 17, 22, Some(STRATEGIES[0]))] {
+        let mut controller = bandit(0.0, 50);
+        for _ in 0..24 {
+            controller.observe(plain, None, measured(plain as u64, 1.0, plain));
+            let rows = drafted * 3;
+            controller.observe(drafted, Some(STRATEGIES[0]), Measured { rows, ..measured(tokens, 1.0, drafted) });
+        }
+        // Known later than what is compared.
+        controller.observe(8, None, measured(8, 1.0, 8));
+        assert_eq!(controller.choose(20, [0.5, 0.5], &|drafter| drafter == 0), expected, "measured at {drafted}");
+    }
 }
 
 #[test]
@@ -212,19 +245,6 @@ fn a_drafter_that_got_better_is_found() {
     run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 1500, 0.1);
     let (_, _, after) = run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 500, 0.1);
     assert!(share(&after, Some(STRATEGIES[2])) > 0.8, "{}", share(&after, Some(STRATEGIES[2])));
-}
-
-#[test]
-fn never_much_slower_than_plain_decoding() {
-    let check = |noise: f64, rate_min: f64| {
-        for seed in 0..50 {
-            let speeds = [100.0, 20.0, 60.0, 95.0];
-            let (seconds, tokens, _) = run(&mut bandit(0.1, 50), &mut Uniform(seed), speeds, 5000, noise);
-            assert!(tokens / seconds > rate_min, "noise {noise}, seed {seed}: {}", tokens / seconds);
-        }
-    };
-    check(0.05, 98.0);
-    check(0.2, 97.0);
 }
 
 #[test]
@@ -261,6 +281,20 @@ proptest! {
         let mut same = Uniform(uniform.0);
         let expected = run(&mut controller, &mut uniform, [100.0, 90.0, 120.0, 110.0], 100, 0.3);
         prop_assert_eq!(run(&mut restored, &mut same, [100.0, 90.0, 120.0, 110.0], 100, 0.3), expected);
+    }
+
+    #[test]
+    fn ctrl_4_exploring_loses_little(seed: u64, slow in prop::collection::vec(20.0f64..97.0, 3), noise in 0.0f64..0.2) {
+        let speeds = [100.0, slow[0], slow[1], slow[2]];
+        let (mut controller, mut uniform) = (bandit(0.1, 50), Uniform(seed));
+        let mut rate = || {
+            let (seconds, tokens, _) = run(&mut controller, &mut uniform, speeds, 5000, noise);
+            tokens / seconds
+        };
+        // What is mistaken for the best is not explored: a noisy machine costs a little more.
+        let (first, then) = (rate(), rate());
+        prop_assert!(first > 97.5 - 5.0 * noise, "{first}");
+        prop_assert!(then > 99.0 - 5.0 * noise, "{then}");
     }
 
     #[test]
