@@ -3,7 +3,7 @@
 //! Work is split by output elements, never along a sum, so that the number of threads changes no bit.
 //!
 //! What may be given up can run interruptibly: as soon as somebody else has work for the device, its kernels do nothing any
-//! more, so that it ends within the kernel that is running.
+//! more, so that it ends within the part of a kernel that is running.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -120,7 +120,7 @@ impl Pool {
     }
 
     /// Calls `task` once for every part, on any of the threads, and returns when all parts are done. While the threads are at
-    /// work for another caller, this one does all parts itself. Does nothing once it was interrupted.
+    /// work for another caller, this one does all parts itself. Once it was interrupted, no part begins any more.
     ///
     /// # Panics
     /// If a part panics.
@@ -128,6 +128,11 @@ impl Pool {
         if self.is_interrupted() {
             return;
         }
+        let task = &|part: usize| {
+            if !self.is_interrupted() {
+                task(part);
+            }
+        };
         if self.helpers.is_empty() || parts <= 1 {
             return (0..parts).for_each(task);
         }
@@ -305,6 +310,13 @@ mod tests {
             };
             assert_eq!(pool.interruptibly(task), None);
             assert_eq!(done.load(Ordering::Relaxed), 2, "the second one did nothing");
+            waiting.store(0, Ordering::Relaxed);
+            let stop_at = |part| {
+                done.fetch_add(1, Ordering::Relaxed);
+                waiting.fetch_add(usize::from(part == 3), Ordering::Relaxed);
+            };
+            assert_eq!(pool.interruptibly(|| pool.run(1_000_000, &stop_at)), None);
+            assert!(done.load(Ordering::Relaxed) < 500_000, "nor did most parts of the first one");
             waiting.store(0, Ordering::Relaxed);
         }
     }

@@ -61,6 +61,9 @@ pub fn attend_ahead(
         for rows in &sequences[some] {
             before.clear();
             for first in rows.clone().step_by(BLOCK) {
+                if pool.is_interrupted() {
+                    return;
+                }
                 let last = (first + BLOCK).min(rows.end);
                 let keys = first * kv_width..last * kv_width;
                 fresh.clear();
@@ -115,7 +118,7 @@ pub fn attend_ahead_gradient(
         let mut head = Head::default();
         for part in some {
             let (rows, kv_head) = (&sequences[part / shape.kv_heads], part % shape.kv_heads);
-            head.gradient([q, k, v, grad], ahead, rows, kv_head, shape, (shares, &by_ahead));
+            head.gradient((pool, [q, k, v, grad]), ahead, rows, kv_head, shape, (shares, &by_ahead));
         }
     });
 }
@@ -162,7 +165,7 @@ struct Head {
 impl Head {
     fn gradient(
         &mut self,
-        [q, k, v, grad]: [&[f32]; 4],
+        (pool, [q, k, v, grad]): (&Pool, [&[f32]; 4]),
         ahead: &[[&[f32]; 2]],
         rows: &Range<usize>,
         kv_head: usize,
@@ -187,6 +190,9 @@ impl Head {
         for head in kv_head * group..(kv_head + 1) * group {
             let own = Columns { width: shape.heads * dim, first: head * dim, dim };
             for first in (0..count).step_by(ROWS) {
+                if pool.is_interrupted() {
+                    return;
+                }
                 let block = rows.start + first..rows.start + (first + ROWS).min(count);
                 self.block([q, grad], (ahead, kv), &block, first, own, shape.scale());
                 // SAFETY: these rows and columns belong to this head of this sequence.
