@@ -151,7 +151,9 @@ impl Pool {
     /// does not hold up all, and runs them.
     pub fn split(&self, len: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
         let grains = len.div_ceil(grain);
-        let parts = if self.helpers.is_empty() { 1 } else { (PARTS * self.threads()).min(grains).max(1) };
+        // What may be interrupted is so between parts.
+        let is_whole = self.helpers.is_empty() && !self.is_interruptible.load(Ordering::Relaxed);
+        let parts = if is_whole { 1 } else { (PARTS * self.threads()).min(grains).max(1) };
         let bound = |i: usize| (grains * i / parts * grain).min(len);
         self.run(parts, &|i| task(bound(i)..bound(i + 1)));
     }
@@ -317,6 +319,16 @@ mod tests {
             };
             assert_eq!(pool.interruptibly(|| pool.run(1_000_000, &stop_at)), None);
             assert!(done.load(Ordering::Relaxed) < 500_000, "nor did most parts of the first one");
+            waiting.store(0, Ordering::Relaxed);
+            let covered = AtomicUsize::new(0);
+            let split = || {
+                pool.split(900, 1, |range| {
+                    covered.fetch_add(range.len(), Ordering::Relaxed);
+                    waiting.store(1, Ordering::Relaxed);
+                })
+            };
+            assert_eq!(pool.interruptibly(split), None);
+            assert!(covered.load(Ordering::Relaxed) < 900, "it is split");
             waiting.store(0, Ordering::Relaxed);
         }
     }

@@ -116,7 +116,7 @@ pub fn attend_ahead_gradient(
     let by_ahead: Vec<[Shares<'_>; 2]> = to.ahead.iter_mut().map(|d| d.each_mut().map(|d| Shares::of(d))).collect();
     pool.split(sequences.len() * shape.kv_heads, 1, |some| {
         let mut head = Head::default();
-        for part in some {
+        for part in some.take_while(|_| !pool.is_interrupted()) {
             let (rows, kv_head) = (&sequences[part / shape.kv_heads], part % shape.kv_heads);
             head.gradient((pool, [q, k, v, grad]), ahead, rows, kv_head, shape, (shares, &by_ahead));
         }

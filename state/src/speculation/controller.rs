@@ -3,8 +3,8 @@
 //! * **CTRL-1** A strategy whose drafter is not ready is never chosen.
 //! * **CTRL-2** Choices depend only on the observations, the draws and the readiness passed in.
 //! * **CTRL-3** A controller restored from its serialised form makes the choices it would have made.
-//! * **CTRL-4** Where all strategies are slower, exploring them loses about [`LOSS_MAX`] of the time measured there, and at first four
-//!   times as much.
+//! * **CTRL-4** Where all strategies are slower, exploring them loses no more than about [`LOSS_MAX`] of the time measured there, or twice
+//!   as much as long as luck may explain it.
 //!
 //! Choices change when tokens appear, never which.
 

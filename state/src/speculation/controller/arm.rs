@@ -87,7 +87,8 @@ impl Arm {
 /// Seconds that a cycle counts as, at most.
 fn longest(cycles: &VecDeque<Cycle>) -> f64 {
     let mut seconds: Vec<f64> = cycles.iter().map(|c| c.seconds).collect();
-    let middle = seconds.len() / 2;
+    // Of two the shorter one: one of them may be the outlier.
+    let middle = (seconds.len() - 1) / 2;
     OUTLIER * *seconds.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 

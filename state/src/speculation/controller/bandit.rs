@@ -13,9 +13,9 @@ use super::prior::{Habits, Scale, hope};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
-/// Share of the time so far that exploring strategies may lose at a batch size, once all were tried: a short rollout is not the place
-/// for dear ones. What plain cycles lose is apart, because they have to be.
-pub const LOSS_MAX: f64 = 0.0025;
+/// Share of the time so far that exploring may lose at a batch size with arms that are not the fastest, an equal part each: a short
+/// rollout is not the place for dear ones.
+pub const LOSS_MAX: f64 = 0.005;
 /// Cycles with drafts after which a plain one is due. What plain decoding did before the machine changed its mind would keep a
 /// strategy in use that only looks faster.
 const PLAIN_EVERY: u32 = 32;
@@ -31,10 +31,10 @@ const TRUST_HOPE: f64 = 2.0;
 const OPTIMISM: f64 = 1.05;
 /// A challenger must be this much faster, beside the error of what was measured of it.
 const HYSTERESIS: f64 = 0.01;
-/// What may turn out to be the fastest is worth so many times as much.
-const OPEN: f64 = 4.0;
+/// What may be the fastest, being new, or because luck may have been against it, is worth so many times as much, together with them.
+const OPEN: f64 = 2.0;
 /// Measurements kept of a strategy that is not in use.
-const CHALLENGER_WINDOW: usize = 24;
+const CHALLENGER_WINDOW: usize = 48;
 /// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
 const PLAIN_WEIGHT: f64 = 0.1;
 /// Smallest weight of a strategy when exploring.
@@ -220,9 +220,9 @@ impl Bucket {
     fn explore(&self, known: &Known<'_>, usable: &[usize], draw: f64) -> Option<usize> {
         let best = self.rate(known, self.incumbent);
         let weight = |arm: Option<usize>| match arm {
-            // A baseline from few measurements would let luck decide.
             None if known.plain.count() < CHALLENGER_WINDOW => 1.0,
             None => PLAIN_WEIGHT,
+            Some(arm) if self.is_new(arm) => 1.0,
             some => (self.rate(known, some) / best).powi(4).clamp(WEIGHT_MIN, 1.0),
         };
         let others: Vec<Option<usize>> =
@@ -278,7 +278,7 @@ impl Bucket {
     }
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
-    /// are not saved up.
+    /// hardly any are saved up: luck goes both ways.
     fn account(&mut self, (plain, scale): (&Arm, &Scale), arm: Option<usize>, cycle: Cycle) {
         let best = scale.of_arm(self.incumbent.map_or(plain, |arm| &self.arms[arm])).unwrap_or(0.0);
         let rate = scale.of_rate(cycle.rate, cycle.batch());
@@ -289,24 +289,31 @@ impl Bucket {
         for account in &mut self.lost_s {
             *account *= 1.0 - FORGET;
         }
+        let credit_s = self.share_s();
         let account = &mut self.lost_s[account(arm)];
-        *account = (*account + lost_s).max(0.0);
+        *account = (*account + lost_s).max(-credit_s);
     }
 
-    /// Whether the time so far is long enough for what all strategies have lost and a cycle of this one is expected to lose, and its own
-    /// account is in order. Plain cycles have to be, now and then: they take nothing from the others' account.
+    /// Whether the time so far is long enough for what was lost and a cycle of this arm is expected to lose: by itself, or by all
+    /// strategies, if it may be the fastest. Plain cycles have to be, now and then, and a baseline from few would let luck decide.
     fn is_affordable(&self, known: &Known<'_>, arm: Option<usize>) -> bool {
         let (rate, best) = (self.rate(known, arm), self.rate(known, self.incumbent));
         let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0);
-        let share_s = LOSS_MAX / self.lost_s.len() as f64 * self.total_s;
-        let all_s: f64 = self.lost_s[1..].iter().sum();
         // It may be the fastest, if it is new, or if luck was against it.
-        let is_open =
-            arm.is_some_and(|arm| self.arms[arm].count() < TRIALS || rate * (1.0 + self.arms[arm].error()) > best);
-        match is_open {
-            true => all_s + loss_s <= OPEN * LOSS_MAX * self.total_s,
-            false => all_s + loss_s <= LOSS_MAX * self.total_s && self.lost_s[account(arm)] <= share_s,
-        }
+        let is_open = arm.is_some_and(|arm| self.is_new(arm) || rate * (1.0 + self.arms[arm].error()) > best);
+        let all_s: f64 = self.lost_s[1..].iter().sum();
+        (arm.is_none() && (known.plain.count() as f64) < TRUST)
+            || self.lost_s[account(arm)] + loss_s <= self.share_s()
+            || (is_open && all_s + loss_s <= OPEN * LOSS_MAX * self.total_s)
+    }
+
+    fn is_new(&self, arm: usize) -> bool {
+        self.arms[arm].count() < TRIALS
+    }
+
+    /// Seconds that one arm may have lost which is not the fastest.
+    fn share_s(&self) -> f64 {
+        LOSS_MAX / self.lost_s.len() as f64 * self.total_s
     }
 }
 
