@@ -33,6 +33,8 @@ const OPTIMISM: f64 = 1.05;
 const HYSTERESIS: f64 = 0.01;
 /// What may be the fastest, being new, or because luck may have been against it, is worth so many times as much, together with them.
 const OPEN: f64 = 2.0;
+/// Standard errors by which a challenger is believed less.
+const DOUBT: f64 = 0.5;
 /// Measurements kept of a strategy that is not in use.
 const CHALLENGER_WINDOW: usize = 48;
 /// Weight of plain decoding when exploring; strategies have up to 1. Its speed changes least.
@@ -263,10 +265,10 @@ impl Bucket {
         self.arms[arm].seconds().or_else(expected).unwrap_or(0.0)
     }
 
-    /// Standard error of what was measured of an arm, as a share of it, as far as that is trusted: of many arms one always looks good by
-    /// luck.
+    /// By how much less an arm is believed, as a share, as far as what was measured of it is trusted: of many arms one always looks good
+    /// by luck.
     fn doubt(&self, known: &Known<'_>, arm: usize) -> f64 {
-        (self.trust(known, arm) * self.arms[arm].error()).min(1.0)
+        (DOUBT * self.trust(known, arm) * self.arms[arm].error()).min(1.0)
     }
 
     fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, cycle: Cycle, window: usize) {
