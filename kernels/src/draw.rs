@@ -18,11 +18,10 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// The tokens that can be drawn, likeliest first; nothing if all can.
+    /// The tokens that can be drawn, likeliest first; nothing if all can, or only the likeliest.
     #[must_use]
     pub fn nucleus(&self, logits: &[f32]) -> Option<Vec<u32>> {
-        let is_some = self.top_p < 1.0 && self.temperature > 0.0;
-        is_some.then(|| nucleus::nucleus(logits, 1.0 / self.temperature, f64::from(self.top_p)))
+        nucleus::cut(logits, self.temperature, self.top_p)
     }
 }
 

@@ -11,12 +11,12 @@ const FAR: f64 = 1e-6;
 /// A `top_p` of 1 or more is all tokens, `T = 0` plain argmax. Of equally likely tokens lower ids come first.
 #[must_use]
 pub fn sample(logits: &[f32], temperature: f32, top_p: f32, key: &NoiseKey, position: u32) -> u32 {
-    if top_p >= 1.0 || temperature == 0.0 {
+    let Some(nucleus) = cut(logits, temperature, top_p) else {
         return noise::sample(logits, temperature, key, position);
-    }
+    };
     let inverse = 1.0 / temperature;
     let mut best = (f32::NEG_INFINITY, 0);
-    for id in nucleus(logits, inverse, f64::from(top_p)) {
+    for id in nucleus {
         let value = logits[id as usize] * inverse + key.gumbel(position, id);
         if value > best.0 || (value == best.0 && id < best.1) {
             best = (value, id);
@@ -25,8 +25,14 @@ pub fn sample(logits: &[f32], temperature: f32, top_p: f32, key: &NoiseKey, posi
     best.1
 }
 
+/// The tokens that can be drawn, likeliest first; nothing if all can, or only the likeliest.
+pub(crate) fn cut(logits: &[f32], temperature: f32, top_p: f32) -> Option<Vec<u32>> {
+    let is_whole = top_p >= 1.0 || temperature == 0.0;
+    (!is_whole).then(|| nucleus(logits, 1.0 / temperature, f64::from(top_p)))
+}
+
 /// Its tokens, likeliest first; always one.
-pub(crate) fn nucleus(logits: &[f32], inverse: f32, top_p: f64) -> Vec<u32> {
+fn nucleus(logits: &[f32], inverse: f32, top_p: f64) -> Vec<u32> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // In the order of ids, so that the sum has the same bits everywhere.
     let weights: Vec<f64> = logits.iter().map(|l| f64::from(math::exp((l - top) * inverse))).collect();

@@ -44,7 +44,7 @@ impl Arm {
         self.rate = self.tokens / self.seconds;
         let variance = mean(&|cycle| (cycle.tokens() - self.rate * cycle.seconds.min(longest)).powi(2));
         let usual = (SPREAD * self.tokens).powi(2);
-        self.error = ((count * variance + usual) / count).sqrt() / (count.sqrt() * self.tokens);
+        self.error = ((variance + usual / count) / count).sqrt() / self.tokens;
     }
 
     /// Measurements in the window.

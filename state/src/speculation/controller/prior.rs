@@ -52,26 +52,31 @@ impl Times {
         let slope = ((high.1 - low.1) / (high.0 - low.0).max(1e-9)).max(0.0);
         Some(low.1 + slope * (rows - low.0))
     }
+
+    /// Tokens a second of plain cycles of so many requests.
+    fn rate(&self, batch: f64) -> Option<f64> {
+        self.seconds(batch).map(|seconds| batch / seconds)
+    }
 }
 
 /// Brings the speeds of a bucket to one batch size. Its batches shrink as a rollout goes on, and what was measured of 32 requests says
 /// little of 17 unless plain cycles say how to compare.
 pub(super) struct Scale {
     pub(super) times: Times,
-    /// The batch size that speeds are stated for.
-    usual: f64,
+    /// Tokens a second of plain cycles at the batch size that speeds are stated for.
+    usual: Option<f64>,
 }
 
 impl Scale {
     pub(super) fn of(plain: &[Arm], bucket: usize) -> Self {
-        let (min, max) = batch_sizes(bucket);
-        Self { times: Times::of(plain), usual: (min as f64 * max.unwrap_or(2 * min) as f64).sqrt() }
+        let (times, (min, max)) = (Times::of(plain), batch_sizes(bucket));
+        let usual = times.rate((min as f64 * max.unwrap_or(2 * min) as f64).sqrt());
+        Self { times, usual }
     }
 
     /// Tokens a second at the usual batch size, from those at another one.
     pub(super) fn of_rate(&self, rate: f64, batch: f64) -> f64 {
-        let plain = |batch: f64| self.times.seconds(batch).map(|seconds| batch / seconds);
-        let ratio = plain(self.usual).zip(plain(batch)).map_or(1.0, |(usual, here)| usual / here);
+        let ratio = self.usual.zip(self.times.rate(batch)).map_or(1.0, |(usual, here)| usual / here);
         if ratio.is_finite() { rate * ratio } else { rate }
     }
 

@@ -192,32 +192,27 @@ fn meaningless_measurements_are_left_out() {
     assert_eq!(controller, bandit(0.1, 10));
 }
 
+/// What is chosen after 24 plain cycles of a token a second for each request, and as many of a strategy: tokens and seconds.
+fn after(drafted: impl Fn(usize) -> (u64, f64)) -> Option<Strategy> {
+    let mut controller = bandit(0.0, 50);
+    for (tokens, seconds) in (0..24).map(drafted) {
+        controller.observe(4, None, measured(4, 1.0, 4));
+        controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(tokens, seconds, 4) });
+    }
+    controller.choose(4, [0.5, 0.5], &|drafter| drafter == 0)
+}
+
 #[test]
 fn a_small_advantage_does_not_change_the_arm() {
-    let after = |seconds: f64| {
-        let mut controller = bandit(0.0, 50);
-        for _ in 0..24 {
-            controller.observe(4, None, measured(4, 1.0, 4));
-            controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(8, 2.0 * seconds, 4) });
-        }
-        controller.choose(4, [0.5, 0.5], &|drafter| drafter == 0)
-    };
+    let after = |seconds: f64| after(|_| (8, 2.0 * seconds));
     // One percent is a margin, and what never differed is doubted nevertheless.
     assert_eq!([1.01, 1.0, 0.995, 0.985, 0.9].map(after), [None, None, None, None, Some(STRATEGIES[0])]);
 }
 
 #[test]
 fn what_luck_may_explain_does_not_change_the_arm() {
-    let after = |far: u64| {
-        let mut controller = bandit(0.0, 50);
-        for i in 0..24 {
-            controller.observe(4, None, measured(4, 1.0, 4));
-            // Ten percent faster on the mean.
-            let tokens = if i % 8 == 0 { 88 - 7 * far } else { far };
-            controller.observe(4, Some(STRATEGIES[0]), Measured { rows: 20, ..measured(tokens, 2.5, 4) });
-        }
-        controller.choose(4, [0.5, 0.5], &|drafter| drafter == 0)
-    };
+    // Ten percent faster on the mean.
+    let after = |far: u64| after(|i| (if i % 8 == 0 { 88 - 7 * far } else { far }, 2.5));
     assert_eq!([11, 4].map(after), [Some(STRATEGIES[0]), None]);
 }
 
@@ -246,6 +241,19 @@ fn a_drafter_that_got_better_is_found() {
     run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 1500, 0.1);
     let (_, _, after) = run(&mut controller, &mut uniform, [100.0, 60.0, 70.0, 170.0], 500, 0.1);
     assert!(share(&after, Some(STRATEGIES[2])) > 0.8, "{}", share(&after, Some(STRATEGIES[2])));
+}
+
+#[test]
+fn never_much_slower_than_plain_decoding() {
+    let check = |noise: f64, rate_min: f64| {
+        for seed in 0..50 {
+            let speeds = [100.0, 20.0, 60.0, 95.0];
+            let (seconds, tokens, _) = run(&mut bandit(0.1, 50), &mut Uniform(seed), speeds, 5000, noise);
+            assert!(tokens / seconds > rate_min, "noise {noise}, seed {seed}: {}", tokens / seconds);
+        }
+    };
+    check(0.05, 98.0);
+    check(0.2, 97.0);
 }
 
 #[test]
