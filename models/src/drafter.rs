@@ -7,6 +7,7 @@ pub mod hybrid;
 pub mod learn;
 mod network;
 pub mod share;
+mod sharpness;
 pub mod suffix;
 pub mod uncoupled;
 pub mod vocabulary;

@@ -8,6 +8,7 @@ use models::optim::{AdamW, Gradients, TreeSum, learning_rate};
 use models::train::{Sequence, Workspace, gradient, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Hidden, Target, Weights};
 use state::plan::{DrafterShape, Optimizer, Schedule, Strategy, TinyShape};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn config() -> Config {
@@ -188,8 +189,14 @@ fn what_is_learned_by_heart_is_drafted() {
             weights = learner.weights().clone();
         }
         let mut eagle = Eagle::new(vocabulary, &weights, shape, Arc::default()).unwrap();
-        let right = rollout(&target, (1, 8), hidden, Some(&mut eagle)).1;
+        let (drafted, right) = rollout(&target, (1, 8), hidden, Some(&mut eagle));
         assert!(share(&right) > 0.95, "{shape:?}: {right:?}");
+        // What the drafter shares with the target has stayed as it was, to the bit.
+        let bits = |answers: &[Answer]| -> BTreeMap<usize, Vec<u32>> {
+            answers.iter().map(|a| (a.group, a.log_probs.iter().map(|p| p.to_bits()).collect())).collect()
+        };
+        let after = rollout(&target, (1, 8), hidden, None).0;
+        assert_eq!([bits(&after), bits(&drafted)], [bits(&answers), bits(&answers)]);
     }
 }
 

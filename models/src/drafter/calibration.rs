@@ -1,10 +1,12 @@
 //! How likely a guess is right, learned from what the target made of earlier ones.
 //!
-//! A guess is known by its *gap*: how far its perturbed score (logit / T + noise) is above the second best, or, if it is not
+//! A guess is known by its *gap*: how far its score (sharpness times logit / T, plus noise) is above the second best, or, if it is not
 //! the best, below the best. Gaps are told apart by bins, apart for each of the first levels: deeper guesses stand on guesses.
 
+use super::sharpness::Sharpness;
+
 /// Levels told apart; deeper ones count as the last.
-const LEVELS: usize = 4;
+pub(super) const LEVELS: usize = 4;
 /// Bins of gaps from `-GAP_MAX` to `GAP_MAX`.
 const BINS: usize = 32;
 const GAP_MAX: f32 = 8.0;
@@ -13,10 +15,11 @@ const PRIOR: f32 = 8.0;
 /// Share forgotten at each observation: drafters learn, and the target moves.
 const FORGET: f32 = 1.0 / 512.0;
 
-/// Chances by level and gap.
+/// Chances by level and gap, and how far logits are believed against noise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     bins: [[Bin; BINS]; LEVELS],
+    pub(super) sharpness: Sharpness,
 }
 
 /// Guesses seen, and those that were right, the newest counting most.
@@ -28,7 +31,7 @@ struct Bin {
 
 impl Default for Calibration {
     fn default() -> Self {
-        Self { bins: [[Bin::default(); BINS]; LEVELS] }
+        Self { bins: [[Bin::default(); BINS]; LEVELS], sharpness: Sharpness::default() }
     }
 }
 

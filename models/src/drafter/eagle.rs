@@ -10,6 +10,8 @@ use state::plan::{DrafterShape, Strategy};
 
 use super::network::{Network, Pass};
 use super::share::{Bounds, Record, keep};
+use super::sharpness::Favourites;
+use super::vocabulary::{Candidate, Place};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
 use crate::layer::{Attend, Rows, heads};
@@ -30,6 +32,9 @@ struct Memory {
 /// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
 /// its drafts save.
 const WINDOW: usize = 192;
+
+/// Tokens among which the favourite of any sharpness is.
+const CANDIDATES: usize = 16;
 
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub struct Eagle {
     calibration: Arc<Mutex<Calibration>>,
     /// The guesses of each tree of the last draft.
     guesses: Vec<Vec<Guess>>,
+    /// What else might have been guessed in them.
+    favourites: Vec<Favourites>,
     /// The requests of the last draft.
     drafted: Vec<u64>,
 }
@@ -94,9 +101,22 @@ impl Eagle {
         let network = Network::new(config, shape, weights)?;
         let (heads, reads) = (heads(config), reads(shape));
         let (seen, memory) = (BTreeMap::new(), Memory::default());
-        let (calibration, guesses, drafted) = Default::default();
+        let (calibration, guesses, favourites, drafted) = Default::default();
         let catch_up_s = 0.0;
-        Ok(Self { vocabulary, network, reads, heads, pool, seen, memory, catch_up_s, calibration, guesses, drafted })
+        Ok(Self {
+            vocabulary,
+            network,
+            reads,
+            heads,
+            pool,
+            seen,
+            memory,
+            catch_up_s,
+            calibration,
+            guesses,
+            favourites,
+            drafted,
+        })
     }
 
     /// The same, with chances that others learn from too, or that an earlier version has learned.
@@ -277,6 +297,7 @@ impl Drafter for Eagle {
         let mut leaves: Vec<Leaf> = requests.iter().enumerate().map(root).filter(|l| !l.hidden.is_empty()).collect();
         let mut drafts: Vec<KeyValues> = requests.iter().map(|_| KeyValues::new(self.heads)).collect();
         self.guesses = vec![Vec::new(); requests.len()];
+        self.favourites = vec![Favourites::default(); requests.len()];
         for level in 0..strategy.depth {
             let grown = self.grow(requests, &leaves, level, strategy, &mut trees);
             if grown.is_empty() || level + 1 == strategy.depth {
@@ -301,6 +322,9 @@ impl Drafter for Eagle {
 
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         let mut calibration = lock(&self.calibration);
+        for (accepted, favourites) in accepted.iter().zip(&self.favourites) {
+            calibration.sharpness.observe(favourites, accepted);
+        }
         for (((tree, accepted), guesses), id) in trees.iter().zip(accepted).zip(&self.guesses).zip(&self.drafted) {
             let mut seen = self.seen.get_mut(id);
             let is_right = |node: usize| accepted.nodes.contains(&node);
@@ -341,7 +365,11 @@ impl Eagle {
         }
         let guesses = &mut self.guesses[first..first + trees.len()];
         let chances: Vec<Vec<f32>> = guesses.iter().map(|all| all.iter().map(|guess| guess.chance).collect()).collect();
-        for (guesses, kept) in guesses.iter_mut().zip(keep(trees, &chances, worth, budget)) {
+        let favourites = &mut self.favourites[first..];
+        for ((guesses, favourites), kept) in
+            guesses.iter_mut().zip(favourites).zip(keep(trees, &chances, worth, budget))
+        {
+            favourites.keep(&kept);
             *guesses = kept.into_iter().map(|node| guesses[node]).collect();
         }
     }
@@ -373,17 +401,19 @@ impl Eagle {
         let logits = self.memory.logits.chunks_exact(self.vocabulary.size());
         // A copy: other devices draft at the same time.
         let calibration = lock(&self.calibration).clone();
+        let sharpness = calibration.sharpness.value(level);
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
             let record = self.seen.get(&request.id).map(|seen| seen.record).unwrap_or_default();
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
-            let Context { draws, noise, .. } = request;
+            let place = Place { draws: request.draws, noise: &request.noise, position, sharpness };
             // One more than wanted: the best one's gap is its distance to the second.
-            let best = self.vocabulary.best(logits, *draws, noise, position, strategy.width + 1);
-            let ahead = best.get(1).map_or(f32::INFINITY, |second| -second.1);
-            for (rank, (token, behind)) in best.into_iter().take(strategy.width).enumerate() {
-                let gap = if rank == 0 { ahead } else { behind };
+            let best = self.vocabulary.best(logits, &place, CANDIDATES.max(strategy.width + 1));
+            self.favourites[leaf.request].add(leaf.node, &best);
+            let second = best.get(1).map_or(f32::NEG_INFINITY, |second| second.score);
+            for (rank, Candidate { token, score, .. }) in best.iter().copied().take(strategy.width).enumerate() {
+                let gap = score - if rank == 0 { second } else { best[0].score };
                 let usual = calibration.chance(level, gap);
                 let chance = leaf.chance * record.correct(usual);
                 if chance >= strategy.chance_min {

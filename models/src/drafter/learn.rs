@@ -10,6 +10,7 @@ use super::Vocabulary;
 use super::buffer::Window;
 use super::eagle;
 use super::network::Network;
+use super::vocabulary::Place;
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
 use crate::optim::{self, AdamW, Gradients};
@@ -301,8 +302,8 @@ fn level_guesses(
         }
         let Drawn { token, noise, position } = drawn;
         let place = if right[row] {
-            let best = vocabulary.best(logits, draws, noise, *position, 3);
-            best.iter().position(|(guess, _)| guess == token)
+            let place = Place { draws, noise, position: *position, sharpness: 1.0 };
+            vocabulary.best(logits, &place, 3).iter().position(|guess| guess.token == *token)
         } else {
             None
         };

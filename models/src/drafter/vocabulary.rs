@@ -17,6 +17,27 @@ const COVERED: f64 = 0.995;
 /// What a token outside the guessed nucleus is behind by: the target's own may hold it nevertheless.
 const OUTSIDE: f32 = 3.0;
 
+/// Where a token is guessed: how and with which noise the target will draw it, and how far logits are believed against that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) draws: Draws,
+    pub(crate) noise: &'a NoiseKey,
+    /// Of the token in its answer.
+    pub(crate) position: u32,
+    /// See [`Sharpness`](super::sharpness::Sharpness).
+    pub(crate) sharpness: f32,
+}
+
+/// A token that may be guessed, with its score: sharpness times logit / T, plus noise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Candidate {
+    pub(crate) token: u32,
+    pub(crate) score: f32,
+    /// Logit / T.
+    pub(crate) logit: f32,
+    pub(crate) noise: f32,
+}
+
 /// A target, and the part of its vocabulary that is drafted.
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
@@ -96,17 +117,11 @@ impl Vocabulary {
         linear(pool, hidden, &self.head, logits);
     }
 
-    /// The `width` best tokens by logits / T plus the target's own noise, best first, with their distance to the best (0 or
-    /// below). Where the target draws from a nucleus, what is not in the guessed one is less likely.
-    pub(crate) fn best(
-        &self,
-        logits: &[f32],
-        draws: Draws,
-        key: &NoiseKey,
-        position: u32,
-        width: usize,
-    ) -> Vec<(u32, f32)> {
-        let (mut perturbed, temperature) = (Vec::with_capacity(logits.len()), draws.temperature);
+    /// The `count` best tokens by sharpness times logits / T plus the target's own noise, best first. Where the target draws from a
+    /// nucleus, what is not in the guessed one is less likely.
+    pub(crate) fn best(&self, logits: &[f32], place: &Place<'_>, count: usize) -> Vec<Candidate> {
+        let Place { draws, noise: key, position, sharpness } = *place;
+        let (mut perturbed, temperature) = (Vec::with_capacity(logits.len()), draws.temperature / sharpness);
         match &self.ids {
             None => noise::perturb(logits, temperature, key, position, &mut perturbed),
             Some(ids) => noise::perturb_some(logits, ids, temperature, key, position, &mut perturbed),
@@ -115,17 +130,21 @@ impl Vocabulary {
             perturbed.iter_mut().for_each(|score| *score -= OUTSIDE);
             nucleus.into_iter().for_each(|at| perturbed[at as usize] += OUTSIDE);
         }
-        let mut best: Vec<(usize, f32)> = Vec::with_capacity(width + 1);
+        let mut best: Vec<(usize, f32)> = Vec::with_capacity(count + 1);
         for (at, score) in perturbed.into_iter().enumerate() {
-            if best.len() < width || score > best[best.len() - 1].1 {
+            if best.len() < count || score > best[best.len() - 1].1 {
                 let place = best.partition_point(|(_, s)| *s >= score);
                 best.insert(place, (at, score));
-                best.truncate(width);
+                best.truncate(count);
             }
         }
-        let top = best.first().map_or(0.0, |b| b.1);
-        let id = |at: usize| self.ids.as_ref().map_or(at as u32, |ids| ids[at]);
-        best.into_iter().map(|(at, score)| (id(at), score - top)).collect()
+        let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
+        let candidate = |(at, score): (usize, f32)| {
+            let token = self.ids.as_ref().map_or(at as u32, |ids| ids[at]);
+            let logit = logits[at] * inverse;
+            Candidate { token, score, logit: logit / sharpness, noise: score - logit }
+        };
+        best.into_iter().map(candidate).collect()
     }
 }
 
@@ -156,13 +175,14 @@ mod tests {
                 let draws = Draws { temperature, top_p: 1.0 };
                 let mut logits = Vec::new();
                 vocabulary.logits_into(&pool, &hidden, &mut logits);
-                vocabulary.best(&logits, draws, &key, position, width)
+                let place = Place { draws, noise: &key, position, sharpness: 1.5 };
+                vocabulary.best(&logits, &place, width)
             };
             for temperature in [0.0, 1.0] {
-                let mut wanted: Vec<u32> = best(&whole, temperature, 80).iter().map(|b| b.0).collect();
-                assert_eq!(best(&whole, temperature, 1)[0].0, wanted[0]);
+                let mut wanted: Vec<u32> = best(&whole, temperature, 80).iter().map(|b| b.token).collect();
+                assert_eq!(best(&whole, temperature, 1)[0].token, wanted[0]);
                 wanted.retain(|id| ids.contains(id));
-                let found: Vec<u32> = best(&part, temperature, 5).iter().map(|b| b.0).collect();
+                let found: Vec<u32> = best(&part, temperature, 5).iter().map(|b| b.token).collect();
                 assert_eq!(found, wanted[..5]);
             }
         }
@@ -179,10 +199,10 @@ mod tests {
         let mut same = 0;
         for position in 0..300 {
             let key = NoiseKey::new(3, 1, 0, 0, 0);
-            let best = whole.best(&logits, draws, &key, position, 4);
+            let best = whole.best(&logits, &Place { draws, noise: &key, position, sharpness: 1.0 }, 4);
             assert_eq!(best.len(), 4, "the target's nucleus may be another");
-            same += usize::from(best[0].0 == kernels::nucleus::sample(&logits, 1.0, 0.7, &key, position));
-            seen[best[0].0 as usize] += 1;
+            same += usize::from(best[0].token == kernels::nucleus::sample(&logits, 1.0, 0.7, &key, position));
+            seen[best[0].token as usize] += 1;
         }
         // A quarter is outside; that much noise is seldom enough to be guessed nevertheless.
         assert!(same > 285 && seen[0] > seen[1] && seen[1] > 60, "{same} of 300 guessed, {seen:?}");

@@ -1,0 +1,143 @@
+//! How far a drafter's logits are believed against the noise that tokens are drawn with, learned from the tokens that came.
+//!
+//! A perfect drafter's logits count as they are: with the target's own noise they rank tokens as the target does. Others are right
+//! on the whole and not in each place. Where a drafter is surer than it should be (it has learned few answers by heart, or guesses
+//! from guesses), noise decides more than it thinks. Where it knows the mean of what the target may say, a token that is unlikely on
+//! the whole is in most places unlikelier still, and noise decides less. So logits are multiplied by a sharpness, apart for each
+//! level: the one that would have guessed most tokens.
+
+use super::calibration::LEVELS;
+use super::vocabulary::Candidate;
+use state::speculation::tree::{Accepted, ROOT};
+
+/// Those that are compared.
+const VALUES: [f32; 7] = [0.35, 0.5, 0.7, 1.0, 1.3, 1.7, 2.5];
+/// The one before anything was seen, and the tokens that it is ahead by then.
+const FIRST: usize = 3;
+const HEAD_START: f32 = 4.0;
+/// Share forgotten at each token: drafters learn.
+const FORGET: f32 = 1.0 / 2048.0;
+
+/// For each level and sharpness how many tokens it would have guessed, the newest counting most.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sharpness {
+    right: [[f32; VALUES.len()]; LEVELS],
+}
+
+/// What each sharpness would have guessed, by the node below which it was: all nodes of a tree that may have children.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Favourites(Vec<(usize, [u32; VALUES.len()])>);
+
+impl Default for Sharpness {
+    fn default() -> Self {
+        let mut right = [0.0; VALUES.len()];
+        right[FIRST] = HEAD_START;
+        Self { right: [right; LEVELS] }
+    }
+}
+
+impl Sharpness {
+    /// What to multiply a level's logits with: what has been best so far, of equals the one closest to 1.
+    pub(super) fn value(&self, level: usize) -> f32 {
+        let right = &self.right[level.min(LEVELS - 1)];
+        let better = |best: usize, other: usize| {
+            let closer = other.abs_diff(FIRST) < best.abs_diff(FIRST);
+            if right[other] > right[best] || (right[other] == right[best] && closer) { other } else { best }
+        };
+        VALUES[(0..VALUES.len()).fold(FIRST, better)]
+    }
+
+    /// Learns from the tokens that came, as far as there were guesses.
+    pub(super) fn observe(&mut self, favourites: &Favourites, accepted: &Accepted) {
+        let above = [ROOT].into_iter().chain(accepted.nodes.iter().copied());
+        for (level, (node, token)) in above.zip(&accepted.tokens).enumerate() {
+            let Some((_, guesses)) = favourites.0.iter().find(|(above, _)| *above == node) else { break };
+            for (right, guess) in self.right[level.min(LEVELS - 1)].iter_mut().zip(guesses) {
+                *right += f32::from(u8::from(guess == token)) - FORGET * *right;
+            }
+        }
+    }
+}
+
+impl Favourites {
+    /// Takes in what may be guessed below a node.
+    pub(super) fn add(&mut self, node: usize, candidates: &[Candidate]) {
+        let guess = |sharpness: f32| {
+            let score = |c: &&Candidate| sharpness * c.logit + c.noise;
+            candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map_or(u32::MAX, |c| c.token)
+        };
+        self.0.push((node, VALUES.map(guess)));
+    }
+
+    /// Of the tree's nodes these are left, in order.
+    pub(super) fn keep(&mut self, kept: &[usize]) {
+        self.0.retain_mut(|(node, _)| match kept.binary_search(node) {
+            _ if *node == ROOT => true,
+            Ok(place) => {
+                *node = place;
+                true
+            }
+            Err(_) => false,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels::NoiseKey;
+
+    /// What is believed of a drafter whose logits are the target's times a factor, at each level, and the share of tokens that it
+    /// guesses at first and in the end.
+    fn learned(factor: f32) -> (Sharpness, f64, f64) {
+        let mut sharpness = Sharpness::default();
+        let mut right = Vec::new();
+        for position in 0..12_000 {
+            let key = NoiseKey::new(1, 0, 0, 0, 0);
+            let logit = |token: u32| (key.uniform(position, 1000 + token) * 6.0) as f32;
+            let candidate = |token: u32| {
+                let (logit, noise) = (factor * logit(token), key.gumbel(position, token));
+                Candidate { token, logit, noise, score: 0.0 }
+            };
+            let candidates: Vec<Candidate> = (0..16).map(candidate).collect();
+            let best = |value: f32| {
+                let score = |c: &&Candidate| value * c.logit + c.noise;
+                candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map_or(0, |c| c.token)
+            };
+            let (token, guess) = (best(1.0 / factor), best(sharpness.value(0)));
+            right.push(token == guess);
+            let mut favourites = Favourites::default();
+            favourites.add(ROOT, &candidates);
+            sharpness.observe(&favourites, &Accepted { nodes: Vec::new(), tokens: vec![token] });
+        }
+        let share = |some: &[bool]| some.iter().filter(|is| **is).count() as f64 / some.len() as f64;
+        (sharpness, share(&right[..50]), share(&right[2_000..]))
+    }
+
+    #[test]
+    fn drafters_are_believed_as_far_as_they_are_right() {
+        for (factor, wanted) in [(1.0, 1.0), (2.0, 0.5), (1.0 / 2.5, 2.5), (4.0, 0.35)] {
+            let (sharpness, first, last) = learned(factor);
+            assert_eq!(
+                [0, 1].map(|level| sharpness.value(level)),
+                [wanted, 1.0],
+                "{factor}: other levels are not touched"
+            );
+            assert!(factor == 1.0 || last > first + 0.05, "{factor}: {first} to {last}");
+        }
+    }
+
+    #[test]
+    fn places_are_found_after_a_tree_was_cut() {
+        let candidate = |token: u32| Candidate { token, score: 0.0, logit: 1.0, noise: 0.0 };
+        let mut favourites = Favourites::default();
+        [ROOT, 0, 2, 3].into_iter().zip(10..).for_each(|(node, token)| favourites.add(node, &[candidate(token)]));
+        favourites.keep(&[0, 3]);
+        let places: Vec<(usize, u32)> = favourites.0.iter().map(|(node, tokens)| (*node, tokens[0])).collect();
+        assert_eq!(places, [(ROOT, 10), (0, 11), (1, 13)]);
+        let mut sharpness = Sharpness::default();
+        sharpness.observe(&favourites, &Accepted { nodes: vec![1], tokens: vec![10, 13] });
+        let seen = |level: usize| sharpness.right[level][0];
+        assert_eq!([seen(0), seen(1), seen(2)], [1.0, 1.0, 0.0]);
+    }
+}
