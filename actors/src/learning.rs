@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use kernels::{Draws, NoiseKey, Pool};
-use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, Learner, Reader, Reading, guess};
+use models::drafter::{Calibration, Vocabulary};
 use models::{RawWeights, Target, Weights};
 use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
@@ -86,6 +86,8 @@ struct Exam {
     windows: Vec<Window>,
     shape: DrafterShape,
     levels: usize,
+    /// How logits were believed when it began.
+    calibration: Calibration,
     /// The version in use, and the newest one, if it is to be scored.
     published: Option<Published>,
     newest: Option<Weights>,
@@ -111,13 +113,18 @@ impl Exam {
     fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let is_over = self.read_in_use(lesson, stop)?;
         let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
-        self.by_newest.go_on((newest, self.shape, self.levels), &self.windows, lesson, stop)
+        self.by_newest.go_on((newest, self.shape, self.levels), (&self.windows, &self.calibration), lesson, stop)
     }
 
     /// The same with the version in use alone.
     fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let Some(published) = &self.published else { return Ok(true) };
-        self.by_in_use.go_on((&published.weights, self.shape, self.levels), &self.windows, lesson, stop)
+        self.by_in_use.go_on(
+            (&published.weights, self.shape, self.levels),
+            (&self.windows, &self.calibration),
+            lesson,
+            stop,
+        )
     }
 }
 
@@ -126,7 +133,7 @@ impl Paper {
     fn go_on(
         &mut self,
         version: (&Weights, DrafterShape, usize),
-        windows: &[Window],
+        (windows, calibration): (&[Window], &Calibration),
         lesson: &Lesson<'_>,
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
@@ -135,7 +142,7 @@ impl Paper {
                 return Ok(false);
             }
             let some = &rest[..fitting(rest.iter(), self.together)];
-            match guess(lesson.pool, lesson.vocabulary, version, some, lesson.draws)? {
+            match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration))? {
                 None => self.together /= 2,
                 Some(guesses) => {
                     self.guesses.extend(guesses);
@@ -365,8 +372,18 @@ impl Learning {
             let held_out = || lock(&speculator.buffer).held_out(self.training.tokens_max);
             let windows = if version > 0 { held_out() } else { Vec::new() };
             let (newest, by_in_use, by_newest) = Default::default();
-            let (shape, levels) = (self.shape, self.training.levels);
-            Exam { windows, shape, levels, published: speculator.published(), newest, by_in_use, by_newest }
+            let (shape, levels, calibration) =
+                (self.shape, self.training.levels, lock(&speculator.calibration).clone());
+            Exam {
+                windows,
+                shape,
+                levels,
+                calibration,
+                published: speculator.published(),
+                newest,
+                by_in_use,
+                by_newest,
+            }
         });
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
@@ -394,7 +411,10 @@ impl Learning {
         if guesses >= GUESSES_MIN {
             learned.held_out = Some((share(right, guesses), share(among_three, guesses)));
         }
-        match self.publication.judge(duel) {
+        let verdict = self.publication.judge(duel);
+        // From what the version guessed that is drafted with.
+        lock(&speculator.calibration).learn(if verdict == Verdict::Publish { &newest } else { &in_use });
+        match verdict {
             Verdict::Publish => speculator.publish(&weights),
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {

@@ -31,8 +31,8 @@ pub struct Solo {
     pool: Arc<Pool>,
     /// Has the drafter and teaches it; holds what it learns from.
     learning: Arc<Speculator>,
-    /// Chances of guesses with the target's noise, and without: there gaps mean something else.
-    calibrations: [Arc<Mutex<Calibration>>; 2],
+    /// Of guesses without the target's noise, whose gaps mean something else.
+    uncoupled: Arc<Mutex<Calibration>>,
 }
 
 /// A request: its prompt, and the noise that decides its answer. Those that follow each other with the same prompt are a group.
@@ -197,8 +197,8 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (pool, calibrations) = (Arc::new(Pool::new(threads)), Default::default());
-        Ok(Self { job, weights, target, pool, learning, calibrations })
+        let (pool, uncoupled) = (Arc::new(Pool::new(threads)), Arc::default());
+        Ok(Self { job, weights, target, pool, learning, uncoupled })
     }
 
     /// The plan it was loaded from.
@@ -226,7 +226,7 @@ impl Solo {
     pub fn with_drafter(self, folder: &Path) -> Result<Self> {
         let weights = Arc::new(self.job.read_drafter(&self.target, folder)?);
         let learning = learning(&self.job, Some(Published { version: 1, weights }));
-        Ok(Self { learning, calibrations: Default::default(), ..self })
+        Ok(Self { learning, uncoupled: Arc::default(), ..self })
     }
 
     /// Writes the model as a Hugging Face folder.
@@ -311,8 +311,7 @@ impl Solo {
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
         let speculator = Speculator::new(&speculation, job.plan.seed, with(self.learning.published()), seen);
-        let [coupled, uncoupled] = &self.calibrations;
-        let calibration = if options.is_coupled { coupled } else { uncoupled };
+        let calibration = if options.is_coupled { &self.learning.calibration } else { &self.uncoupled };
         let speculator = Arc::new(speculator.calibrated(calibration.clone()));
         let learning = (options.is_coupled && options.controller == plan.controller).then(|| self.learning.clone());
         if let Some(learning) = &learning {

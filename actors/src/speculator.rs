@@ -45,7 +45,7 @@ pub(crate) struct Speculator {
     /// What was answered lately, for suffix drafters, and how many answers there have been.
     said: Mutex<Said>,
     said_count: AtomicU64,
-    calibration: Arc<Mutex<Calibration>>,
+    pub(crate) calibration: Arc<Mutex<Calibration>>,
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
     choices: AtomicU64,

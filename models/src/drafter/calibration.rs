@@ -3,6 +3,7 @@
 //! A guess is known by its *gap*: how far its score (sharpness times logit / T, plus noise) is above the second best, or, if it is not
 //! the best, below the best. Gaps are told apart by bins, apart for each of the first levels: deeper guesses stand on guesses.
 
+use super::learn::Guesses;
 use super::sharpness::Sharpness;
 
 /// Levels told apart; deeper ones count as the last.
@@ -43,6 +44,11 @@ impl Calibration {
         let Bin { seen, right } = self.bins[level.min(LEVELS - 1)][bin(gap)];
         let prior = 1.0 / (1.0 + (-gap.clamp(-GAP_MAX, GAP_MAX)).exp());
         (right + PRIOR * prior) / (seen + PRIOR)
+    }
+
+    /// Learns how far to believe logits from what a version was found to guess.
+    pub fn learn(&mut self, guesses: &Guesses) {
+        self.sharpness.extend(&guesses.sharpness);
     }
 
     /// Learns from a guess whose parent was right.

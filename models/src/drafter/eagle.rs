@@ -10,7 +10,7 @@ use state::plan::{DrafterShape, Strategy};
 
 use super::network::{Network, Pass};
 use super::share::{Bounds, Record, keep};
-use super::sharpness::Favourites;
+use super::sharpness::{CANDIDATES, Favourites};
 use super::vocabulary::{Candidate, Place};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
@@ -32,9 +32,6 @@ struct Memory {
 /// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
 /// its drafts save.
 const WINDOW: usize = 192;
-
-/// Tokens among which the favourite of any sharpness is.
-const CANDIDATES: usize = 16;
 
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]

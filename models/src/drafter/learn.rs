@@ -6,11 +6,12 @@
 use kernels::{Draws, Pool};
 use state::plan::{DrafterShape, NetworkKind, Optimizer, Schedule};
 
-use super::Vocabulary;
 use super::buffer::Window;
 use super::eagle;
 use super::network::Network;
+use super::sharpness::{CANDIDATES, Sharpness};
 use super::vocabulary::Place;
+use super::{Calibration, Vocabulary};
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
 use crate::optim::{self, AdamW, Gradients};
@@ -241,13 +242,15 @@ impl Learner {
 }
 
 /// What one version of a drafter makes of held-out answers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Guesses {
     /// For each token, level by level, whether it and all before it at earlier levels were the drafter's first choices: together as
     /// many as a draft would have right.
     pub right: Vec<bool>,
     /// Tokens guessed from true hidden states, those of them that were its first choice, and those among its first three.
     pub first: [usize; 3],
+    /// How far logits were to be believed.
+    pub(super) sharpness: Sharpness,
 }
 
 impl Guesses {
@@ -255,11 +258,12 @@ impl Guesses {
     pub fn extend(&mut self, other: Self) {
         self.right.extend(other.right);
         self.first.iter_mut().zip(other.first).for_each(|(sum, own)| *sum += own);
+        self.sharpness.extend(&other.sharpness);
     }
 }
 
-/// Guesses the tokens of the windows' answers, so many ahead of each, with the noise they were drawn with: what a draft would guess
-/// that has been right so far. Nothing if the pool was interrupted.
+/// Guesses the tokens of the windows' answers, so many ahead of each, with the noise they were drawn with and logits believed as they
+/// are in drafts: what a draft would guess that has been right so far. Nothing if the pool was interrupted.
 ///
 /// # Errors
 /// If the weights are of another layout.
@@ -268,7 +272,7 @@ pub fn guess(
     vocabulary: &Vocabulary,
     (weights, shape, levels): (&Weights, DrafterShape, usize),
     windows: &[Window],
-    draws: Draws,
+    belief: (Draws, &Calibration),
 ) -> Result<Option<Guesses>> {
     let target = vocabulary.target().config();
     let network = Network::new(target, shape, weights)?;
@@ -279,7 +283,7 @@ pub fn guess(
         for (level, pass) in passes.iter().enumerate() {
             let used = batch.used(level, &pass.predicted);
             let read = network.leave(pool, &used);
-            level_guesses(pool, (&batch, level), vocabulary, (&read, draws), &mut right, &mut guesses);
+            level_guesses(pool, (&batch, level), vocabulary, (&read, belief), &mut right, &mut guesses);
         }
         guesses
     }))
@@ -290,7 +294,7 @@ fn level_guesses(
     pool: &Pool,
     (batch, level): (&Batch, usize),
     vocabulary: &Vocabulary,
-    (read, draws): (&[f32], Draws),
+    (read, (draws, calibration)): (&[f32], (Draws, &Calibration)),
     right: &mut [bool],
     guesses: &mut Guesses,
 ) {
@@ -302,8 +306,10 @@ fn level_guesses(
         }
         let Drawn { token, noise, position } = drawn;
         let place = if right[row] {
-            let place = Place { draws, noise, position: *position, sharpness: 1.0 };
-            vocabulary.best(logits, &place, 3).iter().position(|guess| guess.token == *token)
+            let place = Place { draws, noise, position: *position, sharpness: calibration.sharpness.value(level) };
+            let best = vocabulary.best(logits, &place, CANDIDATES);
+            guesses.sharpness.observe_among(level, &best, *token);
+            best[..best.len().min(3)].iter().position(|guess| guess.token == *token)
         } else {
             None
         };

@@ -11,10 +11,12 @@ use super::vocabulary::Candidate;
 use state::speculation::tree::{Accepted, ROOT};
 
 /// Those that are compared.
-const VALUES: [f32; 7] = [0.35, 0.5, 0.7, 1.0, 1.3, 1.7, 2.5];
+const VALUES: [f32; 7] = [0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.5];
 /// The one before anything was seen, and the tokens that it is ahead by then.
 const FIRST: usize = 3;
 const HEAD_START: f32 = 4.0;
+/// Tokens among which the favourite of any sharpness is.
+pub(super) const CANDIDATES: usize = 16;
 /// Share forgotten at each token: drafters learn.
 const FORGET: f32 = 1.0 / 2048.0;
 
@@ -22,17 +24,22 @@ const FORGET: f32 = 1.0 / 2048.0;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sharpness {
     right: [[f32; VALUES.len()]; LEVELS],
+    /// Tokens of each level.
+    seen: [f32; LEVELS],
 }
 
 /// What each sharpness would have guessed, by the node below which it was: all nodes of a tree that may have children.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Favourites(Vec<(usize, [u32; VALUES.len()])>);
+pub(super) struct Favourites(Vec<(usize, Guesses)>);
+
+/// The token that each sharpness would have guessed; of no candidates, none.
+type Guesses = [u32; VALUES.len()];
 
 impl Default for Sharpness {
     fn default() -> Self {
         let mut right = [0.0; VALUES.len()];
         right[FIRST] = HEAD_START;
-        Self { right: [right; LEVELS] }
+        Self { right: [right; LEVELS], seen: [0.0; LEVELS] }
     }
 }
 
@@ -52,21 +59,47 @@ impl Sharpness {
         let above = [ROOT].into_iter().chain(accepted.nodes.iter().copied());
         for (level, (node, token)) in above.zip(&accepted.tokens).enumerate() {
             let Some((_, guesses)) = favourites.0.iter().find(|(above, _)| *above == node) else { break };
-            for (right, guess) in self.right[level.min(LEVELS - 1)].iter_mut().zip(guesses) {
-                *right += f32::from(u8::from(guess == token)) - FORGET * *right;
-            }
+            self.observe_one(level, guesses, *token);
         }
     }
+
+    /// Learns from a token of this level, with what might have been guessed.
+    pub(super) fn observe_among(&mut self, level: usize, candidates: &[Candidate], token: u32) {
+        self.observe_one(level, &guesses(candidates), token);
+    }
+
+    fn observe_one(&mut self, level: usize, guesses: &Guesses, token: u32) {
+        let level = level.min(LEVELS - 1);
+        self.seen[level] += 1.0;
+        for (right, guess) in self.right[level].iter_mut().zip(guesses) {
+            *right += f32::from(u8::from(*guess == token)) - FORGET * *right;
+        }
+    }
+
+    /// Takes in what another one has seen since it was new.
+    pub(super) fn extend(&mut self, newer: &Self) {
+        let fresh = Self::default();
+        for level in 0..LEVELS {
+            let keep = (1.0 - FORGET).powf(newer.seen[level]);
+            for (i, right) in self.right[level].iter_mut().enumerate() {
+                *right += newer.right[level][i] - keep * fresh.right[level][i] - (1.0 - keep) * *right;
+            }
+            self.seen[level] += newer.seen[level];
+        }
+    }
+}
+
+fn guesses(candidates: &[Candidate]) -> Guesses {
+    VALUES.map(|sharpness| {
+        let score = |c: &&Candidate| sharpness * c.logit + c.noise;
+        candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map_or(u32::MAX, |c| c.token)
+    })
 }
 
 impl Favourites {
     /// Takes in what may be guessed below a node.
     pub(super) fn add(&mut self, node: usize, candidates: &[Candidate]) {
-        let guess = |sharpness: f32| {
-            let score = |c: &&Candidate| sharpness * c.logit + c.noise;
-            candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map_or(u32::MAX, |c| c.token)
-        };
-        self.0.push((node, VALUES.map(guess)));
+        self.0.push((node, guesses(candidates)));
     }
 
     /// Of the tree's nodes these are left, in order.
@@ -106,9 +139,7 @@ mod tests {
             };
             let (token, guess) = (best(1.0 / factor), best(sharpness.value(0)));
             right.push(token == guess);
-            let mut favourites = Favourites::default();
-            favourites.add(ROOT, &candidates);
-            sharpness.observe(&favourites, &Accepted { nodes: Vec::new(), tokens: vec![token] });
+            sharpness.observe_among(0, &candidates, token);
         }
         let share = |some: &[bool]| some.iter().filter(|is| **is).count() as f64 / some.len() as f64;
         (sharpness, share(&right[..50]), share(&right[2_000..]))
@@ -116,7 +147,7 @@ mod tests {
 
     #[test]
     fn drafters_are_believed_as_far_as_they_are_right() {
-        for (factor, wanted) in [(1.0, 1.0), (2.0, 0.5), (1.0 / 2.5, 2.5), (4.0, 0.35)] {
+        for (factor, wanted) in [(1.0, 1.0), (2.0, 0.5), (1.0 / 2.5, 2.5), (4.0, 0.5)] {
             let (sharpness, first, last) = learned(factor);
             assert_eq!(
                 [0, 1].map(|level| sharpness.value(level)),
@@ -125,6 +156,29 @@ mod tests {
             );
             assert!(factor == 1.0 || last > first + 0.05, "{factor}: {first} to {last}");
         }
+    }
+
+    #[test]
+    fn what_was_seen_elsewhere_counts_as_if_it_were_seen_here() {
+        let key = NoiseKey::new(2, 0, 0, 0, 0);
+        let mut both = Sharpness::default();
+        let mut parts = [both; 2];
+        for position in 0..900 {
+            let candidate = |token: u32| {
+                let (logit, noise) = (key.gumbel(position, 100 + token), key.gumbel(position, token));
+                Candidate { token, logit, noise, score: 0.0 }
+            };
+            let candidates: Vec<Candidate> = (0..4).map(candidate).collect();
+            let level = position as usize % LEVELS;
+            both.observe_among(level, &candidates, position % 4);
+            parts[position as usize / 600].observe_among(level, &candidates, position % 4);
+        }
+        let [mut first, second] = parts;
+        first.extend(&second);
+        for (first, both) in first.right.as_flattened().iter().zip(both.right.as_flattened()) {
+            assert!((first - both).abs() < 1e-2 && *both > 40.0, "{first} {both}");
+        }
+        assert_eq!(first.seen, both.seen);
     }
 
     #[test]

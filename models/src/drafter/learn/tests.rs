@@ -101,13 +101,16 @@ fn guesses_are_those_of_the_drafts() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, DRAWS).unwrap().unwrap();
+        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, (DRAWS, &Calibration::default()))
+            .unwrap()
+            .unwrap();
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
         assert_eq!(guesses.first[1], guesses.right.iter().filter(|right| **right).count());
         assert!(guesses.first[0] == 13 && guesses.first[2] >= guesses.first[1]);
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer = guess(&pool, &vocabulary, (&weights, shape, 1), &cut, DRAWS).unwrap().unwrap();
+        let fewer =
+            guess(&pool, &vocabulary, (&weights, shape, 1), &cut, (DRAWS, &Calibration::default())).unwrap().unwrap();
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
     }
 }
@@ -119,7 +122,11 @@ fn a_wrong_guess_ends_what_is_said_ahead() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let of = |levels| guess(&pool, &vocabulary, (&weights, shape, levels), &windows, DRAWS).unwrap().unwrap();
+        let of = |levels| {
+            guess(&pool, &vocabulary, (&weights, shape, levels), &windows, (DRAWS, &Calibration::default()))
+                .unwrap()
+                .unwrap()
+        };
         let (one, three) = (of(1), of(3));
         assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
         assert!(three.right[..13] == one.right && three.first == one.first);
