@@ -198,7 +198,9 @@ impl Learning {
         })
     }
 
-    pub(crate) fn learner(&self) -> &Learner {
+    /// The learner, without a step that is half taken.
+    pub(crate) fn learner(&mut self) -> &Learner {
+        self.learner.finish_step(&Pool::default());
         &self.learner
     }
 
@@ -247,10 +249,12 @@ impl Learning {
         Ok(learned)
     }
 
-    /// What a device is to do next. A step comes first that is due: a device that is waited for does not come here.
+    /// What a device is to do next. A step comes first that is due.
     fn next(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> Task {
         let speculator = lesson.speculator;
-        self.step(lesson, learned);
+        if !self.step(lesson, learned) {
+            return Task::Rest;
+        }
         if self.is_due && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
             exam.newest.get_or_insert_with(|| self.learner.weights().clone());
@@ -296,14 +300,19 @@ impl Learning {
         }
     }
 
-    /// A step, once there are as many windows as in the micro-batch that was begun first, whichever they are.
-    fn step(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) {
-        let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return };
+    /// Finishes a step that an earlier device left, and takes another, once there are as many windows as in the micro-batch that was
+    /// begun first, whichever they are. Whether none is left: one rests while the device is waited for.
+    fn step(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> bool {
+        if !self.learner.go_on(lesson.pool) {
+            return false;
+        }
+        let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return true };
         self.begun.pop_front();
         self.read -= windows;
-        learned.loss = self.learner.step(lesson.pool);
+        learned.loss = self.learner.begin_step(lesson.pool);
         learned.batches += 1;
         self.is_due |= self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
+        self.learner.go_on(lesson.pool)
     }
 
     /// Steps between versions; until there is one, devices have nothing to draft with.

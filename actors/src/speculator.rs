@@ -220,7 +220,7 @@ impl Speculator {
     pub(crate) fn experience(&self) -> Experience {
         let earlier = lock(&self.earlier);
         let (learner, publication) = match self.learning.get().map(lock) {
-            Some(learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
+            Some(mut learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
             None => earlier.clone(),
         };
         drop(earlier);

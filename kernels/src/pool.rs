@@ -109,7 +109,9 @@ impl Pool {
         self.is_interruptible.load(Ordering::Relaxed) && self.is_waited_for()
     }
 
-    fn is_waited_for(&self) -> bool {
+    /// Whether others have work for the device.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 

@@ -1,6 +1,6 @@
 //! AdamW with saveable moments, over packed parameters. Every sum runs in the order of the layout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step, sum_of_squares};
 use state::plan::{Optimizer, Schedule};
@@ -109,32 +109,55 @@ impl AdamW {
         &mut self,
         pool: &Pool,
         weights: &Weights,
-        (gradients, factor): (Gradients, f64),
+        gradients: (Gradients, f64),
         optimizer: &Optimizer,
         lr: f64,
     ) -> (Weights, f64) {
+        let mut stride = self.begin(pool, weights, gradients, (optimizer, lr));
+        loop {
+            if let Some(weights) = self.advance(pool, &mut stride) {
+                return (weights, stride.norm);
+            }
+        }
+    }
+
+    /// Begins what [`AdamW::step`] does at once. Until it is over, some moments are those before it and some those after it.
+    pub fn begin(
+        &mut self,
+        pool: &Pool,
+        weights: &Weights,
+        (gradients, factor): (Gradients, f64),
+        (optimizer, lr): (&Optimizer, f64),
+    ) -> Stride {
         assert_eq!(gradients.len(), weights.masters().len(), "a gradient for each parameter");
         self.steps += 1;
         let norm = factor * norm(pool, &gradients);
         let scale = factor * if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
-        let (mut masters, mut rounded) = (Vec::new(), Vec::new());
-        for (i, (old, mut new)) in weights.masters().iter().zip(gradients).enumerate() {
-            let features = weights.features(i);
+        let (old, gradients, optimizer) = (weights.clone(), gradients.into(), optimizer.clone());
+        Stride { old, gradients, masters: Vec::new(), rounded: Vec::new(), optimizer, lr, scale, norm }
+    }
+
+    /// Takes one more parameter through it; the new weights, once it was the last one.
+    pub fn advance(&mut self, pool: &Pool, stride: &mut Stride) -> Option<Weights> {
+        let Stride { old, gradients, masters, rounded, optimizer, lr, scale, .. } = stride;
+        let i = masters.len();
+        if let Some(mut new) = gradients.pop_front() {
+            let features = old.features(i);
             let decay = if features.is_some() { optimizer.weight_decay } else { 0.0 };
-            let rounds = features.filter(|_| weights.storage() == Storage::Bf16);
-            let mut halves = vec![0; if rounds.is_some() { old.len() } else { 0 }];
+            let rounds = features.filter(|_| old.storage() == Storage::Bf16);
+            let mut halves = vec![0; if rounds.is_some() { new.len() } else { 0 }];
             let tensor = AdamTensor {
-                old,
+                old: &old.masters()[i],
                 new: &mut new,
                 first: &mut self.first[i],
                 second: &mut self.second[i],
                 rounded: rounds.map(|features| (halves.as_mut_slice(), features)),
             };
-            adam_step(pool, rule(optimizer, lr, decay, scale, self.steps), tensor);
+            adam_step(pool, rule(optimizer, *lr, decay, *scale, self.steps), tensor);
             masters.push(new);
             rounded.push(halves);
         }
-        (weights.replaced(masters, rounded), norm)
+        gradients.is_empty().then(|| old.replaced(std::mem::take(masters), std::mem::take(rounded)))
     }
 
     /// Moments as a checkpoint holds them, in packed form.
@@ -171,6 +194,22 @@ impl AdamW {
         let steps = take("steps".into(), 1)?[0] as u64;
         Ok(Self { steps, first: moments("first")?, second: moments("second")? })
     }
+}
+
+/// A step that is being taken, parameter by parameter.
+#[derive(Debug, Clone)]
+pub struct Stride {
+    old: Weights,
+    /// Of the parameters to come.
+    gradients: VecDeque<Vec<f32>>,
+    masters: Gradients,
+    rounded: Vec<Vec<u16>>,
+    optimizer: Optimizer,
+    lr: f64,
+    /// Of gradients, with clipping.
+    scale: f64,
+    /// Before clipping.
+    norm: f64,
 }
 
 fn rule(optimizer: &Optimizer, lr: f64, decay: f64, scale: f64, steps: u64) -> AdamRule {

@@ -20,6 +20,9 @@ pub struct Weights {
     matrices: Vec<Option<Matrix>>,
 }
 
+/// From so many numbers on, caches do not keep a drafter's weights from one forward of the target to the next.
+pub(crate) const STREAMED: usize = 1 << 20;
+
 /// A parameter as a model uses it.
 #[derive(Debug, Clone)]
 pub(crate) enum Loaded {
@@ -81,6 +84,19 @@ impl Weights {
             tensors.insert(parameter.name.clone(), plain(parameter, master));
         }
         RawWeights { tensors }
+    }
+
+    /// The same, to draft with: where they are so many that they come from memory each time, matrices are rounded to bf16, half as
+    /// many bytes. No answer depends on a drafter's last bits.
+    pub(crate) fn to_draft(&self) -> Self {
+        if self.count() < STREAMED || self.storage == Storage::Bf16 {
+            return self.clone();
+        }
+        let rounded = |(matrix, master): (&Option<Matrix>, &Arc<Vec<f32>>)| {
+            matrix.as_ref().map(|m| Matrix::new(master, m.n(), m.k(), Storage::Bf16))
+        };
+        let matrices = self.matrices.iter().zip(&self.masters).map(rounded).collect();
+        Self { storage: Storage::Bf16, matrices, ..self.clone() }
     }
 
     /// SHA-256 over names, shapes and master values.

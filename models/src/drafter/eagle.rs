@@ -95,7 +95,7 @@ impl Eagle {
     /// If the weights are of another layout.
     pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, shape: DrafterShape, pool: Arc<Pool>) -> Result<Self> {
         let config = vocabulary.target().config();
-        let network = Network::new(config, shape, weights)?;
+        let network = Network::new(config, shape, &weights.to_draft())?;
         let (heads, reads) = (heads(config), reads(shape));
         let (seen, memory) = (BTreeMap::new(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();

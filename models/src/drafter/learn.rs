@@ -14,7 +14,7 @@ use super::vocabulary::Place;
 use super::{Calibration, Vocabulary};
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
-use crate::optim::{self, AdamW, Gradients};
+use crate::optim::{self, AdamW, Gradients, Stride};
 use crate::target::Target;
 use crate::weights::Weights;
 
@@ -35,6 +35,8 @@ pub struct Learner {
     warmup_left: u32,
     /// For the step to come.
     sum: Reading,
+    /// The step that is being taken.
+    stride: Option<Stride>,
 }
 
 /// What windows teach: gradients and loss, summed over their guesses.
@@ -96,7 +98,7 @@ impl Learner {
         };
         let adam = AdamW::new(&weights);
         let reader = Reader { target: target.clone(), shape, levels: 1, weights, generation: 0 };
-        Self { reader, adam, optimizer, steps: 0, warmup_left: 0, sum: Reading::default() }
+        Self { reader, adam, optimizer, steps: 0, warmup_left: 0, sum: Reading::default(), stride: None }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
@@ -148,11 +150,11 @@ impl Learner {
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
         (self.adam, self.warmup_left) = (AdamW::new(&weights), WARMUP);
-        (self.reader.weights, self.sum) = (weights, Reading::default());
+        (self.reader.weights, self.sum, self.stride) = (weights, Reading::default(), None);
         self.reader.generation += 1;
     }
 
-    /// Weights, moments and steps, as a checkpoint keeps them: numbers by name.
+    /// Weights, moments and steps, as a checkpoint keeps them: numbers by name. A step that was begun has to be finished before.
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
         let mut raw = self.adam.to_raw();
@@ -204,7 +206,9 @@ impl Learner {
         if let Some(reading) = self.reader.read(pool, vocabulary, windows)? {
             self.add(reading);
         }
-        Ok(self.step(pool))
+        let loss = self.begin_step(pool);
+        self.finish_step(pool);
+        Ok(loss)
     }
 
     /// Takes in what was read for the next step, which but for rounding is the same however its windows are spread over readings.
@@ -223,8 +227,9 @@ impl Learner {
         self.sum.guesses += guesses;
     }
 
-    /// One step of the optimiser on what was read since the last one; returns the loss of a guess.
-    pub fn step(&mut self, pool: &Pool) -> f64 {
+    /// Begins a step of the optimiser on what was read since the last one, which is finished before; returns the loss of a guess.
+    pub fn begin_step(&mut self, pool: &Pool) -> f64 {
+        self.finish_step(pool);
         self.steps = self.steps.wrapping_add(1);
         let Reading { gradients, guesses, loss, .. } = std::mem::take(&mut self.sum);
         if guesses == 0 {
@@ -234,10 +239,33 @@ impl Learner {
         if mean.is_finite() {
             let lr = optim::learning_rate(&self.optimizer, (WARMUP - self.warmup_left) as usize, usize::MAX);
             self.warmup_left = self.warmup_left.saturating_sub(1);
-            let Self { reader: Reader { weights, .. }, adam, optimizer, .. } = self;
-            *weights = adam.step(pool, weights, (gradients, 1.0 / guesses as f64), optimizer, lr).0;
+            let (weights, gradients) = (&self.reader.weights, (gradients, 1.0 / guesses as f64));
+            self.stride = Some(self.adam.begin(pool, weights, gradients, (&self.optimizer, lr)));
         }
         mean
+    }
+
+    /// Goes on with a step until it is finished or somebody else waits for the threads; whether none is left. Meanwhile weights are
+    /// those before it.
+    pub fn go_on(&mut self, pool: &Pool) -> bool {
+        while self.stride.is_some() && !pool.is_waited_for() {
+            self.advance(pool);
+        }
+        self.stride.is_none()
+    }
+
+    /// Finishes a step that was begun.
+    pub fn finish_step(&mut self, pool: &Pool) {
+        while self.stride.is_some() {
+            self.advance(pool);
+        }
+    }
+
+    fn advance(&mut self, pool: &Pool) {
+        let Some(stride) = &mut self.stride else { return };
+        if let Some(weights) = self.adam.advance(pool, stride) {
+            (self.reader.weights, self.stride) = (weights, None);
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use kernels::{Draws, Matrix, NoiseKey, Pool, linear, noise};
+use kernels::{Draws, Matrix, NoiseKey, Pool, Storage, linear, noise};
 
 use crate::target::Target;
+use crate::weights::STREAMED;
 
 /// Up to so many tokens a target's whole vocabulary is used.
 const WHOLE: usize = 1024;
@@ -83,7 +84,8 @@ impl Vocabulary {
         let (n, k) = (ids.len(), target.head.k());
         let mut rows = Vec::new();
         kernels::embed(ids, &target.head, &mut rows);
-        let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, target.head.storage());
+        let storage = if n * k < STREAMED { target.head.storage() } else { Storage::Bf16 };
+        let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, storage);
         Self { target: target.clone(), ids: Some(ids.clone()), head }
     }
 

@@ -1,6 +1,7 @@
 //! Gradients against differences of the loss, and what a drafter guesses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernels::NoiseKey;
 use state::plan::TinyShape;
@@ -160,6 +161,28 @@ fn windows_anywhere_teach_and_halves_guess_what_the_whole_does() {
 }
 
 #[test]
+fn a_step_rests_while_somebody_waits() {
+    let shape = SHAPES[0];
+    let (target, windows) = classroom(shape);
+    let (vocabulary, config, waiting) = (Vocabulary::whole(&target), target.config(), Arc::new(AtomicUsize::new(0)));
+    let pool = Pool::default().interrupted_by(waiting.clone());
+    let mut learner = Learner::new(config, shape, Learner::fresh(&target, shape, 9).unwrap(), 1e-2);
+    let mut other = learner.clone();
+    for _ in 0..2 {
+        let reading = learner.reader().read(&pool, &vocabulary, &windows).unwrap().unwrap();
+        other.learn(&pool, &vocabulary, &windows).unwrap();
+        let before = learner.weights().to_raw();
+        learner.add(reading);
+        learner.begin_step(&pool);
+        learner.advance(&pool);
+        waiting.store(1, Ordering::Relaxed);
+        assert!(!learner.go_on(&pool) && learner.weights().to_raw() == before);
+        waiting.store(0, Ordering::Relaxed);
+        assert!(learner.go_on(&pool) && learner.to_raw() == other.to_raw());
+    }
+}
+
+#[test]
 fn one_that_has_learned_goes_on_with_small_steps() {
     let shape = SHAPES[0];
     let (target, windows) = classroom(shape);
@@ -169,7 +192,8 @@ fn one_that_has_learned_goes_on_with_small_steps() {
         let before = learner.weights().to_raw();
         let reading = learner.reader().read(&pool, &vocabulary, &windows).unwrap().unwrap();
         learner.add(reading);
-        learner.step(&pool);
+        learner.begin_step(&pool);
+        learner.finish_step(&pool);
         let after = learner.weights().to_raw();
         let pairs = after.tensors.iter().flat_map(|(name, (_, new))| new.iter().zip(&before.tensors[name].1));
         (pairs.map(|(new, old)| (new - old).abs()).fold(0.0, f32::max), learner)
