@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Borrow { rollout: Arc<Rollout>, loan: u64 },
     /// Train the drafter until told to stop.
     TrainDrafter { rollout: Arc<Rollout>, training: u64 },
-    /// Stop training the drafter, within a kernel or a step of its optimiser.
+    /// Stop training the drafter, within a kernel or between two parameters of a step of its optimiser.
     Preempt,
     /// Compute a micro-batch.
     Compute { update: Arc<Update>, part: usize },

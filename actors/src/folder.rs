@@ -136,8 +136,8 @@ impl RunFolder {
     pub(crate) fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
         let Some(raw) = self.part(name, "drafter")? else { return Ok(None) };
         let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
-        let weights = Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?);
-        Ok(Some(Published { version, weights }))
+        let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?;
+        Ok(Some(Published::new(version, &weights)))
     }
 
     fn part(&self, name: &str, part: &str) -> Result<Option<RawWeights>> {

@@ -77,7 +77,7 @@ impl Job {
 
     /// The drafter that devices use before any was trained.
     pub(crate) fn first_drafter(&self) -> Option<Published> {
-        self.drafter.as_ref().map(|weights| Published { version: 1, weights: Arc::new(weights.clone()) })
+        self.drafter.as_ref().map(|weights| Published::new(1, weights))
     }
 
     /// The weights in a folder of an exported drafter.

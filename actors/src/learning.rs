@@ -120,7 +120,7 @@ impl Exam {
     fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let Some(published) = &self.published else { return Ok(true) };
         self.by_in_use.go_on(
-            (&published.weights, self.shape, self.levels),
+            (&published.to_draft, self.shape, self.levels),
             (&self.windows, &self.calibration),
             lesson,
             stop,
@@ -243,17 +243,18 @@ impl Learning {
                         false => learning.exam = Some(exam),
                     }
                 }
+                Task::Step => {}
                 Task::Rest => break,
             }
         }
         Ok(learned)
     }
 
-    /// What a device is to do next. A step comes first that is due.
+    /// What a device is to do next. A step comes first that is due, a parameter at a time: others wait for the learner meanwhile.
     fn next(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> Task {
         let speculator = lesson.speculator;
-        if !self.step(lesson, learned) {
-            return Task::Rest;
+        if self.step(lesson, learned) {
+            return Task::Step;
         }
         if self.is_due && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
@@ -300,19 +301,19 @@ impl Learning {
         }
     }
 
-    /// Finishes a step that an earlier device left, and takes another, once there are as many windows as in the micro-batch that was
-    /// begun first, whichever they are. Whether none is left: one rests while the device is waited for.
+    /// Goes on with a step, or begins one, once there are as many windows as in the micro-batch that was begun first, whichever they
+    /// are. Whether there was one.
     fn step(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> bool {
-        if !self.learner.go_on(lesson.pool) {
-            return false;
+        if self.learner.go_on(lesson.pool) {
+            return true;
         }
-        let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return true };
+        let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return false };
         self.begun.pop_front();
         self.read -= windows;
         learned.loss = self.learner.begin_step(lesson.pool);
         learned.batches += 1;
         self.is_due |= self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
-        self.learner.go_on(lesson.pool)
+        true
     }
 
     /// Steps between versions; until there is one, devices have nothing to draft with.
@@ -421,10 +422,12 @@ impl Learning {
             learned.held_out = Some((share(right, guesses), share(among_three, guesses)));
         }
         let verdict = self.publication.judge(duel);
-        // From what the version guessed that is drafted with.
-        lock(&speculator.calibration).learn(if verdict == Verdict::Publish { &newest } else { &in_use });
         match verdict {
-            Verdict::Publish => speculator.publish(&weights),
+            Verdict::Publish => {
+                // Of the version in use it is known already.
+                lock(&speculator.calibration).learn(&newest);
+                speculator.publish(&weights);
+            }
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {
                 learned.discarded += 1;
@@ -442,6 +445,8 @@ enum Task {
     Read(Vec<Window>, Reader),
     /// Have versions sit an exam; who holds the second reads it.
     Examine(Exam, Arc<()>),
+    /// A part of a step of the optimiser was taken.
+    Step,
     /// There is nothing to learn from.
     Rest,
 }

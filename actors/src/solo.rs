@@ -224,8 +224,8 @@ impl Solo {
     /// # Errors
     /// If there is no drafter of this model in it.
     pub fn with_drafter(self, folder: &Path) -> Result<Self> {
-        let weights = Arc::new(self.job.read_drafter(&self.target, folder)?);
-        let learning = learning(&self.job, Some(Published { version: 1, weights }));
+        let weights = self.job.read_drafter(&self.target, folder)?;
+        let learning = learning(&self.job, Some(Published::new(1, &weights)));
         Ok(Self { learning, uncoupled: Arc::default(), ..self })
     }
 

@@ -29,7 +29,16 @@ pub(crate) type Drafters = Vec<Option<Box<dyn Drafter>>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
     pub(crate) version: u64,
+    /// As they were learned.
     pub(crate) weights: Arc<Weights>,
+    /// The same, as devices draft with them.
+    pub(crate) to_draft: Weights,
+}
+
+impl Published {
+    pub(crate) fn new(version: u64, weights: &Weights) -> Self {
+        Self { version, weights: Arc::new(weights.clone()), to_draft: weights.to_draft() }
+    }
 }
 
 pub(crate) struct Speculator {
@@ -137,7 +146,7 @@ impl Speculator {
                     Some(earlier.unwrap_or_else(|| Box::new(Suffix::new(*match_min, *match_max))))
                 }
                 (plan::Drafter::Learned { shape, .. }, Some(p)) => {
-                    let eagle = Eagle::new(vocabulary.clone(), &p.weights, *shape, pool.clone())?;
+                    let eagle = Eagle::new(vocabulary.clone(), &p.to_draft, *shape, pool.clone())?;
                     Some(Box::new(eagle.calibrated(self.calibration.clone())))
                 }
                 (plan::Drafter::Learned { .. }, None) => None,
@@ -232,6 +241,6 @@ impl Speculator {
 
     pub(crate) fn publish(&self, weights: &Weights) {
         let version = self.version() + 1;
-        *lock(&self.published) = Some(Published { version, weights: Arc::new(weights.clone()) });
+        *lock(&self.published) = Some(Published::new(version, weights));
     }
 }

@@ -109,9 +109,7 @@ impl Pool {
         self.is_interruptible.load(Ordering::Relaxed) && self.is_waited_for()
     }
 
-    /// Whether others have work for the device.
-    #[must_use]
-    pub fn is_waited_for(&self) -> bool {
+    fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 

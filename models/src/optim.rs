@@ -122,7 +122,7 @@ impl AdamW {
     }
 
     /// Begins what [`AdamW::step`] does at once. Until it is over, some moments are those before it and some those after it.
-    pub fn begin(
+    pub(crate) fn begin(
         &mut self,
         pool: &Pool,
         weights: &Weights,
@@ -138,7 +138,7 @@ impl AdamW {
     }
 
     /// Takes one more parameter through it; the new weights, once it was the last one.
-    pub fn advance(&mut self, pool: &Pool, stride: &mut Stride) -> Option<Weights> {
+    pub(crate) fn advance(&mut self, pool: &Pool, stride: &mut Stride) -> Option<Weights> {
         let Stride { old, gradients, masters, rounded, optimizer, lr, scale, .. } = stride;
         let i = masters.len();
         if let Some(mut new) = gradients.pop_front() {
@@ -198,7 +198,7 @@ impl AdamW {
 
 /// A step that is being taken, parameter by parameter.
 #[derive(Debug, Clone)]
-pub struct Stride {
+pub(crate) struct Stride {
     old: Weights,
     /// Of the parameters to come.
     gradients: VecDeque<Vec<f32>>,

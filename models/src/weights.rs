@@ -21,7 +21,7 @@ pub struct Weights {
 }
 
 /// From so many numbers on, caches do not keep a drafter's weights from one forward of the target to the next.
-pub(crate) const STREAMED: usize = 1 << 20;
+pub(crate) const STREAMED_MIN: usize = 1 << 20;
 
 /// A parameter as a model uses it.
 #[derive(Debug, Clone)]
@@ -86,12 +86,16 @@ impl Weights {
         RawWeights { tensors }
     }
 
-    /// The same, to draft with: where they are so many that they come from memory each time, matrices are rounded to bf16, half as
-    /// many bytes. No answer depends on a drafter's last bits.
-    pub(crate) fn to_draft(&self) -> Self {
-        if self.count() < STREAMED || self.storage == Storage::Bf16 {
-            return self.clone();
-        }
+    /// The same, to draft with: rounded where they are so many that they come from memory each time. No answer depends on a
+    /// drafter's last bits.
+    #[must_use]
+    pub fn to_draft(&self) -> Self {
+        if self.count() < STREAMED_MIN { self.clone() } else { self.rounded() }
+    }
+
+    /// The same with matrices of bf16, half as many bytes.
+    #[must_use]
+    pub fn rounded(&self) -> Self {
         let rounded = |(matrix, master): (&Option<Matrix>, &Arc<Vec<f32>>)| {
             matrix.as_ref().map(|m| Matrix::new(master, m.n(), m.k(), Storage::Bf16))
         };

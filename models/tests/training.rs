@@ -188,7 +188,7 @@ fn what_is_learned_by_heart_is_drafted() {
             }
             weights = learner.weights().clone();
         }
-        let mut eagle = Eagle::new(vocabulary, &weights, shape, Arc::default()).unwrap();
+        let mut eagle = Eagle::new(vocabulary, &weights.rounded(), shape, Arc::default()).unwrap();
         let (drafted, right) = rollout(&target, (1, 8), hidden, Some(&mut eagle));
         assert!(share(&right) > 0.95, "{shape:?}: {right:?}");
         // What the drafter shares with the target has stayed as it was, to the bit.

@@ -20,6 +20,7 @@ const FORGET: f32 = 1.0 / 512.0;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     bins: [[Bin; BINS]; LEVELS],
+    /// Where it changes, gaps mean something else, and bins learn anew.
     pub(super) sharpness: Sharpness,
 }
 

@@ -1,5 +1,5 @@
-//! The learned drafter: a tree of what its network predicts. Coupled drafting: candidates are ranked by logits / T plus the
-//! noise that the target will be sampled with, so that a perfect drafter is always accepted.
+//! The learned drafter: a tree of what its network predicts. Coupled drafting: candidates are ranked by logits / T, as far as they
+//! are believed, plus the noise that the target will be sampled with, so that a perfect drafter is always accepted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +95,7 @@ impl Eagle {
     /// If the weights are of another layout.
     pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, shape: DrafterShape, pool: Arc<Pool>) -> Result<Self> {
         let config = vocabulary.target().config();
-        let network = Network::new(config, shape, &weights.to_draft())?;
+        let network = Network::new(config, shape, weights)?;
         let (heads, reads) = (heads(config), reads(shape));
         let (seen, memory) = (BTreeMap::new(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();

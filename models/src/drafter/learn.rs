@@ -157,6 +157,7 @@ impl Learner {
     /// Weights, moments and steps, as a checkpoint keeps them: numbers by name. A step that was begun has to be finished before.
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
+        debug_assert!(self.stride.is_none(), "a step is half taken");
         let mut raw = self.adam.to_raw();
         raw.tensors.extend(self.weights().to_raw().tensors);
         // Exact in f32 up to 2^24.
@@ -245,27 +246,20 @@ impl Learner {
         mean
     }
 
-    /// Goes on with a step until it is finished or somebody else waits for the threads; whether none is left. Meanwhile weights are
-    /// those before it.
+    /// Goes on with a step that was begun, by one parameter; whether there was one. Until it is finished, weights are those before.
     pub fn go_on(&mut self, pool: &Pool) -> bool {
-        while self.stride.is_some() && !pool.is_waited_for() {
-            self.advance(pool);
+        // If this panics, the step is gone as a whole.
+        let Some(mut stride) = self.stride.take() else { return false };
+        match self.adam.advance(pool, &mut stride) {
+            Some(weights) => self.reader.weights = weights,
+            None => self.stride = Some(stride),
         }
-        self.stride.is_none()
+        true
     }
 
     /// Finishes a step that was begun.
     pub fn finish_step(&mut self, pool: &Pool) {
-        while self.stride.is_some() {
-            self.advance(pool);
-        }
-    }
-
-    fn advance(&mut self, pool: &Pool) {
-        let Some(stride) = &mut self.stride else { return };
-        if let Some(weights) = self.adam.advance(pool, stride) {
-            (self.reader.weights, self.stride) = (weights, None);
-        }
+        while self.go_on(pool) {}
     }
 }
 

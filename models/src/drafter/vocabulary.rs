@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kernels::{Draws, Matrix, NoiseKey, Pool, Storage, linear, noise};
 
 use crate::target::Target;
-use crate::weights::STREAMED;
+use crate::weights::STREAMED_MIN;
 
 /// Up to so many tokens a target's whole vocabulary is used.
 const WHOLE: usize = 1024;
@@ -29,13 +29,14 @@ pub(crate) struct Place<'a> {
     pub(crate) sharpness: f32,
 }
 
-/// A token that may be guessed, with its score: sharpness times logit / T, plus noise.
+/// A token that may be guessed, with its score: sharpness times logit, plus noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Candidate {
     pub(crate) token: u32,
     pub(crate) score: f32,
-    /// Logit / T.
+    /// Divided by T, if there is noise.
     pub(crate) logit: f32,
+    /// Less what a token outside the nucleus is behind by.
     pub(crate) noise: f32,
 }
 
@@ -45,6 +46,7 @@ pub struct Vocabulary {
     target: Arc<Target>,
     /// Ids in order; none if all are drafted.
     ids: Option<Arc<Vec<u32>>>,
+    /// Drafters learn with it, too.
     head: Matrix,
 }
 
@@ -84,7 +86,7 @@ impl Vocabulary {
         let (n, k) = (ids.len(), target.head.k());
         let mut rows = Vec::new();
         kernels::embed(ids, &target.head, &mut rows);
-        let storage = if n * k < STREAMED { target.head.storage() } else { Storage::Bf16 };
+        let storage = if n * k < STREAMED_MIN { target.head.storage() } else { Storage::Bf16 };
         let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, storage);
         Self { target: target.clone(), ids: Some(ids.clone()), head }
     }
