@@ -274,11 +274,8 @@ fn a_taught_drafter_learns_all_levels_at_once() {
     let none = (None, Publication::default());
     let taught = Mutex::new(Learning::new((&device.target, SHAPE), training, 3, Some(&weights), none).unwrap());
     assert_eq!(levels(&taught), 3);
-    while lock(&fresh).learner.steps() < LEVEL_AFTER {
-        device.teach_for(&fresh, 40);
-    }
     while lock(&fresh).learner.levels() < 2 {
-        device.teach_for(&fresh, 6);
+        device.teach(&fresh, || lock(&fresh).learner.levels() < 2);
     }
     assert!(lock(&fresh).learner.steps() <= LEVEL_AFTER + 60);
 }
