@@ -49,7 +49,7 @@ pub(crate) struct Learning {
     /// A version waits for its score.
     is_due: bool,
     /// An exam that was begun.
-    exam: Option<Exam>,
+    exam: Option<Box<Exam>>,
     /// Who reads an exam, if anybody does: a lost device leaves none behind.
     examiner: Weak<()>,
     /// Levels that are learned from the start, beside the first.
@@ -275,7 +275,7 @@ impl Learning {
         let most = self.together.min(self.drawn_tokens.div_ceil(self.at_work.max(1)));
         let kept = self.pending.len() - fitting(self.pending.iter().rev(), most);
         let windows = self.pending.split_off(kept);
-        if windows.is_empty() { Task::Rest } else { Task::Read(windows, self.learner.reader()) }
+        if windows.is_empty() { Task::Rest } else { Task::Read(windows, Box::new(self.learner.reader())) }
     }
 
     /// Takes in windows that were read, or takes them back. After an interruption fewer tokens are read together, and windows of
@@ -353,7 +353,7 @@ impl Learning {
 
     fn has_moved_on(
         learning: &Mutex<Self>,
-        (mut exam, examiner): (Exam, Arc<()>),
+        (mut exam, examiner): (Box<Exam>, Arc<()>),
         lesson: &Lesson<'_>,
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
@@ -374,7 +374,7 @@ impl Learning {
     }
 
     /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
-    fn begin_exam(&mut self, speculator: &Speculator) -> (Exam, Arc<()>) {
+    fn begin_exam(&mut self, speculator: &Speculator) -> (Box<Exam>, Arc<()>) {
         let version = speculator.version();
         let earlier = self.exam.take().filter(|exam| exam.published.as_ref().map_or(0, |p| p.version) == version);
         let exam = earlier.unwrap_or_else(|| {
@@ -384,16 +384,8 @@ impl Learning {
             let (newest, by_in_use, by_newest) = Default::default();
             let (shape, levels, calibration) =
                 (self.shape, self.training.levels, lock(&speculator.calibration).clone());
-            Exam {
-                windows,
-                shape,
-                levels,
-                calibration,
-                published: speculator.published(),
-                newest,
-                by_in_use,
-                by_newest,
-            }
+            let published = speculator.published();
+            Box::new(Exam { windows, shape, levels, calibration, published, newest, by_in_use, by_newest })
         });
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
@@ -412,8 +404,8 @@ impl Learning {
     }
 
     /// Scores the newest version against the one in use, and does what follows.
-    fn judge(&mut self, exam: Exam, speculator: &Speculator, learned: &mut Learned) {
-        let Exam { published, newest: Some(weights), by_in_use, by_newest, .. } = exam else { return };
+    fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
+        let Exam { published, newest: Some(weights), by_in_use, by_newest, .. } = *exam else { return };
         self.is_due = false;
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
@@ -421,8 +413,7 @@ impl Learning {
         if guesses >= GUESSES_MIN {
             learned.held_out = Some((share(right, guesses), share(among_three, guesses)));
         }
-        let verdict = self.publication.judge(duel);
-        match verdict {
+        match self.publication.judge(duel) {
             Verdict::Publish => {
                 // Of the version in use it is known already.
                 lock(&speculator.calibration).learn(&newest);
@@ -442,9 +433,9 @@ impl Learning {
 /// What a device is to do.
 enum Task {
     /// Read windows with these weights.
-    Read(Vec<Window>, Reader),
+    Read(Vec<Window>, Box<Reader>),
     /// Have versions sit an exam; who holds the second reads it.
-    Examine(Exam, Arc<()>),
+    Examine(Box<Exam>, Arc<()>),
     /// A part of a step of the optimiser was taken.
     Step,
     /// There is nothing to learn from.
