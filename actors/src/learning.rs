@@ -90,7 +90,7 @@ struct Exam {
     calibration: Calibration,
     /// The version in use, and the newest one, if it is to be scored.
     published: Option<Published>,
-    newest: Option<Weights>,
+    newest: Option<Published>,
     by_in_use: Paper,
     by_newest: Paper,
 }
@@ -113,7 +113,12 @@ impl Exam {
     fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let is_over = self.read_in_use(lesson, stop)?;
         let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
-        self.by_newest.go_on((newest, self.shape, self.levels), (&self.windows, &self.calibration), lesson, stop)
+        self.by_newest.go_on(
+            (&newest.to_draft, self.shape, self.levels),
+            (&self.windows, &self.calibration),
+            lesson,
+            stop,
+        )
     }
 
     /// The same with the version in use alone.
@@ -258,7 +263,7 @@ impl Learning {
         }
         if self.is_due && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
-            exam.newest.get_or_insert_with(|| self.learner.weights().clone());
+            exam.newest.get_or_insert_with(|| Published::new(speculator.version() + 1, self.learner.weights()));
             return Task::Examine(exam, examiner);
         }
         if self.pending.is_empty() {
@@ -405,7 +410,7 @@ impl Learning {
 
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
-        let Exam { published, newest: Some(weights), by_in_use, by_newest, .. } = *exam else { return };
+        let Exam { published, newest: Some(version), by_in_use, by_newest, .. } = *exam else { return };
         self.is_due = false;
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
@@ -417,7 +422,7 @@ impl Learning {
             Verdict::Publish => {
                 // Of the version in use it is known already.
                 lock(&speculator.calibration).learn(&newest);
-                speculator.publish(&weights);
+                speculator.publish(version);
             }
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {

@@ -239,8 +239,7 @@ impl Speculator {
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
-    pub(crate) fn publish(&self, weights: &Weights) {
-        let version = self.version() + 1;
-        *lock(&self.published) = Some(Published::new(version, weights));
+    pub(crate) fn publish(&self, version: Published) {
+        *lock(&self.published) = Some(version);
     }
 }

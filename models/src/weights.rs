@@ -21,7 +21,12 @@ pub struct Weights {
 }
 
 /// From so many numbers on, caches do not keep a drafter's weights from one forward of the target to the next.
-pub(crate) const STREAMED_MIN: usize = 1 << 20;
+const STREAMED_MIN: usize = 1 << 20;
+
+/// What so many numbers are stored as to draft with, where the target's are stored like this.
+pub(crate) fn storage_to_draft(count: usize, storage: Storage) -> Storage {
+    if count < STREAMED_MIN { storage } else { Storage::Bf16 }
+}
 
 /// A parameter as a model uses it.
 #[derive(Debug, Clone)]
@@ -44,12 +49,11 @@ impl Weights {
     /// # Errors
     /// If a parameter is missing or has another shape.
     pub fn with_layout(layout: Vec<Parameter>, storage: Storage, raw: &RawWeights) -> Result<Self> {
-        let masters = layout.iter().map(|p| packed(p, raw)).collect::<Result<Vec<_>>>()?;
+        let masters = layout.iter().map(|p| packed(p, raw).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         Ok(Self::of_masters(Arc::new(layout), storage, masters))
     }
 
-    fn of_masters(layout: Arc<Vec<Parameter>>, storage: Storage, masters: Vec<Vec<f32>>) -> Self {
-        let masters: Vec<Arc<Vec<f32>>> = masters.into_iter().map(Arc::new).collect();
+    fn of_masters(layout: Arc<Vec<Parameter>>, storage: Storage, masters: Vec<Arc<Vec<f32>>>) -> Self {
         let matrix = |(parameter, master): (&Parameter, &Arc<Vec<f32>>)| match parameter.shape {
             ParameterShape::Vector(_) => None,
             ParameterShape::Matrix(n, k) => Some(Matrix::new(master, n, k, storage)),
@@ -90,17 +94,13 @@ impl Weights {
     /// drafter's last bits.
     #[must_use]
     pub fn to_draft(&self) -> Self {
-        if self.count() < STREAMED_MIN { self.clone() } else { self.rounded() }
+        if storage_to_draft(self.count(), self.storage) == self.storage { self.clone() } else { self.rounded() }
     }
 
     /// The same with matrices of bf16, half as many bytes.
     #[must_use]
     pub fn rounded(&self) -> Self {
-        let rounded = |(matrix, master): (&Option<Matrix>, &Arc<Vec<f32>>)| {
-            matrix.as_ref().map(|m| Matrix::new(master, m.n(), m.k(), Storage::Bf16))
-        };
-        let matrices = self.matrices.iter().zip(&self.masters).map(rounded).collect();
-        Self { storage: Storage::Bf16, matrices, ..self.clone() }
+        Self::of_masters(self.layout.clone(), Storage::Bf16, self.masters.clone())
     }
 
     /// SHA-256 over names, shapes and master values.

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use kernels::{Draws, Matrix, NoiseKey, Pool, Storage, linear, noise};
+use kernels::{Draws, Matrix, NoiseKey, Pool, linear, noise};
 
 use crate::target::Target;
-use crate::weights::STREAMED_MIN;
+use crate::weights::storage_to_draft;
 
 /// Up to so many tokens a target's whole vocabulary is used.
 const WHOLE: usize = 1024;
@@ -86,7 +86,7 @@ impl Vocabulary {
         let (n, k) = (ids.len(), target.head.k());
         let mut rows = Vec::new();
         kernels::embed(ids, &target.head, &mut rows);
-        let storage = if n * k < STREAMED_MIN { target.head.storage() } else { Storage::Bf16 };
+        let storage = storage_to_draft(n * k, target.head.storage());
         let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, storage);
         Self { target: target.clone(), ids: Some(ids.clone()), head }
     }
