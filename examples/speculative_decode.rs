@@ -11,7 +11,7 @@ use std::sync::Arc;
 use taper::kernels::{NoiseKey, Pool};
 use taper::models::drafter::buffer::{Example, Window};
 use taper::models::drafter::eagle::Eagle;
-use taper::models::drafter::learn::Learner;
+use taper::models::drafter::learn::{Learner, Workspace};
 use taper::models::drafter::{Drafter, Vocabulary};
 use taper::models::load::load_tiny;
 use taper::models::tokenizer::Tokenizer;
@@ -58,10 +58,11 @@ fn main() -> Result<()> {
     let vocabulary = Arc::new(Vocabulary::whole(&target));
     let shape = DrafterShape::eagle(0);
     let mut learner = Learner::new(&config, shape, Learner::fresh(&target, shape, 1)?, 2e-3);
+    let mut workspace = Workspace::default();
     let (answers, _) = decode(&target, &LEARNED, None)?;
     let windows: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
     for _ in 0..60 {
-        learner.learn(&pool, &vocabulary, &windows)?;
+        learner.learn(&pool, &vocabulary, &windows, &mut workspace)?;
     }
 
     let (plain, plain_forwards) = decode(&target, &ASKED, None)?;

@@ -1,16 +1,19 @@
-//! One device: an actor that owns an engine. It passes commands on and reports back under its epoch; it never computes.
+//! One device: an actor that owns an engine. It passes commands on, and fails when its engine does; it never computes. What the engine
+//! reports goes to the supervisor under its epoch.
+
+use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::engine::{Command, Engine, Report};
+use crate::engine::{Command, Engine, Fault, Pulse, Report};
 use crate::supervisor::Message;
 
 /// What a device actor receives.
 pub(crate) enum DeviceMessage {
     /// For its engine.
     Command(Command),
-    /// From its engine.
-    Report(Report),
+    /// Its engine is gone.
+    Died { reason: String },
 }
 
 /// Who a device is.
@@ -20,47 +23,41 @@ pub(crate) struct Identity {
     pub(crate) epoch: u64,
     pub(crate) name: String,
     pub(crate) threads: usize,
-    pub(crate) fault_at: Option<u64>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) fault: Option<Fault>,
 }
 
 pub(crate) struct DeviceActor;
 
-pub(crate) struct Owned {
-    identity: Identity,
-    engine: Engine,
-    supervisor: ActorRef<Message>,
-}
-
 impl Actor for DeviceActor {
     type Msg = DeviceMessage;
-    type State = Owned;
+    type State = Engine;
     type Arguments = (Identity, ActorRef<Message>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<DeviceMessage>,
         args: Self::Arguments,
-    ) -> Result<Owned, ActorProcessingErr> {
+    ) -> Result<Engine, ActorProcessingErr> {
         let (identity, supervisor) = args;
-        // A report of an engine that outlives its actor goes nowhere.
-        let report = move |report| drop(myself.cast(DeviceMessage::Report(report)));
-        let engine = Engine::start(&identity.name, identity.threads, identity.fault_at, report)?;
-        Ok(Owned { identity, engine, supervisor })
+        let Identity { device, epoch, name, threads, pulse, fault } = identity;
+        let report = move |report| match report {
+            // Of an engine that outlives its actor it goes nowhere.
+            Report::Died { reason } => drop(myself.cast(DeviceMessage::Died { reason })),
+            report => drop(supervisor.cast(Message::Report { device, epoch, report })),
+        };
+        Ok(Engine::start(&name, threads, (pulse, fault), report)?)
     }
 
     async fn handle(
         &self,
         _: ActorRef<DeviceMessage>,
         message: DeviceMessage,
-        state: &mut Owned,
+        engine: &mut Engine,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            DeviceMessage::Command(command) => state.engine.send(command),
-            DeviceMessage::Report(Report::Died { reason }) => return Err(reason.into()),
-            DeviceMessage::Report(report) => {
-                let Identity { device, epoch, .. } = state.identity;
-                state.supervisor.cast(Message::Report { device, epoch, report })?;
-            }
+            DeviceMessage::Command(command) => engine.send(command),
+            DeviceMessage::Died { reason } => return Err(reason.into()),
         }
         Ok(())
     }

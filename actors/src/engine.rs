@@ -1,13 +1,13 @@
 //! The engine of a device: one thread that owns its decoder and drafters, and polls its commands between two cycles.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use kernels::{NoiseKey, Pool};
+use models::drafter::learn;
 use models::train::Workspace;
 use models::{Answer, Decoder};
 use state::metrics::BatchMetrics;
@@ -62,20 +62,49 @@ pub(crate) enum Report {
     },
 }
 
-/// A device that fails on purpose, for tests of supervision: panics at the given cycle of its life.
+/// A device that fails on purpose, for tests of supervision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// Which device.
     pub device: usize,
-    /// After how many cycles of its first incarnation.
+    /// At which cycle of its first incarnation.
     pub cycle: u64,
+    /// Whether it hangs until it is given up, and goes on then, or panics.
+    pub hangs: bool,
+}
+
+/// What an engine and who commands it see of each other without a message.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    /// Commands on their way, or not taken yet.
+    commands: Arc<AtomicUsize>,
+    is_waiting: AtomicBool,
+    /// Kernels, and looks for commands.
+    done: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// A command is about to be sent: what may be given up for it is given up at once.
+    pub(crate) fn announce(&self) {
+        self.commands.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a command is on its way, or not taken yet.
+    fn is_commanded(&self) -> bool {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.commands.load(Ordering::Relaxed) > 0
+    }
+
+    /// How much it has done; nothing while it waits for commands.
+    pub(crate) fn done(&self) -> Option<u64> {
+        (!self.is_waiting.load(Ordering::Relaxed)).then(|| self.done.load(Ordering::Relaxed))
+    }
 }
 
 /// Handle of an engine. Dropping it ends the thread after its current cycle, or within a kernel of drafter training.
 pub(crate) struct Engine {
     commands: Sender<Command>,
-    /// Commands that the thread has not taken.
-    waiting: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
     _thread: JoinHandle<()>,
 }
 
@@ -86,24 +115,24 @@ impl Engine {
     pub(crate) fn start(
         name: &str,
         threads: usize,
-        fault_at: Option<u64>,
+        (pulse, fault): (Arc<Pulse>, Option<Fault>),
         report: impl Fn(Report) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
-        let waiting: Arc<AtomicUsize> = Arc::default();
-        let inbox = Inbox { commands: inbox, waiting: waiting.clone() };
+        let inbox = Inbox { commands: inbox, pulse: pulse.clone() };
         let body = move || {
-            let pool = Arc::new(Pool::new(threads).interrupted_by(inbox.waiting.clone()));
+            let pool = Pool::new(threads).interrupted_by(inbox.pulse.commands.clone());
+            let pool = Arc::new(pool.counted_by(inbox.pulse.done.clone()));
             let workspace = Workspace::default();
             let mut state = State {
                 inbox,
-                later: VecDeque::new(),
                 work: None,
                 earlier: None,
                 cycles: 0,
-                fault_at,
+                fault,
                 pool,
                 workspace,
+                reading: learn::Workspace::default(),
             };
             let result = catch_unwind(AssertUnwindSafe(|| state.serve(&report)));
             let reason = match result {
@@ -114,20 +143,18 @@ impl Engine {
             report(Report::Died { reason });
         };
         let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(body)?;
-        Ok(Self { commands, waiting, _thread: thread })
+        Ok(Self { commands, pulse, _thread: thread })
     }
 
-    /// Sends a command; one to a dead engine is lost, and its death is reported.
+    /// Sends a command that was announced; one to a dead engine is lost, and its death is reported.
     pub(crate) fn send(&self, command: Command) {
-        // Before the command itself: the thread spends a moment looking for it at most.
-        self.waiting.fetch_add(1, Ordering::Relaxed);
         let _ = self.commands.send(command);
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.pulse.announce();
     }
 }
 
@@ -139,18 +166,21 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 /// Where commands come in, counted until they are taken.
 struct Inbox {
     commands: Receiver<Command>,
-    waiting: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
 }
 
 impl Inbox {
     /// The next command, if there is one, or once there is; whether nobody can send any more.
     fn take(&self, waits: bool) -> std::result::Result<Command, bool> {
+        self.pulse.done.fetch_add(1, Ordering::Relaxed);
+        self.pulse.is_waiting.store(waits, Ordering::Relaxed);
         let command = match waits {
             true => self.commands.recv().map_err(|_| true),
             false => self.commands.try_recv().map_err(|error| error == TryRecvError::Disconnected),
         };
+        self.pulse.is_waiting.store(false, Ordering::Relaxed);
         if command.is_ok() {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.pulse.commands.fetch_sub(1, Ordering::Relaxed);
         }
         command
     }
@@ -165,16 +195,16 @@ struct Work {
 
 struct State {
     inbox: Inbox,
-    /// Commands met while polling for another.
-    later: VecDeque<Command>,
     work: Option<Work>,
     /// Drafters of the rollout before.
     earlier: Option<Drafting>,
     cycles: u64,
-    fault_at: Option<u64>,
+    fault: Option<Fault>,
     /// The device's threads; this one is the first of them.
     pool: Arc<Pool>,
     workspace: Workspace,
+    /// Of drafter training.
+    reading: learn::Workspace,
 }
 
 impl State {
@@ -182,11 +212,7 @@ impl State {
     fn serve(&mut self, report: &dyn Fn(Report)) -> Result<()> {
         loop {
             let is_decoding = self.work.as_ref().is_some_and(|w| w.decoder.running() > 0);
-            let command = match self.later.pop_front() {
-                Some(command) => Ok(command),
-                None => self.inbox.take(!is_decoding),
-            };
-            match command {
+            match self.inbox.take(!is_decoding) {
                 Ok(command) => self.obey(command, report)?,
                 Err(true) => return Ok(()),
                 Err(false) => self.cycle(report)?,
@@ -212,10 +238,11 @@ impl State {
                 report(Report::DrafterStopped { training });
                 Ok(())
             }
-            // It had stopped by itself.
+            // It stopped when it was announced, or by itself.
             Command::Preempt => Ok(()),
             Command::Compute { update, part } => {
                 self.put_away();
+                self.reading.trim();
                 update.compute((&self.pool, &mut self.workspace), part);
                 report(Report::Computed { part });
                 Ok(())
@@ -276,9 +303,11 @@ impl State {
     }
 
     fn cycle(&mut self, report: &dyn Fn(Report)) -> Result<()> {
-        let Some(work) = self.work.as_mut() else { return Ok(()) };
         self.cycles += 1;
-        assert!(self.fault_at != Some(self.cycles), "a fault was asked for at cycle {}", self.cycles);
+        if self.fault.is_some_and(|fault| fault.cycle == self.cycles) {
+            self.fail();
+        }
+        let Some(work) = self.work.as_mut() else { return Ok(()) };
         let answers = work.cycle()?;
         if !answers.is_empty() {
             report(Report::Ended { rollout: work.rollout.number, answers });
@@ -286,20 +315,21 @@ impl State {
         Ok(())
     }
 
+    /// As a test of supervision wants it.
+    fn fail(&self) {
+        assert!(self.fault.is_some_and(|fault| fault.hangs), "a fault was asked for at cycle {}", self.cycles);
+        while !matches!(self.inbox.commands.try_recv(), Err(TryRecvError::Disconnected)) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn train_drafter(&mut self, rollout: &Arc<Rollout>) -> Result<()> {
         self.workspace.trim();
-        let (inbox, later) = (&self.inbox, &mut self.later);
-        // Anything but the order to stop is kept for afterwards, and stops the training too.
-        let stop = || match inbox.take(false) {
-            Ok(Command::Preempt) => true,
-            Ok(other) => {
-                later.push_back(other);
-                true
-            }
-            Err(is_over) => is_over,
-        };
+        // The order to stop is obeyed before it is here, and whatever else is to be done stops it too.
+        let stop = || self.inbox.pulse.is_commanded();
         let draws = rollout.decoding.draws();
-        let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), draws, stop)?;
+        let lesson = (draws, &mut self.reading);
+        let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), lesson, stop)?;
         rollout.count(|c| c.learned_in_idle_time(&learned));
         Ok(())
     }

@@ -1,14 +1,16 @@
 //! How the learned drafter learns while devices would be idle: packed windows of answers until a device is needed, a step of the
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::Window;
-use models::drafter::learn::{Guesses, Learner, Reader, Reading, guess};
+use models::drafter::learn::{Guesses, Learner, Reader, Reading, Workspace, guess};
 use models::drafter::{Calibration, Vocabulary};
+use models::optim::Gradients;
 use models::{RawWeights, Target, Weights};
 use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
@@ -78,6 +80,8 @@ pub(crate) struct Lesson<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
     /// How the answers were drawn.
     pub(crate) draws: Draws,
+    /// The device's memory for what is read.
+    pub(crate) workspace: RefCell<&'a mut Workspace>,
 }
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
@@ -147,7 +151,8 @@ impl Paper {
                 return Ok(false);
             }
             let some = &rest[..fitting(rest.iter(), self.together)];
-            match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration))? {
+            let workspace = &mut **lesson.workspace.borrow_mut();
+            match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration), workspace)? {
                 None => self.together /= 2,
                 Some(guesses) => {
                     self.guesses.extend(guesses);
@@ -236,8 +241,10 @@ impl Learning {
             let task = lock(learning).next(lesson, &mut learned);
             match task {
                 Task::Read(windows, reader) => {
-                    let reading = reader.read(lesson.pool, lesson.vocabulary, &windows)?;
-                    lock(learning).take_in(windows, reading);
+                    let workspace = &mut **lesson.workspace.borrow_mut();
+                    let reading = reader.read(lesson.pool, lesson.vocabulary, &windows, workspace)?;
+                    let spent = lock(learning).take_in(windows, reading);
+                    spent.into_iter().for_each(|spent| workspace.give_back(spent));
                 }
                 Task::Examine(mut exam, examiner) => {
                     let is_over = exam.read(lesson, stop)?;
@@ -283,14 +290,13 @@ impl Learning {
         if windows.is_empty() { Task::Rest } else { Task::Read(windows, Box::new(self.learner.reader())) }
     }
 
-    /// Takes in windows that were read, or takes them back. After an interruption fewer tokens are read together, and windows of
+    /// Takes in windows that were read, or takes them back; returns gradients that are not needed any more. After an interruption fewer tokens are read together, and windows of
     /// more are halved: there may never be time for all of them.
-    fn take_in(&mut self, windows: Vec<Window>, reading: Option<Reading>) {
+    fn take_in(&mut self, windows: Vec<Window>, reading: Option<Reading>) -> Option<Gradients> {
         if let Some(reading) = reading {
-            self.learner.add(reading);
             self.read += windows.len();
             self.together = (2 * self.together).min(self.training.tokens_max);
-            return;
+            return self.learner.add(reading);
         }
         let tokens: usize = windows.iter().map(Window::size).sum();
         self.together = self.together.min(tokens / 2).max(WINDOW_MIN);
@@ -304,6 +310,7 @@ impl Learning {
                 *windows += 1;
             }
         }
+        None
     }
 
     /// Goes on with a step, or begins one, once there are as many windows as in the micro-batch that was begun first, whichever they

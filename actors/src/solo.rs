@@ -354,7 +354,8 @@ impl Solo {
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
         let stop = || began.elapsed().as_secs_f64() >= seconds;
         let plan::Sampling { temperature, top_p, .. } = self.job.plan.sampling;
-        let learned = self.learning.train((&self.pool, &vocabulary), Draws { temperature, top_p }, stop)?;
+        let (draws, mut workspace) = (Draws { temperature, top_p }, models::drafter::learn::Workspace::default());
+        let learned = self.learning.train((&self.pool, &vocabulary), (draws, &mut workspace), stop)?;
         Ok((learned.batches, learned.loss))
     }
 

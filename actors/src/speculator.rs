@@ -1,12 +1,15 @@
 //! What the devices share of speculation: the controller's measurements, the drafter's newest version, the buffer it
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::{Eagle, reads};
+use models::drafter::learn::Workspace;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Hidden, RawWeights, Target, Weights};
@@ -46,6 +49,8 @@ pub(crate) struct Speculator {
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
     learning: OnceLock<Mutex<Learning>>,
+    /// Nobody is to ask for it any more.
+    is_given_up: AtomicBool,
     /// What an earlier session had learned, until learning goes on.
     earlier: Mutex<(Option<RawWeights>, Publication)>,
     pub(crate) buffer: Mutex<Buffer>,
@@ -61,9 +66,25 @@ pub(crate) struct Speculator {
     seed: u64,
 }
 
+/// Longest time that the learner is waited for: a parameter's part of a step takes a fraction of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A lock that outlives the panic of its holder: every value behind these locks is whole between operations.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same of one whose holder may hang.
+fn lock_within<T>(mutex: &Mutex<T>, patience: Duration) -> Option<MutexGuard<'_, T>> {
+    let until = Instant::now() + patience;
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() > until => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
 }
 
 impl Speculator {
@@ -80,6 +101,7 @@ impl Speculator {
             controller: Mutex::new(controller),
             published: Mutex::new(published),
             learning: OnceLock::new(),
+            is_given_up: AtomicBool::new(false),
             earlier: Mutex::new((learner, publication)),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
@@ -202,12 +224,15 @@ impl Speculator {
     pub(crate) fn train(
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
-        draws: Draws,
+        (draws, workspace): (Draws, &mut Workspace),
         stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
         let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
             return Ok(Learned::default());
         };
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Ok(Learned::default());
+        }
         // Held until there is one: of several devices the first makes it.
         let mut earlier = lock(&self.earlier);
         let learning = match self.learning.get() {
@@ -222,24 +247,56 @@ impl Speculator {
             }
         };
         drop(earlier);
-        Learning::go_on(learning, &Lesson { speculator: self, pool, vocabulary, draws }, stop)
+        Learning::go_on(
+            learning,
+            &Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) },
+            stop,
+        )
     }
 
-    /// What a checkpoint keeps.
+    /// A device hangs that trained the drafter, and may hold the lock of what it learned: that is left alone. Whether it was not before.
+    pub(crate) fn give_up_learning(&self) -> bool {
+        !self.is_given_up.swap(true, Ordering::Relaxed)
+    }
+
+    /// What a checkpoint keeps. Of a learner that was given up there is nothing but its published version.
     pub(crate) fn experience(&self) -> Experience {
-        let earlier = lock(&self.earlier);
-        let (learner, publication) = match self.learning.get().map(lock) {
-            Some(mut learning) => (Some(learning.learner().to_raw()), learning.publication().clone()),
-            None => earlier.clone(),
+        let (learner, publication) = match self.is_given_up.load(Ordering::Relaxed) {
+            true => Default::default(),
+            false => self.learned(),
         };
-        drop(earlier);
         let controller = lock(&self.controller).clone();
         let said = lock(&self.said).clone();
         let habits = Some(Habits { controller, publication, seen: self.seen(), said });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
+    /// The learner and its record, or what an earlier session left of them.
+    fn learned(&self) -> (Option<RawWeights>, Publication) {
+        let earlier = lock(&self.earlier);
+        let Some(learning) = self.learning.get() else { return earlier.clone() };
+        let Some(mut learning) = lock_within(learning, PATIENCE) else {
+            self.give_up_learning();
+            return Default::default();
+        };
+        (Some(learning.learner().to_raw()), learning.publication().clone())
+    }
+
     pub(crate) fn publish(&self, version: Published) {
         *lock(&self.published) = Some(version);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_whose_holder_hangs_is_waited_for_in_vain() {
+        let mutex = Mutex::new(3);
+        let held = lock(&mutex);
+        assert!(lock_within(&mutex, Duration::from_millis(5)).is_none());
+        drop(held);
+        assert_eq!(lock_within(&mutex, PATIENCE).as_deref(), Some(&3));
     }
 }

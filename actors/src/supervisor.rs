@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 use models::Weights;
 use models::optim::AdamW;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use state::device::{self, Device};
+use state::device::{self, Device, Phase};
 use state::journal::{Event, SledJournal};
 use state::metrics::StepMetrics;
 use state::run::Position;
-use state::supervise::{self, Decision};
+use state::supervise::{self, Decision, LOOKS, Silence};
 use tokio::sync::oneshot;
 
 use crate::device::{DeviceActor, DeviceMessage, Identity};
-use crate::engine::{Command, Fault, Report};
+use crate::engine::{Command, Fault, Pulse, Report};
 use crate::error::{Error, Result};
 use crate::folder::RunFolder;
 use crate::job::Job;
@@ -48,6 +48,8 @@ pub(crate) enum Message {
     Failed(Box<Error>),
     /// Time to start a lost device again.
     Restart { device: usize },
+    /// Time to look whether devices that have work do anything.
+    Look,
     /// The user wants to stop.
     Interrupt,
 }
@@ -71,6 +73,10 @@ pub(crate) struct Setup {
 struct Seat {
     name: String,
     actor: Option<ActorRef<DeviceMessage>>,
+    pulse: Arc<Pulse>,
+    silence: Silence,
+    /// Seconds in which it was silent until it was given up: no time in which it was well.
+    silent_s: f64,
     machine: Device,
     timeline: Timeline,
 }
@@ -134,7 +140,15 @@ impl Actor for Supervisor {
         let place = folder.dir().to_path_buf();
         let books = (folder, journal, job.plan.checkpoint.keep, myself.clone());
         let (recorder, _) = Actor::spawn_linked(None, Recorder, books, myself.get_cell()).await?;
-        let seat = |name| Seat { name, actor: None, machine: Device::default(), timeline: Timeline::default() };
+        let seat = |name| Seat {
+            name,
+            actor: None,
+            pulse: Arc::default(),
+            silence: Silence::default(),
+            silent_s: 0.0,
+            machine: Device::default(),
+            timeline: Timeline::default(),
+        };
         let mut state = State {
             restarts: supervise::Supervisor::new(&job.plan.supervision),
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
@@ -168,6 +182,7 @@ impl Actor for Supervisor {
     }
 
     async fn post_start(&self, _: ActorRef<Message>, state: &mut State) -> std::result::Result<(), ActorProcessingErr> {
+        state.look_later();
         state.begin_step();
         Ok(())
     }
@@ -187,6 +202,7 @@ impl Actor for Supervisor {
                 state.start_device(device).await?;
                 state.rejoin(device);
             }
+            Message::Look => state.look(),
             Message::Interrupt => state.interrupt(),
         }
         Ok(())
@@ -214,9 +230,11 @@ impl State {
         let seat = &mut self.seats[device];
         let epoch = seat.machine.epoch();
         let _ = seat.machine.apply(device::Event::Restarted { epoch });
-        let fault_at = self.fault.filter(|f| f.device == device && epoch == 0).map(|f| f.cycle);
+        let fault = self.fault.filter(|f| f.device == device && epoch == 0);
         let threads = self.job.plan.devices.threads;
-        let identity = Identity { device, epoch, name: seat.name.clone(), threads, fault_at };
+        (seat.pulse, seat.silence) = Default::default();
+        let (name, pulse) = (seat.name.clone(), seat.pulse.clone());
+        let identity = Identity { device, epoch, name, threads, pulse, fault };
         let arguments = (identity, self.myself.clone());
         let (actor, _) = Actor::spawn_linked(None, DeviceActor, arguments, self.myself.get_cell()).await?;
         seat.actor = Some(actor);
@@ -236,7 +254,9 @@ impl State {
     }
 
     fn send(&self, device: usize, command: Command) {
-        if let Some(actor) = &self.seats[device].actor {
+        let Seat { actor, pulse, .. } = &self.seats[device];
+        if let Some(actor) = actor {
+            pulse.announce();
             // A dead device's loss is reported by its supervision event.
             let _ = actor.cast(DeviceMessage::Command(command));
         }
@@ -267,8 +287,44 @@ impl State {
         let is_it = |seat: &Seat| seat.actor.as_ref().is_some_and(|a| a.get_id() == cell.get_id());
         match self.seats.iter().position(is_it) {
             Some(device) => self.lose(device, reason),
-            None => self.end(Err(Error::Runtime { reason: reason.into() })),
+            None if [self.rewarder.get_id(), self.recorder.get_id()].contains(&cell.get_id()) => {
+                self.end(Err(Error::Runtime { reason: reason.into() }));
+            }
+            // A device that was given up, just before it failed by itself.
+            None => {}
         }
+    }
+
+    /// Has itself told to look at the devices, unless silence is none of its business.
+    fn look_later(&self) {
+        let silent_s = self.job.plan.supervision.silent_s;
+        if silent_s > 0.0 {
+            self.myself.send_after(Duration::from_secs_f64(silent_s / f64::from(LOOKS)), || Message::Look);
+        }
+    }
+
+    /// Gives up devices that have work and compute nothing.
+    fn look(&mut self) {
+        let silent_s = self.job.plan.supervision.silent_s;
+        for device in 0..self.seats.len() {
+            let Seat { actor, pulse, silence, machine, .. } = &mut self.seats[device];
+            if self.ended.is_none() || actor.is_none() || !silence.look(pulse.done()) {
+                continue;
+            }
+            if machine.phase() == Phase::DraftTrain && self.speculator.give_up_learning() {
+                let text =
+                    "a device hangs that trained the drafter, which learns nothing more until the run is resumed";
+                self.observer.tell(Progress::Warning(text.into()));
+            }
+            if let Some(actor) = actor.take() {
+                // Nobody is to hear of the end of this actor. Its thread ends if it ever wakes up.
+                actor.unlink(self.myself.get_cell());
+                actor.stop(None);
+            }
+            self.seats[device].silent_s += silent_s;
+            self.lose(device, &format!("it had work and computed nothing for {silent_s} s"));
+        }
+        self.look_later();
     }
 
     fn lose(&mut self, device: usize, reason: &str) {
@@ -276,7 +332,8 @@ impl State {
         self.seats[device].actor = None;
         self.note(device, device::Event::Lost { epoch });
         tracing::warn!(device, reason, "a device was lost");
-        let decision = self.restarts.lost(self.clock.elapsed().as_secs_f64(), device);
+        let well_s = self.clock.elapsed().as_secs_f64() - self.seats[device].silent_s;
+        let decision = self.restarts.lost(well_s, device);
         match decision {
             Decision::Restart { after_ms } => {
                 let Position { stage, step } = self.position;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use models::drafter::buffer::{Example, Window};
-use models::drafter::learn::Learner;
+use models::drafter::learn::{Learner, Workspace};
 use models::load::export::{Precision, write_tensors};
 use models::train::{Sequence, log_probs};
 use models::{Answer, RawWeights};
@@ -63,10 +63,10 @@ impl Solo {
     pub fn packing(&self, answers: &[Answer]) -> Result<Packing> {
         let examples: Vec<Arc<Example>> = answers.iter().filter_map(Example::of).map(Arc::new).collect();
         let seconds = |batches: &[Vec<Window>]| -> Result<f64> {
-            let mut learner = self.fresh_learner()?;
+            let (mut learner, mut workspace) = (self.fresh_learner()?, Workspace::default());
             let began = Instant::now();
             for batch in batches {
-                learner.learn(self.pool(), &self.vocabulary(), batch)?;
+                learner.learn(self.pool(), &self.vocabulary(), batch, &mut workspace)?;
             }
             Ok(began.elapsed().as_secs_f64())
         };

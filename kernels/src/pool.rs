@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -24,6 +24,8 @@ pub struct Pool {
     helpers: Vec<JoinHandle<()>>,
     waiting: Arc<AtomicUsize>,
     is_interruptible: AtomicBool,
+    /// Parts of kernels so far.
+    parts: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +85,15 @@ impl Pool {
             std::thread::Builder::new().name(format!("kernel{i}")).spawn(body).expect("the system refused a thread")
         };
         let helpers = (1..threads.max(1)).map(helper).collect();
-        Self { shared, helpers, waiting: Arc::default(), is_interruptible: AtomicBool::new(false) }
+        let (waiting, is_interruptible, parts) = Default::default();
+        Self { shared, helpers, waiting, is_interruptible, parts }
+    }
+
+    /// The same that counts the parts of kernels it runs: who sees this number stand still knows that nothing is computed.
+    #[must_use]
+    pub fn counted_by(mut self, parts: Arc<AtomicU64>) -> Self {
+        self.parts = parts;
+        self
     }
 
     /// The same that is interrupted by others: by as much work as this number says is waiting for it. It is theirs to count.
@@ -109,6 +119,12 @@ impl Pool {
         self.is_interruptible.load(Ordering::Relaxed) && self.is_waited_for()
     }
 
+    /// Nothing if what runs interruptibly was interrupted, and is to return at once.
+    #[must_use]
+    pub fn goes_on(&self) -> Option<()> {
+        (!self.is_interrupted()).then_some(())
+    }
+
     fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
@@ -129,6 +145,7 @@ impl Pool {
             return;
         }
         let task = &|part: usize| {
+            self.parts.fetch_add(1, Ordering::Relaxed);
             if !self.is_interrupted() {
                 task(part);
             }

@@ -121,8 +121,8 @@ fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     Ok(trees)
 }
 
-/// Depths and widths of trees of so many nodes, from narrow and deep to wide and shallow.
-fn shapes(budget: usize) -> [(usize, usize); 3] {
+/// Depths and widths of trees of so many nodes, from narrow and deep to wide and shallow, and one that may become any of these.
+fn shapes(budget: usize) -> [(usize, usize); 4] {
     let width = 4.min(budget / 2);
-    [(budget, 1), (budget.div_ceil(2), 2), ((budget.ilog2() as usize + 1).max(budget / width), width)]
+    [(budget, 1), (budget.div_ceil(2), 2), ((budget.ilog2() as usize + 1).max(budget / width), width), (budget, budget)]
 }

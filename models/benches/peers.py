@@ -3,9 +3,11 @@ SmolLM2-135M.
 
     python3 -m venv target/peers && target/peers/bin/pip install xllamacpp gguf numpy torch transformers
     target/peers/bin/python models/benches/peers.py
+    target/peers/bin/python models/benches/peers.py transformers f32   # or llama, torch; f32 or bf16
     target/peers/bin/python models/benches/peers.py rollout.json   # as `taper bench rollout … --json` printed it
 
-Run it beside `cargo bench -p taper-models`, on the same quiet machine. Prints one line a figure.
+Run it beside `cargo bench -p taper-models`, on the same quiet machine. Prints one line a figure, as soon as it is there: bf16 is
+slow for peers where the processor knows nothing of it.
 """
 
 import glob
@@ -170,27 +172,33 @@ def peak_gb():
     return int(line.split()[1]) / 1e6
 
 
-def main():
-    figures = {}
-    recorded = [name for name in sys.argv[1:] if name.endswith(".json")]
+def measured(asked):
+    """The figures that were asked for, each when it is there."""
+    kinds = [kind for kind in ["f32", "bf16"] if kind in asked] or ["f32", "bf16"]
+    recorded = [name for name in asked if name.endswith(".json")]
+    peers = [peer for peer in ["torch", "transformers", "llama"] if peer in asked]
+    if not peers and not recorded:
+        peers = ["torch", "transformers", "llama"]
     for name in recorded:
         with open(name) as file:
             lengths = json.load(file)["tail_lengths"]
-        figures[f"llama.cpp f32, the rollout of {name}, 1 thread, tokens/s"] = llama_rollout(model("f32"), lengths)
-    if "torch" in sys.argv[1:] or len(sys.argv) == 1:
-        figures["torch eager f32, training step of 8 x 256, 2 threads, tokens/s"] = torch_step()
-        figures["torch peak memory, GB"] = peak_gb()
-    if "transformers" in sys.argv[1:] or len(sys.argv) == 1:
-        for kind in ["bf16", "f32"]:
-            for batch in [1, 8, 32]:
-                name = f"transformers {kind}, generate, 2 threads, batch {batch}, tokens/s"
-                figures[name] = transformers(batch, kind)
-    if "llama" in sys.argv[1:] or len(sys.argv) == 1:
-        for kind in ["bf16", "f32"]:
-            for batch in [1, 8, 32, 128]:
-                figures[f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s"] = llama(model(kind), batch)
-    for name, value in figures.items():
-        print(f"{name:<70} {value:8.1f}")
+        yield f"llama.cpp f32, the rollout of {name}, 1 thread, tokens/s", llama_rollout(model("f32"), lengths)
+    if "torch" in peers:
+        yield "torch eager f32, training step of 8 x 256, 2 threads, tokens/s", torch_step()
+        yield "torch peak memory, GB", peak_gb()
+    for kind in kinds if "transformers" in peers else []:
+        for batch in [1, 8, 32]:
+            yield f"transformers {kind}, generate, 2 threads, batch {batch}, tokens/s", transformers(batch, kind)
+    for kind in kinds if "llama" in peers else []:
+        for batch in [1, 8, 32, 128]:
+            yield f"llama.cpp {kind}, decode, 1 thread, batch {batch}, tokens/s", llama(model(kind), batch)
+
+
+def main():
+    figures = {}
+    for name, value in measured(sys.argv[1:]):
+        figures[name] = value
+        print(f"{name:<70} {value:8.1f}", flush=True)
     print(json.dumps(figures))
 
 

@@ -329,6 +329,7 @@ impl Decoder {
             draws: self.decoding.draws(),
             depth_max: slot.limit - said - 1,
             remainder: self.lengths.remainder(said).min((slot.limit - said) as f32),
+            proposal: &[],
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod buffer;
 mod calibration;
 pub mod eagle;
+mod guess;
 pub mod hybrid;
 pub mod learn;
 mod network;
@@ -41,6 +42,8 @@ pub struct Context<'a> {
     pub depth_max: usize,
     /// Tokens that the answer is expected to have before it.
     pub remainder: f32,
+    /// A chain of tokens that another drafter proposes, for one that takes it into its draft; mostly none.
+    pub proposal: &'a [u32],
 }
 
 /// Proposes tokens.

@@ -40,12 +40,7 @@ impl Workspace {
     /// Zeros in the shape of the gradients, in memory that was given back if there is some.
     #[must_use]
     pub fn zeros(&mut self, weights: &Weights) -> Gradients {
-        let Some(mut spare) = self.spare.pop() else { return weights.zeros() };
-        if !spare.iter().map(Vec::len).eq(weights.masters().iter().map(|master| master.len())) {
-            return weights.zeros();
-        }
-        spare.iter_mut().for_each(|gradient| gradient.fill(0.0));
-        spare
+        weights.zeros_in(self.spare.pop())
     }
 
     /// Takes gradients that are not needed any more; those of large models are freed.

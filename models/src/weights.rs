@@ -177,6 +177,16 @@ impl Weights {
     pub fn zeros(&self) -> Vec<Vec<f32>> {
         self.masters.iter().map(|m| vec![0.0; m.len()]).collect()
     }
+
+    /// The same, in memory that is not needed any more if it has that shape.
+    #[must_use]
+    pub fn zeros_in(&self, spare: Option<Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
+        let fits =
+            |spare: &Vec<Vec<f32>>| spare.iter().map(Vec::len).eq(self.masters().iter().map(|master| master.len()));
+        let Some(mut spare) = spare.filter(fits) else { return self.zeros() };
+        spare.iter_mut().for_each(|gradient| gradient.fill(0.0));
+        spare
+    }
 }
 
 fn plain(parameter: &Parameter, master: &[f32]) -> (Vec<usize>, Vec<f32>) {

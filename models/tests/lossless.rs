@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernels::{NoiseKey, Pool, Storage};
+use kernels::{Draws, NoiseKey, Pool, Storage};
 use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix, uncoupled::Uncoupled};
 use models::tokenizer::Tokenizer;
 use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Hidden, Result, Stop, Target, Weights};
 use state::plan::{DrafterShape, Strategy, TinyShape};
-use state::speculation::tree::{DraftTree, ROOT};
+use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
 const VOCAB: u32 = 24;
 
@@ -196,6 +196,63 @@ fn answers_are_those_of_plain_decoding() {
             }
         }
     }
+}
+
+#[test]
+fn one_tree_holds_what_is_proposed_and_what_is_guessed() {
+    let (target, shape) = (target(4), DrafterShape::eagle(40));
+    let weights = Weights::random_layout(eagle::parameters(&config(), shape), Storage::F32, 5, 1).unwrap();
+    let vocabulary = Arc::new(Vocabulary::whole(&target));
+    let mut learned = eagle::Eagle::new(vocabulary, &weights, shape, Arc::default()).unwrap();
+    let hidden = vec![0.1; 8 * 32];
+    let request = |id, tokens| Context {
+        id,
+        tokens,
+        prompt: 1,
+        hidden: [&hidden, &[]],
+        noise: NoiseKey::new(4, 1, 0, 0, 0),
+        draws: Draws { temperature: 1.0, top_p: 1.0 },
+        depth_max: 9,
+        remainder: 1.0,
+        proposal: &[],
+    };
+    // The end of the first text was there before, and went on with 1, 2, 3; that of the second was not.
+    let requests = [request(3, &[9, 7, 8, 1, 2, 3, 4, 7, 8]), request(4, &[9, 7, 8, 1, 2, 3, 4, 5, 6])];
+    let mut cycle = |requests: &[Context<'_>], strategy: &Strategy, is_right: bool| {
+        let mut suffix = Suffix::new(2, 4);
+        let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
+        let trees = hybrid.draft(requests, strategy).unwrap();
+        let accept = |tree: &DraftTree| {
+            let guessed = (0..tree.len()).find(|node| tree.parents[*node] == ROOT && tree.tokens[*node] != 1);
+            let tokens = if is_right { vec![1, 2] } else { vec![guessed.map_or(23, |node| tree.tokens[node])] };
+            let mut nodes = vec![];
+            for token in &tokens {
+                nodes.extend(tree.child(nodes.last().copied().unwrap_or(ROOT), *token));
+            }
+            Accepted { nodes, tokens }
+        };
+        let accepted: Vec<Accepted> = trees.iter().map(accept).collect();
+        let is_learned = hybrid.learned(0);
+        hybrid.verified(&trees, &accepted);
+        (trees, is_learned)
+    };
+    let one = &requests[..1];
+    let wide = Strategy::tree(0, 2, 3, 6).with_suffix(2);
+    let (trees, is_learned) = cycle(one, &wide, true);
+    let tree = &trees[0];
+    let proposed = tree.child(tree.child(ROOT, 1).unwrap(), 2);
+    assert!(proposed.is_some() && tree.len() == 6 && !is_learned, "{tree:?}");
+    assert!(tree.parents.iter().filter(|parent| **parent == ROOT).count() > 1, "{tree:?}");
+    // Where the chain fills the budget and was right whenever it was, nothing beside it is worth a node; others draft as ever.
+    let (narrow, chain) = (Strategy::chain(0, 2).with_suffix(2), DraftTree::chain(vec![1, 2]));
+    (0..200).for_each(|_| drop(cycle(one, &narrow, true)));
+    let (alone, is_learned) = cycle(&requests[1..], &narrow, true);
+    assert!(is_learned && alone[0].len() == 2);
+    assert_eq!(cycle(&requests, &narrow, true).0, [chain.clone(), alone[0].clone()]);
+    // Where it is wrong, and the network's own guess right, that one is.
+    (0..400).for_each(|_| drop(cycle(one, &narrow, false)));
+    let (trees, _) = cycle(one, &narrow, false);
+    assert!(trees[0].len() == 2 && trees[0] != chain, "{trees:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use kernels::{NoiseKey, Pool};
 use models::drafter::buffer::{Example, Window};
-use models::drafter::learn::Learner;
+use models::drafter::learn::{self, Learner};
 use models::drafter::{Drafter, Vocabulary, eagle, eagle::Eagle};
 use models::optim::{AdamW, Gradients, TreeSum, learning_rate};
 use models::train::{Sequence, Workspace, gradient, log_probs};
@@ -157,12 +157,15 @@ fn a_drafter_learns_the_target() {
         let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
         let fresh = Learner::fresh(&target, shape, 2).unwrap();
         let mut learner = Learner::new(&config(), shape, fresh, 3e-3).with_levels(levels);
+        let mut workspace = learn::Workspace::default();
         let mut right = || {
             let vocabulary = Arc::new(Vocabulary::whole(&target));
             let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, Arc::default()).unwrap();
             let found = rollout(&target, (2, 16), hidden, Some(&mut eagle)).1;
             for i in 0..150 {
-                learner.learn(&Pool::default(), &vocabulary, &examples[i % 4 * 4..i % 4 * 4 + 4]).unwrap();
+                learner
+                    .learn(&Pool::default(), &vocabulary, &examples[i % 4 * 4..i % 4 * 4 + 4], &mut workspace)
+                    .unwrap();
             }
             share(&found[..1])
         };
@@ -183,8 +186,9 @@ fn what_is_learned_by_heart_is_drafted() {
         let mut weights = Learner::fresh(&target, shape, 2).unwrap();
         for lr in [4e-3, 4e-3, 1e-3, 2e-4] {
             let mut learner = Learner::new(&config(), shape, weights, lr).with_levels(4);
+            let mut workspace = learn::Workspace::default();
             for _ in 0..800 {
-                learner.learn(&Pool::default(), &vocabulary, &examples).unwrap();
+                learner.learn(&Pool::default(), &vocabulary, &examples, &mut workspace).unwrap();
             }
             weights = learner.weights().clone();
         }

@@ -3,6 +3,8 @@
 //! * **SUP-1** Within any `period_s`, a device is restarted at most `restarts_max` times; the next loss escalates.
 //! * **SUP-2** The wait doubles with every loss still within the period, from `backoff_ms` to [`BACKOFF_MS_MAX`].
 //! * **SUP-3** Devices do not count against each other.
+//! * **SUP-4** A device is silent only if at [`LOOKS`] looks in a row it had work and had done nothing since the look before. Looks
+//!   count, not time: where the whole process was held up, so were they.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +12,8 @@ use crate::plan::Supervision;
 
 /// Longest wait before a restart, in milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 60_000;
+/// Looks at a device within the time after which it is silent.
+pub const LOOKS: u32 = 8;
 
 /// What to do about a lost device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +48,7 @@ impl Supervisor {
     /// Decides about the loss of `device` at `now_s`, in seconds of a clock that does not go back.
     #[must_use]
     pub fn lost(&mut self, now_s: f64, device: usize) -> Decision {
-        let Supervision { restarts_max, period_s, backoff_ms } = self.config;
+        let Supervision { restarts_max, period_s, backoff_ms, .. } = self.config;
         let recent = self.restarts.entry(device).or_default();
         recent.retain(|&restart_s| now_s - restart_s < period_s);
         if recent.len() >= restarts_max {
@@ -61,6 +65,23 @@ impl Supervisor {
     }
 }
 
+/// What is seen of one device by looking now and then.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silence {
+    before: Option<u64>,
+    looks: u32,
+}
+
+impl Silence {
+    /// Takes in how much it has done so far, or that it has no work; returns whether it is silent.
+    pub fn look(&mut self, done: Option<u64>) -> bool {
+        let is_still = done.is_some() && done == self.before;
+        self.looks = if is_still { self.looks + 1 } else { 0 };
+        self.before = done;
+        self.looks >= LOOKS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -68,7 +89,7 @@ mod tests {
     use super::*;
 
     fn supervisor(restarts_max: usize, period_s: f64, backoff_ms: u64) -> Supervisor {
-        Supervisor::new(&Supervision { restarts_max, period_s, backoff_ms })
+        Supervisor::new(&Supervision { restarts_max, period_s, backoff_ms, silent_s: 0.0 })
     }
 
     #[test]
@@ -92,6 +113,17 @@ mod tests {
         }
         assert_eq!(many.lost(0.0, 0), Decision::Restart { after_ms: BACKOFF_MS_MAX });
         assert!(matches!(supervisor(0, 60.0, 100).lost(0.0, 0), Decision::Escalate { .. }));
+    }
+
+    #[test]
+    fn who_has_work_and_does_nothing_is_silent() {
+        let mut silence = Silence::default();
+        let mut looks = |done: Option<u64>, count: u32| (0..count).map(|_| silence.look(done)).collect::<Vec<_>>();
+        assert!(!looks(Some(4), LOOKS).contains(&true), "the first look has none before it");
+        assert!(!looks(Some(5), LOOKS).contains(&true));
+        assert!(!looks(None, 3 * LOOKS).contains(&true), "it waits for work");
+        assert!(!looks(Some(5), LOOKS).contains(&true));
+        assert_eq!(looks(Some(5), 1), [true]);
     }
 
     proptest! {

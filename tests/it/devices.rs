@@ -1,4 +1,4 @@
-//! A device that panics is started again, and the step goes on.
+//! A device that panics or hangs is started again, and the step goes on.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -20,11 +20,13 @@ fn a_runtime_of_one_thread_is_refused() {
 fn a_lost_device_costs_time_only() {
     let folder = tempfile::tempdir().unwrap();
     let text = super::WORKFLOW.replace("\\#", "#");
-    let plan = parse(&text, Path::new("/")).unwrap();
+    let mut plan = parse(&text, Path::new("/")).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut hashes = Vec::new();
-    for fault in [None, Some(Fault { device: 1, cycle: 40 }), Some(Fault { device: 0, cycle: 120 })] {
+    let fault = |device, cycle, hangs| Some(Fault { device, cycle, hangs });
+    for fault in [None, fault(1, 40, false), fault(0, 120, false), fault(1, 60, true), fault(0, 90, true)] {
         let dir = folder.path().join(format!("{}", hashes.len()));
+        plan.supervision.silent_s = if fault.is_some_and(|fault| fault.hangs) { 2.0 } else { 0.0 };
         let lost = Arc::new(Mutex::new(0));
         let seen = lost.clone();
         let observer = move |progress| {

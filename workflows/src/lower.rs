@@ -83,7 +83,7 @@ fn devices(check: &mut Check<'_>, devices: &spec::Devices) -> Devices {
 }
 
 fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Supervision {
-    let spec::Supervision { restarts_max, period_s, backoff_ms } = *supervision;
+    let spec::Supervision { restarts_max, period_s, backoff_ms, silent_s } = *supervision;
     check.count("supervision.restarts_max", restarts_max, 0, 1_000_000);
     if check.positive("supervision.period_s", period_s) {
         let is_good = period_s <= 1e9;
@@ -92,7 +92,11 @@ fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Superv
     let is_good = backoff_ms <= 3_600_000;
     let wanted = "at most an hour, 3600000";
     check.range("supervision.backoff_ms", backoff_ms, is_good, wanted, "write `backoff_ms: 100`");
-    Supervision { restarts_max, period_s, backoff_ms }
+    // One kernel has to end within it, on the slowest machine.
+    let is_good = silent_s == 0.0 || (10.0..=1e6).contains(&silent_s);
+    let wanted = "0, which is no limit, or 10 to 1000000 seconds";
+    check.range("supervision.silent_s", silent_s, is_good, wanted, "write `silent_s: 300.0`");
+    Supervision { restarts_max, period_s, backoff_ms, silent_s }
 }
 
 fn checkpoint(check: &mut Check<'_>, checkpoint: &spec::Checkpoint) -> Checkpoint {

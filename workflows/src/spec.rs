@@ -177,11 +177,12 @@ pub(crate) struct Supervision {
     pub(crate) restarts_max: usize,
     pub(crate) period_s: f64,
     pub(crate) backoff_ms: u64,
+    pub(crate) silent_s: f64,
 }
 
 impl Default for Supervision {
     fn default() -> Self {
-        Self { restarts_max: 5, period_s: 60.0, backoff_ms: 100 }
+        Self { restarts_max: 5, period_s: 60.0, backoff_ms: 100, silent_s: 300.0 }
     }
 }
 

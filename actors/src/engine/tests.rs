@@ -49,11 +49,16 @@ fn rollout_with(
 
 fn engine(name: &str) -> (Engine, Receiver<Report>) {
     let (sender, reports) = channel();
-    (Engine::start(name, 1, None, move |report| drop(sender.send(report))).unwrap(), reports)
+    (Engine::start(name, 1, (Arc::default(), None), move |report| drop(sender.send(report))).unwrap(), reports)
+}
+
+fn send(engine: &Engine, command: Command) {
+    engine.pulse.announce();
+    engine.send(command);
 }
 
 fn decode(engine: &Engine, rollout: &Arc<Rollout>, group: usize) {
-    engine.send(Command::Decode { rollout: rollout.clone(), group, samples: (0..4).collect() });
+    send(engine, Command::Decode { rollout: rollout.clone(), group, samples: (0..4).collect() });
 }
 
 /// What comes of the next `count` answers.
@@ -89,12 +94,12 @@ fn lent(cache_tokens_max: usize) {
     let ((lender, lent), (borrower, borrowed)) = (self::engine("lender"), self::engine("borrower"));
     (0..2).for_each(|group| decode(&lender, &shared, group));
     shared.begin_loan(7, 0);
-    lender.send(Command::Lend { rollout: shared.clone(), loan: 7 });
+    send(&lender, Command::Lend { rollout: shared.clone(), loan: 7 });
     let Report::Lent { loan: 7, answers: away, .. } = lent.recv_timeout(WAIT).unwrap() else { panic!() };
     assert_eq!(away.len(), 4);
     assert!(shared.answers(0).is_empty() && shared.answers(1).is_empty(), "nobody had to end first");
     shared.hand_over(7, 1);
-    borrower.send(Command::Borrow { rollout: shared.clone(), loan: 7 });
+    send(&borrower, Command::Borrow { rollout: shared.clone(), loan: 7 });
     let mut there = ended(&borrowed, 4);
     there.sort();
     assert_eq!(there, away.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
@@ -112,11 +117,11 @@ fn lent(cache_tokens_max: usize) {
 fn a_device_without_answers_has_none_to_lend() {
     let shared = rollout(1);
     let (lender, reports) = engine("lender");
-    lender.send(Command::Lend { rollout: shared.clone(), loan: 1 });
+    send(&lender, Command::Lend { rollout: shared.clone(), loan: 1 });
     assert_eq!(reports.recv_timeout(WAIT).unwrap(), Report::Lent { rollout: 1, loan: 1, answers: Vec::new() });
     decode(&lender, &shared, 0);
     assert_eq!(ended(&reports, 4).len(), 4);
-    lender.send(Command::Lend { rollout: shared, loan: 2 });
+    send(&lender, Command::Lend { rollout: shared, loan: 2 });
     assert_eq!(reports.recv_timeout(WAIT).unwrap(), Report::Lent { rollout: 1, loan: 2, answers: Vec::new() });
 }
 
@@ -129,7 +134,7 @@ fn training_gives_way_and_goes_on() {
         plan::DrafterTraining { lr: 1e-3, tokens_max: 512, levels: 3, publish_every: 4, buffer_tokens_max: 1 << 14 };
     let rollout = rollout_with(3, (drafter, Some(training)), models::Hidden::Last);
     let (engine, reports) = engine("trainer");
-    let train = |training| engine.send(Command::TrainDrafter { rollout: rollout.clone(), training });
+    let train = |training| send(&engine, Command::TrainDrafter { rollout: rollout.clone(), training });
     let stopped = || loop {
         match reports.recv_timeout(WAIT).unwrap() {
             Report::DrafterStopped { training } => break training,
@@ -144,7 +149,7 @@ fn training_gives_way_and_goes_on() {
         number += 1;
         train(number);
         std::thread::sleep(Duration::from_millis(number % 7));
-        engine.send(Command::Preempt);
+        send(&engine, Command::Preempt);
         assert_eq!(stopped(), number);
         batches.push(rollout.counts().training.batches);
         assert!(number < 5_000, "it does not get on: {:?}", batches.last());

@@ -73,7 +73,14 @@ impl Device {
     /// Learns for as long as `go_on` answers yes.
     fn teach(&self, learning: &Mutex<Learning>, mut go_on: impl FnMut() -> bool) -> Learned {
         let vocabulary = Vocabulary::whole(&self.target);
-        let lesson = Lesson { speculator: &self.speculator, pool: &self.pool, vocabulary: &vocabulary, draws: DRAWS };
+        let mut workspace = Workspace::default();
+        let lesson = Lesson {
+            speculator: &self.speculator,
+            pool: &self.pool,
+            vocabulary: &vocabulary,
+            draws: DRAWS,
+            workspace: RefCell::new(&mut workspace),
+        };
         Learning::go_on(learning, &lesson, || !go_on()).unwrap()
     }
 
@@ -204,7 +211,14 @@ fn several_devices_learn_together() {
     let vocabulary = Vocabulary::whole(&device.target);
     let learn = &|until: u32| {
         let pool = Pool::default();
-        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, draws: DRAWS };
+        let mut workspace = Workspace::default();
+        let lesson = Lesson {
+            speculator: &device.speculator,
+            pool: &pool,
+            vocabulary: &vocabulary,
+            draws: DRAWS,
+            workspace: RefCell::new(&mut workspace),
+        };
         Learning::go_on(&learning, &lesson, || lock(&learning).learner.steps() >= until).unwrap().batches
     };
     let batches: u64 = std::thread::scope(|scope| {
@@ -229,7 +243,14 @@ fn an_exam_outlives_the_device_that_reads_it() {
         device.teach_for(&learning, 3);
     }
     let (vocabulary, mut learned) = (Vocabulary::whole(&device.target), Learned::default());
-    let lesson = Lesson { speculator: &device.speculator, pool: &device.pool, vocabulary: &vocabulary, draws: DRAWS };
+    let mut workspace = Workspace::default();
+    let lesson = Lesson {
+        speculator: &device.speculator,
+        pool: &device.pool,
+        vocabulary: &vocabulary,
+        draws: DRAWS,
+        workspace: RefCell::new(&mut workspace),
+    };
     let mut next = || lock(&learning).next(&lesson, &mut learned);
     let task = std::iter::repeat_with(&mut next).find(|task| !matches!(task, Task::Step)).unwrap();
     assert!(matches!(task, Task::Examine(..)));
@@ -299,7 +320,14 @@ fn one_device_finds_out_for_all_whether_to_learn() {
     let barrier = std::sync::Barrier::new(3);
     let learn = &|| {
         let pool = Pool::default();
-        let lesson = Lesson { speculator: &device.speculator, pool: &pool, vocabulary: &vocabulary, draws: DRAWS };
+        let mut workspace = Workspace::default();
+        let lesson = Lesson {
+            speculator: &device.speculator,
+            pool: &pool,
+            vocabulary: &vocabulary,
+            draws: DRAWS,
+            workspace: RefCell::new(&mut workspace),
+        };
         barrier.wait();
         let mut looks = 0;
         Learning::is_worth_it(&learning, &lesson, &mut || {
@@ -314,6 +342,28 @@ fn one_device_finds_out_for_all_whether_to_learn() {
     });
     assert_eq!(Some(found[0]), lock(&learning).is_worth_it);
     assert!(found.iter().all(|is| *is == found[0]), "{found:?}");
+}
+
+#[test]
+fn what_was_given_up_learns_no_more() {
+    let device = Device::new(8);
+    let vocabulary = Vocabulary::whole(&device.target);
+    let learn = || {
+        let mut looks = 0;
+        let stop = || {
+            looks += 1;
+            looks > 40
+        };
+        let lesson = (DRAWS, &mut Workspace::default());
+        device.speculator.train((&device.pool, &vocabulary), lesson, stop).unwrap().batches
+    };
+    assert!(learn() > 0);
+    let before = device.speculator.experience();
+    assert!(before.learner.is_some());
+    assert!(device.speculator.give_up_learning() && !device.speculator.give_up_learning());
+    assert_eq!(learn(), 0);
+    let kept = device.speculator.experience();
+    assert!(kept.learner.is_none() && kept.published.is_some() == before.published.is_some());
 }
 
 #[test]
@@ -340,6 +390,7 @@ fn what_was_said_elsewhere_or_before_is_repeated() {
             draws: DRAWS,
             depth_max: 6,
             remainder: 1.0,
+            proposal: &[],
         };
         let tree = drafters[0].as_mut().unwrap().draft(&[request], &plan::Strategy::chain(0, 6)).unwrap().remove(0);
         (tree.tokens, answers[0].tokens[20..26].to_vec())

@@ -17,7 +17,7 @@ use std::time::Instant;
 use kernels::{NoiseKey, Pool, Storage};
 use models::data::Dataset;
 use models::drafter::buffer::{Example, Window};
-use models::drafter::learn::Learner;
+use models::drafter::learn::{self, Learner};
 use models::drafter::{Context, Drafter, Vocabulary, eagle, eagle::Eagle};
 use models::load::{gguf, load_tiny};
 use models::optim::AdamW;
@@ -205,11 +205,12 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
         let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
         let mut learner =
             Learner::new(&config, shape, Learner::fresh(&target, shape, 1).unwrap(), 3e-3).with_levels(levels);
+        let mut workspace = learn::Workspace::default();
         let (mut steps, mut seconds) = (0, 0.0);
         for until in [5.0, 15.0, 45.0] {
             while seconds < until {
                 let began = Instant::now();
-                learner.learn(&pool, &vocabulary, &examples[steps * 2 % 256..][..2]).unwrap();
+                learner.learn(&pool, &vocabulary, &examples[steps * 2 % 256..][..2], &mut workspace).unwrap();
                 (steps, seconds) = (steps + 1, seconds + began.elapsed().as_secs_f64());
             }
             let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, pool.clone()).unwrap();

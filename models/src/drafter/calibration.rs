@@ -11,6 +11,10 @@ pub(super) const LEVELS: usize = 4;
 /// Bins of gaps from `-GAP_MAX` to `GAP_MAX`.
 const BINS: usize = 32;
 const GAP_MAX: f32 = 8.0;
+/// Lengths of proposed chains told apart: up to 2, 5, 11 tokens, and longer ones.
+const LENGTHS: usize = 4;
+/// Chance that a proposal goes on to be right, before anything was seen of any.
+const PROPOSED: f32 = 0.75;
 /// Guesses that the chance before any observation is worth.
 const PRIOR: f32 = 8.0;
 /// Share forgotten at each observation: drafters learn, and the target moves.
@@ -20,6 +24,8 @@ const FORGET: f32 = 1.0 / 512.0;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     bins: [[Bin; BINS]; LEVELS],
+    /// Of tokens that another drafter proposed, by level and by the length of its chain.
+    proposed: [[Bin; LENGTHS]; LEVELS],
     /// Where it changes, gaps mean something else, and bins learn anew.
     pub(super) sharpness: Sharpness,
 }
@@ -33,7 +39,8 @@ struct Bin {
 
 impl Default for Calibration {
     fn default() -> Self {
-        Self { bins: [[Bin::default(); BINS]; LEVELS], sharpness: Sharpness::default() }
+        let (proposed, sharpness) = Default::default();
+        Self { bins: [[Bin::default(); BINS]; LEVELS], proposed, sharpness }
     }
 }
 
@@ -42,9 +49,13 @@ impl Calibration {
     /// gap.
     #[must_use]
     pub fn chance(&self, level: usize, gap: f32) -> f32 {
-        let Bin { seen, right } = self.bins[level.min(LEVELS - 1)][bin(gap)];
         let prior = 1.0 / (1.0 + (-gap.clamp(-GAP_MAX, GAP_MAX)).exp());
-        (right + PRIOR * prior) / (seen + PRIOR)
+        self.bins[level.min(LEVELS - 1)][bin(gap)].chance(prior)
+    }
+
+    /// The same of a token of a proposed chain of this length.
+    pub(super) fn proposed(&self, level: usize, length: usize) -> f32 {
+        self.proposed[level.min(LEVELS - 1)][bin_of_length(length)].chance(PROPOSED)
     }
 
     /// Learns how far to believe logits from what a version was found to guess.
@@ -54,10 +65,29 @@ impl Calibration {
 
     /// Learns from a guess whose parent was right.
     pub fn observe(&mut self, level: usize, gap: f32, is_right: bool) {
-        let bin = &mut self.bins[level.min(LEVELS - 1)][bin(gap)];
-        bin.seen += 1.0 - FORGET * bin.seen;
-        bin.right += f32::from(u8::from(is_right)) - FORGET * bin.right;
+        self.bins[level.min(LEVELS - 1)][bin(gap)].observe(is_right);
     }
+
+    /// Learns from a token of a proposed chain whose parent was right.
+    pub(super) fn observe_proposed(&mut self, level: usize, length: usize, is_right: bool) {
+        self.proposed[level.min(LEVELS - 1)][bin_of_length(length)].observe(is_right);
+    }
+}
+
+impl Bin {
+    fn chance(self, prior: f32) -> f32 {
+        (self.right + PRIOR * prior) / (self.seen + PRIOR)
+    }
+
+    fn observe(&mut self, is_right: bool) {
+        self.seen += 1.0 - FORGET * self.seen;
+        self.right += f32::from(u8::from(is_right)) - FORGET * self.right;
+    }
+}
+
+/// The bin of the length of a chain: a long match is likelier to go on than a short one.
+fn bin_of_length(length: usize) -> usize {
+    [3, 6, 12].iter().filter(|from| length >= **from).count()
 }
 
 /// The bin of a gap. An infinite one, of a guess without rivals, is in the last; NaN is in the first.

@@ -8,8 +8,9 @@ use std::time::Instant;
 use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
+use super::guess::{Guess, Guessed, Records, agree, chain, rival};
 use super::network::{Network, Pass};
-use super::share::{Bounds, Record, keep};
+use super::share::{Bounds, keep};
 use super::sharpness::{CANDIDATES, Favourites};
 use super::vocabulary::{Candidate, Place};
 use super::{Calibration, Context, Drafter, Vocabulary};
@@ -41,7 +42,6 @@ struct Seen {
     rows: KeyValues,
     /// Predicted hidden state of the last token.
     prediction: Vec<f32>,
-    record: Record,
 }
 
 /// The drafter of one device.
@@ -53,6 +53,7 @@ pub struct Eagle {
     heads: Heads,
     pool: Arc<Pool>,
     seen: BTreeMap<u64, Seen>,
+    records: BTreeMap<u64, Records>,
     memory: Memory,
     catch_up_s: f64,
     calibration: Arc<Mutex<Calibration>>,
@@ -64,25 +65,13 @@ pub struct Eagle {
     drafted: Vec<u64>,
 }
 
-/// A drafted token: its level, how far it is from its rivals, what is right so far from them, and the estimated chance that it is
-/// accepted.
-#[derive(Debug, Clone, Copy)]
-struct Guess {
-    level: usize,
-    gap: f32,
-    /// That it is right if the one above is, as it would be in any request.
-    usual: f32,
-    chance: f32,
-}
-
 /// A node that may get children: its place in the tree, its prediction, and the nodes above it as rows of this draft.
 #[derive(Debug, Clone)]
 struct Leaf {
     request: usize,
     node: usize,
     token: u32,
-    gap: f32,
-    usual: f32,
+    guessed: Guessed,
     chance: f32,
     hidden: Vec<f32>,
     above: Vec<usize>,
@@ -97,7 +86,7 @@ impl Eagle {
         let config = vocabulary.target().config();
         let network = Network::new(config, shape, weights)?;
         let (heads, reads) = (heads(config), reads(shape));
-        let (seen, memory) = (BTreeMap::new(), Memory::default());
+        let (seen, records, memory) = (BTreeMap::new(), BTreeMap::new(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();
         let catch_up_s = 0.0;
         Ok(Self {
@@ -107,6 +96,7 @@ impl Eagle {
             heads,
             pool,
             seen,
+            records,
             memory,
             catch_up_s,
             calibration,
@@ -135,7 +125,6 @@ impl Eagle {
                 first: last.saturating_sub(WINDOW),
                 rows: KeyValues::new(self.heads),
                 prediction: Vec::new(),
-                record: Record::default(),
             };
             // After a pause that is longer than the window, it is met anew.
             if self.seen.get(&request.id).is_some_and(|s| s.first + s.rows.rows() + WINDOW < last) {
@@ -274,33 +263,34 @@ impl Drafter for Eagle {
 
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>> {
         let began = Instant::now();
-        let rows = self.catch_up(requests);
+        let mut trees = self.propose(requests);
+        let asked: Vec<usize> = (0..requests.len()).filter(|request| self.has_room(*request, strategy)).collect();
+        let rest: Vec<Context<'_>> = asked.iter().map(|request| requests[*request]).collect();
+        let rows = self.catch_up(&rest);
         // A cycle before with the same strategy leaves at most so many.
-        let usual = requests.len() * (strategy.depth + 1);
+        let usual = rest.len() * (strategy.depth + 1);
         let unusual = rows.saturating_sub(usual) as f64 / rows.max(1) as f64;
         self.catch_up_s = began.elapsed().as_secs_f64() * unusual;
-        let mut trees = vec![DraftTree::default(); requests.len()];
-        let root = |(i, r): (usize, &Context<'_>)| Leaf {
-            request: i,
+        let root = |request: usize| Leaf {
+            request,
             node: ROOT,
             token: 0,
-            gap: 0.0,
-            usual: 1.0,
+            guessed: Guessed { gap: 0.0, usual: 1.0 },
             chance: 1.0,
-            hidden: self.seen.get(&r.id).map(|s| s.prediction.clone()).unwrap_or_default(),
+            hidden: self.seen.get(&requests[request].id).map(|s| s.prediction.clone()).unwrap_or_default(),
             above: Vec::new(),
         };
         // A prompt of one token has no hidden state before it to draft from.
-        let mut leaves: Vec<Leaf> = requests.iter().enumerate().map(root).filter(|l| !l.hidden.is_empty()).collect();
+        let mut leaves: Vec<Leaf> = asked.into_iter().map(root).filter(|l| !l.hidden.is_empty()).collect();
         let mut drafts: Vec<KeyValues> = requests.iter().map(|_| KeyValues::new(self.heads)).collect();
-        self.guesses = vec![Vec::new(); requests.len()];
+        let budgets: Vec<usize> = requests.iter().map(|r| strategy.budget.max(r.proposal.len())).collect();
         self.favourites = vec![Favourites::default(); requests.len()];
         for level in 0..strategy.depth {
             let grown = self.grow(requests, &leaves, level, strategy, &mut trees);
             if grown.is_empty() || level + 1 == strategy.depth {
                 break;
             }
-            leaves = self.promising(grown, requests, strategy);
+            leaves = self.promising(grown, requests, (&budgets, strategy.budget_all));
             if leaves.is_empty() {
                 break;
             }
@@ -308,7 +298,7 @@ impl Drafter for Eagle {
         }
         self.drafted = requests.iter().map(|r| r.id).collect();
         for request in 0..trees.len() {
-            self.keep(&mut trees[request..=request], &[1.0], (request, strategy.budget));
+            self.keep(&mut trees[request..=request], &[1.0], (request, budgets[request]));
         }
         if strategy.budget_all > 0 {
             let worth: Vec<f32> = requests.iter().map(|r| r.remainder).collect();
@@ -323,14 +313,11 @@ impl Drafter for Eagle {
             calibration.sharpness.observe(favourites, accepted);
         }
         for (((tree, accepted), guesses), id) in trees.iter().zip(accepted).zip(&self.guesses).zip(&self.drafted) {
-            let mut seen = self.seen.get_mut(id);
+            let records = self.records.entry(*id).or_default();
             let is_right = |node: usize| accepted.nodes.contains(&node);
             for (node, guess) in guesses.iter().enumerate() {
                 if tree.parents[node] == ROOT || is_right(tree.parents[node]) {
-                    calibration.observe(guess.level, guess.gap, is_right(node));
-                    if let Some(seen) = &mut seen {
-                        seen.record.observe(guess.usual, is_right(node));
-                    }
+                    records.observe(guess, is_right(node), &mut calibration);
                 }
             }
         }
@@ -340,20 +327,36 @@ impl Drafter for Eagle {
         self.catch_up_s
     }
 
-    fn learned(&self, _: usize) -> bool {
-        true
+    fn learned(&self, request: usize) -> bool {
+        self.guesses[request].iter().all(|guess| guess.proposed.is_none())
     }
 
     fn left(&mut self, id: u64) {
         self.seen.remove(&id);
+        self.records.remove(&id);
     }
 
     fn ended(&mut self, id: u64, _: &[u32], _: usize) {
-        self.seen.remove(&id);
+        self.left(id);
     }
 }
 
 impl Eagle {
+    /// Trees of what is proposed, with chances.
+    fn propose(&mut self, requests: &[Context<'_>]) -> Vec<DraftTree> {
+        let calibration = lock(&self.calibration);
+        let records = |r: &Context<'_>| self.records.get(&r.id).copied().unwrap_or_default();
+        self.guesses = requests.iter().map(|r| chain(r.proposal.len(), &records(r), &calibration)).collect();
+        requests.iter().map(|r| DraftTree::chain(r.proposal.to_vec())).collect()
+    }
+
+    /// Whether the network may guess something for a request that is as likely as what is proposed, and as the strategy wants it.
+    fn has_room(&self, request: usize, strategy: &Strategy) -> bool {
+        let chain = &self.guesses[request];
+        let last = chain.last().filter(|_| chain.len() >= strategy.budget).map_or(0.0, |last| last.chance);
+        chain.is_empty() || rival(chain, strategy.depth) > last.max(strategy.chance_min)
+    }
+
     /// Leaves the `budget` best nodes of these trees, those of request `first` and the following ones.
     fn keep(&mut self, trees: &mut [DraftTree], worth: &[f32], (first, budget): (usize, usize)) {
         let nodes: usize = trees.iter().map(DraftTree::len).sum();
@@ -372,10 +375,15 @@ impl Eagle {
     }
 
     /// Leaves whose children may be among the best nodes in the end: none is likelier than what it stands below.
-    fn promising(&self, mut leaves: Vec<Leaf>, requests: &[Context<'_>], strategy: &Strategy) -> Vec<Leaf> {
+    fn promising(
+        &self,
+        mut leaves: Vec<Leaf>,
+        requests: &[Context<'_>],
+        (budgets, budget_all): (&[usize], usize),
+    ) -> Vec<Leaf> {
         let chances = |guesses: &Vec<Guess>| guesses.iter().map(|guess| guess.chance).collect();
         let worth = requests.iter().map(|request| request.remainder).collect();
-        let bounds = Bounds::of(self.guesses.iter().map(chances), worth, (strategy.budget, strategy.budget_all));
+        let bounds = Bounds::of(self.guesses.iter().map(chances).zip(budgets.iter().copied()), worth, budget_all);
         leaves.retain(|leaf| bounds.allow(leaf.request, leaf.chance));
         leaves
     }
@@ -402,7 +410,7 @@ impl Eagle {
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
-            let record = self.seen.get(&request.id).map(|seen| seen.record).unwrap_or_default();
+            let record = self.records.get(&request.id).map(|records| records.guessed).unwrap_or_default();
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
             let place = Place { draws: request.draws, noise: &request.noise, position, sharpness };
             // One more than wanted: the best one's gap is its distance to the second.
@@ -414,7 +422,7 @@ impl Eagle {
                 let usual = calibration.chance(level, gap);
                 let chance = leaf.chance * record.correct(usual);
                 if chance >= strategy.chance_min {
-                    grown.push(Leaf { token, gap, usual, chance, ..leaf.clone() });
+                    grown.push(Leaf { token, guessed: Guessed { gap, usual }, chance, ..leaf.clone() });
                 }
             }
         }
@@ -424,13 +432,28 @@ impl Eagle {
         for mut leaf in grown {
             let same = kept.iter().rev().take_while(|k| k.request == leaf.request).count();
             if same < strategy.width {
-                leaf.node = trees[leaf.request].push(leaf.node, leaf.token);
-                let Leaf { gap, usual, chance, .. } = leaf;
-                self.guesses[leaf.request].push(Guess { level, gap, usual, chance });
+                self.place(&mut leaf, trees, level);
                 kept.push(leaf);
             }
         }
         kept
+    }
+
+    /// Gives a guess its node: that of a proposal it agrees with, or a new one.
+    fn place(&mut self, leaf: &mut Leaf, trees: &mut [DraftTree], level: usize) {
+        let (tree, guesses) = (&mut trees[leaf.request], &mut self.guesses[leaf.request]);
+        let Leaf { guessed, chance, .. } = *leaf;
+        leaf.node = match tree.child(leaf.node, leaf.token) {
+            Some(node) => {
+                agree(guesses, node, guessed, chance);
+                node
+            }
+            None => {
+                guesses.push(Guess { level, chance, guessed: Some(guessed), proposed: None });
+                tree.push(leaf.node, leaf.token)
+            }
+        };
+        leaf.chance = guesses[leaf.node].chance;
     }
 }
 

@@ -8,7 +8,7 @@ use state::plan::{DrafterShape, NetworkKind, Optimizer, Schedule};
 
 use super::buffer::Window;
 use super::eagle;
-use super::network::Network;
+use super::network::{Network, Pass};
 use super::sharpness::{CANDIDATES, Sharpness};
 use super::vocabulary::Place;
 use super::{Calibration, Vocabulary};
@@ -49,6 +49,36 @@ pub struct Reading {
     generation: u64,
 }
 
+/// Memory that the readings and exams of a device reuse: to have it mapped anew took half of a small drafter's time.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    passes: Vec<Pass>,
+    loss: loss::Memory,
+    /// Of exams: predictions in use, and logits.
+    used: Vec<f32>,
+    logits: Vec<f32>,
+    /// Gradients that nobody needs any more.
+    spare: Option<Gradients>,
+}
+
+/// Bytes worth the time of having them mapped again.
+const HELD_BYTES_MAX: usize = 1 << 28;
+
+impl Workspace {
+    /// Takes gradients that are not needed any more.
+    pub fn give_back(&mut self, gradients: Gradients) {
+        self.spare = Some(gradients);
+    }
+
+    /// Gives back the memory of large models' drafters, before something else that needs memory.
+    pub fn trim(&mut self) {
+        let passes: usize = self.passes.iter().map(Pass::held).sum();
+        if passes + self.loss.held() + self.logits.capacity() * size_of::<f32>() > HELD_BYTES_MAX {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Reads windows with one version of the weights, apart from the learner: several devices may read at the same time.
 #[derive(Debug, Clone)]
 pub struct Reader {
@@ -65,19 +95,31 @@ impl Reader {
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn read(&self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<Option<Reading>> {
+    pub fn read(
+        &self,
+        pool: &Pool,
+        vocabulary: &Vocabulary,
+        windows: &[Window],
+        workspace: &mut Workspace,
+    ) -> Result<Option<Reading>> {
         let network = Network::new(&self.target, self.shape, &self.weights)?;
-        Ok(pool.interruptibly(|| {
+        let read = || {
             let batch = Batch::new(windows, &self.target, self.shape, self.levels);
-            let (mut gradients, guesses) = (Gradients::new(), batch.guesses());
-            if guesses == 0 || pool.is_interrupted() {
-                return Reading { generation: self.generation, ..Reading::default() };
+            let guesses = batch.guesses();
+            if guesses == 0 {
+                return Some(Reading { generation: self.generation, ..Reading::default() });
             }
-            gradients.extend(self.weights.zeros());
-            let whole = (vocabulary, self.shape.network);
-            let loss = loss::gradient(pool, &batch, &network, whole, &mut gradients);
-            Reading { gradients, guesses, loss, generation: self.generation }
-        }))
+            pool.goes_on()?;
+            let (mut gradients, whole) =
+                (self.weights.zeros_in(workspace.spare.take()), (vocabulary, self.shape.network));
+            let memory = (&mut workspace.passes, &mut workspace.loss);
+            let Some(loss) = loss::gradient(pool, &batch, &network, whole, &mut gradients, memory) else {
+                workspace.give_back(gradients);
+                return None;
+            };
+            Some(Reading { gradients, guesses, loss, generation: self.generation })
+        };
+        Ok(pool.interruptibly(read).flatten())
     }
 }
 
@@ -203,9 +245,15 @@ impl Learner {
     ///
     /// # Errors
     /// If the weights are of another layout.
-    pub fn learn(&mut self, pool: &Pool, vocabulary: &Vocabulary, windows: &[Window]) -> Result<f64> {
-        if let Some(reading) = self.reader.read(pool, vocabulary, windows)? {
-            self.add(reading);
+    pub fn learn(
+        &mut self,
+        pool: &Pool,
+        vocabulary: &Vocabulary,
+        windows: &[Window],
+        workspace: &mut Workspace,
+    ) -> Result<f64> {
+        if let Some(reading) = self.reader.read(pool, vocabulary, windows, workspace)? {
+            self.add(reading).into_iter().for_each(|spent| workspace.give_back(spent));
         }
         let loss = self.begin_step(pool);
         self.finish_step(pool);
@@ -213,19 +261,21 @@ impl Learner {
     }
 
     /// Takes in what was read for the next step, which but for rounding is the same however its windows are spread over readings.
-    /// What was read before it went on from other weights is left out.
-    pub fn add(&mut self, reading: Reading) {
+    /// What was read before it went on from other weights is left out. Returns gradients that are not needed any more.
+    pub fn add(&mut self, reading: Reading) -> Option<Gradients> {
         let Reading { gradients, guesses, loss, generation } = reading;
         if guesses == 0 || generation != self.reader.generation {
-            return;
+            return Some(gradients);
         }
-        if self.sum.guesses == 0 {
-            self.sum.gradients = gradients;
-        } else {
-            optim::add(&mut self.sum.gradients, &gradients);
-        }
+        let is_first = self.sum.guesses == 0;
         self.sum.loss += loss;
         self.sum.guesses += guesses;
+        if is_first {
+            self.sum.gradients = gradients;
+            return None;
+        }
+        optim::add(&mut self.sum.gradients, &gradients);
+        Some(gradients)
     }
 
     /// Begins a step of the optimiser on what was read since the last one, which is finished before; returns the loss of a guess.
@@ -295,20 +345,24 @@ pub fn guess(
     (weights, shape, levels): (&Weights, DrafterShape, usize),
     windows: &[Window],
     belief: (Draws, &Calibration),
+    workspace: &mut Workspace,
 ) -> Result<Option<Guesses>> {
     let target = vocabulary.target().config();
     let network = Network::new(target, shape, weights)?;
-    Ok(pool.interruptibly(|| {
+    let guess = || {
+        let Workspace { passes, used, logits, .. } = workspace;
         let batch = Batch::new(windows, target, shape, levels.max(1));
-        let passes = batch.forward(pool, &network, vocabulary);
+        batch.forward(pool, &network, vocabulary, passes)?;
         let (mut guesses, mut right) = (Guesses::default(), batch.rows_right());
         for (level, pass) in passes.iter().enumerate() {
-            let used = batch.used(level, &pass.predicted);
-            let read = network.leave(pool, &used);
-            level_guesses(pool, (&batch, level), vocabulary, (&read, belief), &mut right, &mut guesses);
+            used.clear();
+            batch.used_into(level, &pass.predicted, used);
+            vocabulary.logits_into(pool, &network.leave(pool, used), logits);
+            level_guesses(pool, (&batch, level), vocabulary, (logits, belief), &mut right, &mut guesses)?;
         }
-        guesses
-    }))
+        Some(guesses)
+    };
+    Ok(pool.interruptibly(guess).flatten())
 }
 
 /// One level; `right` says of each row whether it has been right so far.
@@ -316,16 +370,12 @@ fn level_guesses(
     pool: &Pool,
     (batch, level): (&Batch, usize),
     vocabulary: &Vocabulary,
-    (read, (draws, calibration)): (&[f32], (Draws, &Calibration)),
+    (logits, (draws, calibration)): (&[f32], (Draws, &Calibration)),
     right: &mut [bool],
     guesses: &mut Guesses,
-) {
-    let mut logits = Vec::new();
-    vocabulary.logits_into(pool, read, &mut logits);
+) -> Option<()> {
     for (logits, (row, drawn)) in logits.chunks_exact(vocabulary.size()).zip(batch.drawn(level)) {
-        if pool.is_interrupted() {
-            break;
-        }
+        pool.goes_on()?;
         let Drawn { token, noise, position } = drawn;
         let place = if right[row] {
             let place = Place { draws, noise, position: *position, sharpness: calibration.sharpness.value(level) };
@@ -342,6 +392,7 @@ fn level_guesses(
             guesses.first.iter_mut().zip(found).for_each(|(sum, is)| *sum += usize::from(is));
         }
     }
+    Some(())
 }
 
 #[cfg(test)]

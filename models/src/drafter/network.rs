@@ -102,6 +102,13 @@ pub(crate) struct Pass {
     pub(crate) predicted: Vec<f32>,
 }
 
+impl Pass {
+    /// Bytes that it holds, about.
+    pub(crate) fn held(&self) -> usize {
+        self.values.held() + 4 * self.predicted.capacity() * size_of::<f32>()
+    }
+}
+
 impl Network {
     pub(crate) fn new(target: &Config, shape: DrafterShape, weights: &Weights) -> Result<Self> {
         let config = &config(target, shape);
@@ -205,32 +212,36 @@ impl Network {
         (rows, attention): (Rows<'_>, &mut dyn Attention),
         d: &mut [f32],
         gradients: &mut [Vec<f32>],
+        (memory, turned): (&mut layer::Gradient, &mut Turned),
     ) {
         let Pass { embedded, entered, mixed, values, .. } = pass;
-        let mut memory = layer::Gradient::default();
         let own = match self.ends {
             Ends::Eagle(_) => &mut gradients[2..],
             Ends::Eagle3(..) => &mut gradients[1..],
         };
         let rows = Rows { beside: embedded, ..rows };
-        self.layer.backward(pool, (mixed, Some(values)), (rows, attention), d, own, &mut memory);
+        self.layer.backward(pool, (mixed, Some(values)), (rows, attention), d, own, memory);
         if let Ends::Eagle(halves) = &self.ends {
-            let mut turned = Turned::default();
             for (i, (weight, x)) in halves.iter().zip([&*embedded, entered]).enumerate() {
-                weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], &mut turned);
+                weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], turned);
             }
         }
     }
 
-    /// From `d`, the gradient by the layer's input, that by the prediction that entered.
-    pub(crate) fn by_entered<'a>(&self, pool: &Pool, d: &'a [f32]) -> Cow<'a, [f32]> {
+    /// From `d`, the gradient by the layer's input, that by the prediction that entered, in `memory` if it is another.
+    pub(crate) fn by_entered<'a>(
+        &self,
+        pool: &Pool,
+        d: &'a [f32],
+        (memory, turned): (&'a mut Vec<f32>, &mut Turned),
+    ) -> &'a [f32] {
         match &self.ends {
             Ends::Eagle([_, hidden]) => {
-                let mut by_entered = vec![0.0; d.len()];
-                input_gradient(pool, d, hidden, &mut by_entered, false, &mut Turned::default());
-                Cow::Owned(by_entered)
+                memory.resize(d.len(), 0.0);
+                input_gradient(pool, d, hidden, memory, false, turned);
+                memory
             }
-            Ends::Eagle3(..) => Cow::Borrowed(d),
+            Ends::Eagle3(..) => d,
         }
     }
 

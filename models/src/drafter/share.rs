@@ -63,15 +63,11 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// From the chances of each request's nodes so far, what a token of each is worth, and the budgets of each and of all; of all, 0
+    /// From the chances of each request's nodes so far, and its budget, what a token of each is worth, and the budget of all; of all, 0
     /// is no limit.
-    pub(super) fn of(
-        chances: impl Iterator<Item = Vec<f32>>,
-        worth: Vec<f32>,
-        (budget, budget_all): (usize, usize),
-    ) -> Self {
+    pub(super) fn of(chances: impl Iterator<Item = (Vec<f32>, usize)>, worth: Vec<f32>, budget_all: usize) -> Self {
         let (mut each, mut best) = (Vec::new(), Vec::new());
-        for (mut chances, worth) in chances.zip(&worth) {
+        for ((mut chances, budget), worth) in chances.zip(&worth) {
             each.push(nth_best(&mut chances, budget));
             // Of one request no more than its own budget are left.
             best.extend(chances.iter().take(budget).map(|chance| chance * worth));
@@ -180,7 +176,8 @@ mod tests {
                 }
             }
             if is_bounded {
-                let bounds = Bounds::of(chances.iter().cloned(), worth.to_vec(), budgets);
+                let each = chances.iter().map(|chances| (chances.clone(), budgets.0));
+                let bounds = Bounds::of(each, worth.to_vec(), budgets.1);
                 next.retain(|(request, _, _, chance)| bounds.allow(*request, *chance));
             }
             leaves = next;

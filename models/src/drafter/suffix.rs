@@ -232,6 +232,7 @@ mod tests {
             draws: Draws { temperature: 1.0, top_p: 1.0 },
             depth_max: 99,
             remainder: 1.0,
+            proposal: &[],
         }
     }
 

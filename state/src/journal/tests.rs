@@ -33,7 +33,7 @@ fn plan() -> Plan {
             training: None,
             lending: true,
         },
-        supervision: plan::Supervision { restarts_max: 3, period_s: 60.0, backoff_ms: 100 },
+        supervision: plan::Supervision { restarts_max: 3, period_s: 60.0, backoff_ms: 100, silent_s: 300.0 },
         checkpoint: plan::Checkpoint { every: 1, keep: 2 },
     }
 }
@@ -186,9 +186,11 @@ fn every_event_survives() {
 fn the_shape_of_records_is_that_of_this_version() {
     let started = |plan| Event::RunStarted { plan: Box::new(plan), plan_sha256: "ab".into(), noise_version: 1 };
     let events = every_event().into_iter().chain(other_plans().map(started));
-    let bytes: Vec<u8> = events.flat_map(|event| record::encode(&event).unwrap()).collect();
+    // Without their checksums: that of bytes that end in their own says nothing but how many there are.
+    let bytes = |event| record::encode(&event).unwrap().split_last_chunk::<4>().unwrap().0.to_vec();
+    let bytes: Vec<u8> = events.flat_map(bytes).collect();
     let hint = "a persisted type changed its fields: raise journal::VERSION and update this number";
-    assert_eq!((VERSION, crc32fast::hash(&bytes)), (8, 3_559_416_439), "{hint}");
+    assert_eq!((VERSION, crc32fast::hash(&bytes)), (9, 1_921_087_840), "{hint}");
 }
 
 #[test]
@@ -320,14 +322,17 @@ fn another_format_is_told_from_damage() {
     write(dir.path(), 3);
     tamper(dir.path(), |db| {
         let mut record = db.get(1u64.to_be_bytes()).unwrap().unwrap().to_vec();
-        record[4..6].copy_from_slice(&9u16.to_le_bytes());
+        record[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
         let end = record.len() - 4;
         let checksum = crc32fast::hash(&record[..end]).to_le_bytes();
         record[end..].copy_from_slice(&checksum);
         db.insert(1u64.to_be_bytes(), record).unwrap();
     });
     let error = SledJournal::open(dir.path()).unwrap_err();
-    assert!(matches!(error, Error::Version { record: 1, found: 9, supported: VERSION, .. }), "{error}");
+    assert!(
+        matches!(error, Error::Version { record: 1, found, supported: VERSION, .. } if found == VERSION + 1),
+        "{error}"
+    );
 }
 
 #[test]

@@ -111,8 +111,8 @@ pub struct Strategy {
     pub width: usize,
     /// Tokens that `drafter` drafts for a request in a cycle, at most.
     pub budget: usize,
-    /// Longest chain of the suffix drafter for requests where it finds a match, which do without this strategy's draft
-    /// then; 0: it is not asked.
+    /// Longest chain of the suffix drafter that this strategy's drafter takes into its tree where there is a match: as many of
+    /// both together as `budget` allows, or as the chain has; 0: it is not asked.
     pub suffix: usize,
     /// The learned drafter leaves out tokens with a smaller estimated chance to be accepted, 0 to 1.
     pub chance_min: f32,
@@ -134,7 +134,7 @@ impl Strategy {
         Self { drafter, depth, width, budget, suffix: 0, chance_min: 0.0, budget_all: 0 }
     }
 
-    /// The same, with the suffix drafter's chain of up to `depth` tokens where it finds a match.
+    /// The same, with the suffix drafter's chain of up to `depth` tokens in it where it finds a match.
     #[must_use]
     pub const fn with_suffix(self, depth: usize) -> Self {
         Self { suffix: depth, ..self }

@@ -41,7 +41,7 @@ fn plan() -> Plan {
         rewards: Vec::new(),
         devices: Devices { cpu: 1, threads: 1, slots_max: 1, cache_tokens_max: 0 },
         speculation: Speculation { drafters: Vec::new(), controller: Controller::Off, training: None, lending: false },
-        supervision: Supervision { restarts_max: 1, period_s: 1.0, backoff_ms: 1 },
+        supervision: Supervision { restarts_max: 1, period_s: 1.0, backoff_ms: 1, silent_s: 0.0 },
         checkpoint: Checkpoint { every: 2, keep: 2 },
     }
 }

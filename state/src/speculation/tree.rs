@@ -46,6 +46,12 @@ impl DraftTree {
         nodes
     }
 
+    /// The guess of this token below `parent`, if there is one.
+    #[must_use]
+    pub fn child(&self, parent: usize, token: u32) -> Option<usize> {
+        (0..self.len()).find(|&node| self.parents[node] == parent && self.tokens[node] == token)
+    }
+
     /// Number of guesses.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -162,6 +168,10 @@ mod tests {
         tree.push(second, 2);
         assert_eq!(accept(&tree, 1, &[2, 2, 3]), Accepted { nodes: vec![1, 2], tokens: vec![1, 2, 3] });
         assert_eq!(tree.depth(2), 1);
+        assert_eq!(
+            [(ROOT, 1), (1, 2), (0, 2)].map(|(parent, token)| tree.child(parent, token)),
+            [Some(0), Some(2), None]
+        );
     }
 
     proptest! {

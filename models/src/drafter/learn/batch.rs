@@ -90,7 +90,7 @@ impl Batch {
         self.levels[0].used.len()
     }
 
-    /// The rows that guess at a level, in the order of [`Batch::used`], and the tokens they guess.
+    /// The rows that guess at a level, in the order of [`Batch::used_into`], and the tokens they guess.
     pub(super) fn drawn(&self, level: usize) -> impl Iterator<Item = (usize, &Drawn)> {
         self.levels[level].used.iter().map(|(row, drawn)| (*row, &self.drawn[*drawn]))
     }
@@ -100,13 +100,18 @@ impl Batch {
         vec![true; self.lengths.iter().sum()]
     }
 
-    /// Rows in use at a level, out of all `(r, hidden)`.
-    pub(super) fn used(&self, level: usize, all: &[f32]) -> Vec<f32> {
-        let row = |(at, _): &(usize, usize)| &all[at * self.hidden..(at + 1) * self.hidden];
-        self.levels[level].used.iter().flat_map(row).copied().collect()
+    /// Numbers of the rows in use at a level.
+    pub(super) fn used_len(&self, level: usize) -> usize {
+        self.levels[level].used.len() * self.hidden
     }
 
-    /// Puts rows in use back to their places among all.
+    /// Appends the rows in use at a level, out of all `(r, hidden)`.
+    pub(super) fn used_into(&self, level: usize, all: &[f32], used: &mut Vec<f32>) {
+        let row = |(at, _): &(usize, usize)| &all[at * self.hidden..(at + 1) * self.hidden];
+        self.levels[level].used.iter().for_each(|at| used.extend_from_slice(row(at)));
+    }
+
+    /// Puts rows in use, in the order of [`Batch::used_into`], back to their places among all.
     pub(super) fn place(&self, level: usize, used: &[f32], all: &mut [f32]) {
         for ((at, _), row) in self.levels[level].used.iter().zip(used.chunks_exact(self.hidden)) {
             all[at * self.hidden..(at + 1) * self.hidden].copy_from_slice(row);
@@ -131,22 +136,29 @@ impl Batch {
         Rows { positions: &self.levels[level].positions, rope: vocabulary.target().rope(), beside: &[] }
     }
 
-    /// All levels, one after the other.
-    pub(super) fn forward(&self, pool: &Pool, network: &Network, vocabulary: &Vocabulary) -> Vec<Pass> {
-        let mut passes: Vec<Pass> = Vec::with_capacity(self.levels.len());
+    /// All levels, one after the other; nothing if the pool was interrupted.
+    pub(super) fn forward(
+        &self,
+        pool: &Pool,
+        network: &Network,
+        vocabulary: &Vocabulary,
+        passes: &mut Vec<Pass>,
+    ) -> Option<()> {
+        passes.resize_with(self.levels.len(), Pass::default);
         for (i, level) in self.levels.iter().enumerate() {
-            let mut pass = Pass::default();
-            match passes.last() {
+            pool.goes_on()?;
+            let (above, rest) = passes.split_at_mut(i);
+            let pass = &mut rest[0];
+            match above.last() {
                 None => network.enter(pool, &self.kept, &mut pass.entered),
                 Some(above) => pass.entered.clone_from(&above.predicted),
             }
             kernels::embed(&level.ids, &vocabulary.target().embedding, &mut pass.embedded);
-            let mut ahead = self.ahead(pool, &passes, &mut []);
+            let mut ahead = self.ahead(pool, above, &mut []);
             let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| ahead.forth(qkv, out);
-            network.predict(pool, self.rows(i, vocabulary), &mut attend, &mut pass);
-            passes.push(pass);
+            network.predict(pool, self.rows(i, vocabulary), &mut attend, pass);
         }
-        passes
+        pool.goes_on()
     }
 
     /// How rows below `above` attend; `by` gets gradients by keys and values of those levels and of this one.

@@ -8,6 +8,7 @@ use state::plan::NetworkKind;
 use super::batch::Batch;
 use crate::drafter::Vocabulary;
 use crate::drafter::network::{Network, Pass};
+use crate::layer;
 use crate::optim::Gradients;
 
 /// Weight of the cross-entropy beside SmoothL1.
@@ -15,46 +16,82 @@ const CROSS_ENTROPY: f32 = 0.1;
 /// Weight of a level against the one above it.
 const DECAY: f32 = 0.8;
 
-/// The loss, summed over all guesses; its gradients are added to `gradients`.
+/// Memory that calls reuse.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Predictions in use, level after level, and the gradient by them.
+    predicted: Vec<f32>,
+    d: Vec<f32>,
+    /// Of the head: what it reads from true hidden states, from predictions, and the gradient by what it reads.
+    chances: Vec<f32>,
+    found: Vec<f32>,
+    read: Vec<f32>,
+    /// Gradients by each level's predictions, its keys and values, and what enters it.
+    slopes: Vec<Vec<f32>>,
+    by: Vec<[Vec<f32>; 2]>,
+    entered: Vec<f32>,
+    layer: layer::Gradient,
+    turned: Turned,
+}
+
+impl Memory {
+    /// Bytes that it holds, about.
+    pub(super) fn held(&self) -> usize {
+        let Self { predicted, d, chances, found, read, slopes, by, entered, .. } = self;
+        let all = [predicted, d, chances, found, read, entered].into_iter().chain(slopes).chain(by.iter().flatten());
+        all.map(|values| values.capacity() * size_of::<f32>()).sum()
+    }
+}
+
+/// The loss, summed over all guesses; its gradients are added to `gradients`. Nothing if the pool was interrupted.
 pub(super) fn gradient(
     pool: &Pool,
     batch: &Batch,
     network: &Network,
     (vocabulary, kind): (&Vocabulary, NetworkKind),
     gradients: &mut Gradients,
-) -> f64 {
-    let mut passes = batch.forward(pool, network, vocabulary);
+    (passes, memory): (&mut Vec<Pass>, &mut Memory),
+) -> Option<f64> {
+    batch.forward(pool, network, vocabulary, passes)?;
     // The head runs once over the guesses of all levels.
-    let used: Vec<Vec<f32>> = passes.iter().enumerate().map(|(level, p)| batch.used(level, &p.predicted)).collect();
-    let predicted = used.concat();
-    let weights: Vec<f32> = successors(Some(1.0), |weight| Some(weight * DECAY)).take(passes.len()).collect();
+    memory.predicted.clear();
+    passes.iter().enumerate().for_each(|(level, p)| batch.used_into(level, &p.predicted, &mut memory.predicted));
+    let weights = successors(Some(1.0), |weight| Some(weight * DECAY)).take(passes.len());
     let guesses: Vec<Guess> =
-        weights.iter().enumerate().flat_map(|(level, w)| batch.wanted(level).map(|d| (d, *w))).collect();
+        weights.enumerate().flat_map(|(level, w)| batch.wanted(level).map(move |d| (d, w))).collect();
     let by_entropy = match kind {
         NetworkKind::Eagle => CROSS_ENTROPY,
         NetworkKind::Eagle3 => 1.0,
     };
-    let mut d = vec![0.0; predicted.len()];
-    let (entropy, read) = entropy(pool, batch, vocabulary, (&network.leave(pool, &predicted), &guesses), by_entropy);
-    network.leave_backward(pool, (&predicted, &read), &mut d, gradients);
+    let predicted = std::mem::take(&mut memory.predicted);
+    zeros(&mut memory.d, predicted.len());
+    let entropy = entropy(pool, batch, vocabulary, (&network.leave(pool, &predicted), &guesses), by_entropy, memory)?;
+    network.leave_backward(pool, (&predicted, &memory.read), &mut memory.d, gradients);
     let regression = match kind {
-        NetworkKind::Eagle => regression(batch, &predicted, &guesses, &mut d),
+        NetworkKind::Eagle => regression(batch, &predicted, &guesses, &mut memory.d),
         NetworkKind::Eagle3 => 0.0,
     };
-    let (mut rest, mut slopes) = (d.as_slice(), Vec::new());
-    for (level, pass) in passes.iter().enumerate() {
-        let (own, later) = rest.split_at(used[level].len());
-        let mut all = vec![0.0; pass.predicted.len()];
-        batch.place(level, own, &mut all);
-        slopes.push(all);
+    memory.predicted = predicted;
+    let mut rest = memory.d.as_slice();
+    memory.slopes.resize_with(passes.len(), Vec::new);
+    for ((level, pass), slopes) in passes.iter().enumerate().zip(&mut memory.slopes) {
+        let (own, later) = rest.split_at(batch.used_len(level));
+        zeros(slopes, pass.predicted.len());
+        batch.place(level, own, slopes);
         rest = later;
     }
-    backward(pool, batch, (network, vocabulary), &mut passes, slopes, gradients);
-    entropy + regression
+    backward(pool, batch, (network, vocabulary), passes, memory, gradients)?;
+    Some(entropy + regression)
 }
 
 /// A guess: which drawn token it is to be, and its weight.
 type Guess = (usize, f32);
+
+/// So many zeros, in the same memory.
+fn zeros(values: &mut Vec<f32>, len: usize) {
+    values.clear();
+    values.resize(len, 0.0);
+}
 
 /// From the gradients by each level's predictions, the last level first: a prediction is what the next level stands on.
 fn backward(
@@ -62,48 +99,50 @@ fn backward(
     batch: &Batch,
     (network, vocabulary): (&Network, &Vocabulary),
     passes: &mut [Pass],
-    mut slopes: Vec<Vec<f32>>,
+    memory: &mut Memory,
     gradients: &mut Gradients,
-) {
-    let zeros = |pass: &Pass| pass.values.keys_values().map(|rows| vec![0.0; rows.len()]);
-    let mut by: Vec<[Vec<f32>; 2]> = passes.iter().map(zeros).collect();
+) -> Option<()> {
+    let Memory { slopes, by, entered, layer, turned, .. } = memory;
+    by.resize_with(passes.len(), Default::default);
+    for (by, pass) in by.iter_mut().zip(&*passes) {
+        by.iter_mut().zip(pass.values.keys_values()).for_each(|(by, rows)| zeros(by, rows.len()));
+    }
     for level in (0..passes.len()).rev() {
+        pool.goes_on()?;
         let (above, here) = passes.split_at_mut(level);
         let mut attention = batch.ahead(pool, above, &mut by[..=level]);
         let d = &mut slopes[level];
         let rows = (batch.rows(level, vocabulary), &mut attention as &mut dyn crate::layer::Attention);
-        network.predict_backward(pool, &mut here[0], rows, d, gradients);
+        network.predict_backward(pool, &mut here[0], rows, d, gradients, (layer, turned));
         let (above, here) = slopes.split_at_mut(level);
         match above.last_mut() {
-            Some(above) => kernels::add(above, &network.by_entered(pool, &here[0])),
+            Some(above) => kernels::add(above, network.by_entered(pool, &here[0], (entered, turned))),
             None => network.enter_backward(pool, batch.kept(), &here[0], gradients),
         }
     }
+    Some(())
 }
 
-/// Cross-entropy of the drafted tokens that the head reads from `read` against those that it reads from the true hidden states,
-/// and its derivative by `read`.
+/// Cross-entropy of the drafted tokens that the head reads from `read` against those that it reads from the true hidden states; its
+/// derivative by `read` is left in memory. Nothing if the pool was interrupted.
 fn entropy(
     pool: &Pool,
     batch: &Batch,
     vocabulary: &Vocabulary,
     (read, guesses): (&[f32], &[Guess]),
     weight: f32,
-) -> (f64, Vec<f32>) {
-    let vocab = vocabulary.size();
-    let (mut chances, mut found, mut entropy) = (Vec::new(), Vec::new(), 0.0);
-    vocabulary.logits_into(pool, batch.last(), &mut chances);
+    memory: &mut Memory,
+) -> Option<f64> {
+    let Memory { chances, found, read: d, turned, .. } = memory;
+    let (vocab, mut entropy) = (vocabulary.size(), 0.0);
+    vocabulary.logits_into(pool, batch.last(), chances);
     for chances in chances.chunks_exact_mut(vocab) {
-        if pool.is_interrupted() {
-            break;
-        }
+        pool.goes_on()?;
         softmax(chances);
     }
-    vocabulary.logits_into(pool, read, &mut found);
+    vocabulary.logits_into(pool, read, found);
     for (found, (drawn, own)) in found.chunks_exact_mut(vocab).zip(guesses) {
-        if pool.is_interrupted() {
-            break;
-        }
+        pool.goes_on()?;
         let (wanted, scale) = (&chances[drawn * vocab..][..vocab], weight * own);
         // -Σ w ln softmax(l) = ln Σ exp(l) - Σ w l, and the first is what softmax took off the likeliest.
         let (most, at) = largest(found);
@@ -112,9 +151,10 @@ fn entropy(
         entropy -= f64::from(scale) * (mean + f64::from(found[at].max(f32::MIN_POSITIVE)).ln());
         found.iter_mut().zip(wanted).for_each(|(found, wanted)| *found = (*found - wanted) * scale);
     }
-    let mut d = vec![0.0; read.len()];
-    input_gradient(pool, &found, vocabulary.head(), &mut d, false, &mut Turned::default());
-    (entropy, d)
+    d.resize(read.len(), 0.0);
+    input_gradient(pool, found, vocabulary.head(), d, false, turned);
+    pool.goes_on()?;
+    Some(entropy)
 }
 
 /// The largest number and its place.

@@ -45,7 +45,15 @@ fn gradients_are_differences_of_the_loss() {
             let weights = eagle::weights(target.config(), shape, raw).unwrap();
             let network = Network::new(target.config(), shape, &weights).unwrap();
             let mut gradients = weights.zeros();
-            let loss = loss::gradient(&pool, &batch, &network, (&vocabulary, shape.network), &mut gradients);
+            let loss = loss::gradient(
+                &pool,
+                &batch,
+                &network,
+                (&vocabulary, shape.network),
+                &mut gradients,
+                (&mut Vec::new(), &mut loss::Memory::default()),
+            )
+            .unwrap();
             let rounded = vec![Vec::new(); gradients.len()];
             (loss, weights.replaced(gradients, rounded).to_raw())
         };
@@ -83,7 +91,15 @@ fn windows_together_are_windows_apart() {
         let of = |windows: &[Window]| {
             let mut gradients = weights.zeros();
             let batch = Batch::new(windows, target.config(), shape, 3);
-            loss::gradient(&pool, &batch, &network, (&vocabulary, shape.network), &mut gradients);
+            loss::gradient(
+                &pool,
+                &batch,
+                &network,
+                (&vocabulary, shape.network),
+                &mut gradients,
+                (&mut Vec::new(), &mut loss::Memory::default()),
+            )
+            .unwrap();
             gradients.concat()
         };
         let apart = windows.iter().map(|window| of(std::slice::from_ref(window)));
@@ -101,16 +117,31 @@ fn guesses_are_those_of_the_drafts() {
         let (target, windows) = classroom(shape);
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(&pool, &vocabulary, (&weights, shape, 1), &windows, (DRAWS, &Calibration::default()))
-            .unwrap()
-            .unwrap();
+        let guesses = guess(
+            &pool,
+            &vocabulary,
+            (&weights, shape, 1),
+            &windows,
+            (DRAWS, &Calibration::default()),
+            &mut Workspace::default(),
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
         assert_eq!(guesses.first[1], guesses.right.iter().filter(|right| **right).count());
         assert!(guesses.first[0] == 13 && guesses.first[2] >= guesses.first[1]);
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer =
-            guess(&pool, &vocabulary, (&weights, shape, 1), &cut, (DRAWS, &Calibration::default())).unwrap().unwrap();
+        let fewer = guess(
+            &pool,
+            &vocabulary,
+            (&weights, shape, 1),
+            &cut,
+            (DRAWS, &Calibration::default()),
+            &mut Workspace::default(),
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
     }
 }
@@ -123,9 +154,16 @@ fn a_wrong_guess_ends_what_is_said_ahead() {
         let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
         let weights = Learner::fresh(&target, shape, 9).unwrap();
         let of = |levels| {
-            guess(&pool, &vocabulary, (&weights, shape, levels), &windows, (DRAWS, &Calibration::default()))
-                .unwrap()
-                .unwrap()
+            guess(
+                &pool,
+                &vocabulary,
+                (&weights, shape, levels),
+                &windows,
+                (DRAWS, &Calibration::default()),
+                &mut Workspace::default(),
+            )
+            .unwrap()
+            .unwrap()
         };
         let (one, three) = (of(1), of(3));
         assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
@@ -144,10 +182,10 @@ fn windows_anywhere_teach_and_halves_guess_what_the_whole_does() {
         let part: Arc<Vec<u32>> = Arc::new((0..target.config().vocab as u32).filter(|id| id % 3 != 1).collect());
         let (vocabulary, pool) = (Vocabulary::of(&target, Some(&part)), Pool::default());
         let learner = Learner::new(target.config(), shape, Learner::fresh(&target, shape, 9).unwrap(), 1e-3);
-        let reader = learner.with_levels(3).reader();
+        let (reader, mut workspace) = (learner.with_levels(3).reader(), Workspace::default());
         let whole = Window { tokens: 4..12, ..windows[0].clone() };
         for window in [whole.clone(), Window { tokens: 6..9, ..whole.clone() }] {
-            let reading = reader.read(&pool, &vocabulary, &[window]).unwrap().unwrap();
+            let reading = reader.read(&pool, &vocabulary, &[window], &mut workspace).unwrap().unwrap();
             assert!(
                 reading.guesses > 0
                     && reading.loss.is_finite()
@@ -165,10 +203,10 @@ fn a_step_is_taken_a_parameter_at_a_time() {
     let (target, windows) = classroom(shape);
     let (vocabulary, config, pool) = (Vocabulary::whole(&target), target.config(), Pool::default());
     let mut learner = Learner::new(config, shape, Learner::fresh(&target, shape, 9).unwrap(), 1e-2);
-    let mut other = learner.clone();
+    let (mut other, mut workspace) = (learner.clone(), Workspace::default());
     for _ in 0..2 {
-        let reading = learner.reader().read(&pool, &vocabulary, &windows).unwrap().unwrap();
-        other.learn(&pool, &vocabulary, &windows).unwrap();
+        let reading = learner.reader().read(&pool, &vocabulary, &windows, &mut workspace).unwrap().unwrap();
+        other.learn(&pool, &vocabulary, &windows, &mut workspace).unwrap();
         let (before, parameters) = (learner.weights().to_raw(), learner.weights().layout().len());
         learner.add(reading);
         learner.begin_step(&pool);
@@ -188,7 +226,7 @@ fn one_that_has_learned_goes_on_with_small_steps() {
     let weights = Learner::fresh(&target, shape, 9).unwrap();
     let moved = |mut learner: Learner| {
         let before = learner.weights().to_raw();
-        let reading = learner.reader().read(&pool, &vocabulary, &windows).unwrap().unwrap();
+        let reading = learner.reader().read(&pool, &vocabulary, &windows, &mut Workspace::default()).unwrap().unwrap();
         learner.add(reading);
         learner.begin_step(&pool);
         learner.finish_step(&pool);
