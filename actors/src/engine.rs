@@ -287,6 +287,7 @@ impl State {
     fn work_on(&mut self, rollout: &Arc<Rollout>) -> Result<&mut Work> {
         if self.work.as_ref().is_none_or(|w| w.rollout.number != rollout.number) {
             self.workspace.trim();
+            self.reading.trim();
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
             let decoder = decoder.with_cache_max(rollout.cache_tokens_max);
             self.put_away();

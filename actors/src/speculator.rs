@@ -254,32 +254,28 @@ impl Speculator {
         )
     }
 
-    /// A device hangs that trained the drafter, and may hold the lock of what it learned: that is left alone. Whether it was not before.
+    /// A device hangs that trained the drafter, and may hold the lock of what it learned: nobody learns any more. Whether that is new.
     pub(crate) fn give_up_learning(&self) -> bool {
         !self.is_given_up.swap(true, Ordering::Relaxed)
     }
 
-    /// What a checkpoint keeps. Of a learner that was given up there is nothing but its published version.
+    /// What a checkpoint keeps. Of a learner that a device holds which hangs there is nothing but its published version.
     pub(crate) fn experience(&self) -> Experience {
-        let (learner, publication) = match self.is_given_up.load(Ordering::Relaxed) {
-            true => Default::default(),
-            false => self.learned(),
-        };
+        let (learner, publication) = self.learned().unwrap_or_default();
         let controller = lock(&self.controller).clone();
         let said = lock(&self.said).clone();
         let habits = Some(Habits { controller, publication, seen: self.seen(), said });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
-    /// The learner and its record, or what an earlier session left of them.
-    fn learned(&self) -> (Option<RawWeights>, Publication) {
-        let earlier = lock(&self.earlier);
-        let Some(learning) = self.learning.get() else { return earlier.clone() };
-        let Some(mut learning) = lock_within(learning, PATIENCE) else {
-            self.give_up_learning();
-            return Default::default();
-        };
-        (Some(learning.learner().to_raw()), learning.publication().clone())
+    /// The learner and its record, or what an earlier session left of them; nothing if they cannot be had.
+    fn learned(&self) -> Option<(Option<RawWeights>, Publication)> {
+        let patience = if self.is_given_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        let earlier = lock_within(&self.earlier, patience)?;
+        let Some(learning) = self.learning.get() else { return Some(earlier.clone()) };
+        drop(earlier);
+        let mut learning = lock_within(learning, patience)?;
+        Some((Some(learning.learner().to_raw()), learning.publication().clone()))
     }
 
     pub(crate) fn publish(&self, version: Published) {

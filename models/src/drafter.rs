@@ -62,7 +62,7 @@ pub trait Drafter: Send {
     /// What the target made of the last drafts: the trees in the order of their requests, and what it accepted of each.
     fn verified(&mut self, _trees: &[DraftTree], _accepted: &[Accepted]) {}
 
-    /// Whether a network guessed the last draft of a request.
+    /// Whether a network alone guessed the last draft of a request.
     fn learned(&self, _request: usize) -> bool {
         false
     }

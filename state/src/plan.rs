@@ -328,7 +328,8 @@ pub struct Supervision {
     pub period_s: f64,
     /// Wait before the first restart, doubled for each further one.
     pub backoff_ms: u64,
-    /// Seconds after which a device that has work and computes nothing is given up and started again; 0: never.
+    /// Seconds after which a device that has work and computes nothing is given up and started again; 0: never. A thread cannot be
+    /// ended from outside: what it holds is free once it wakes up, or the process ends.
     pub silent_s: f64,
 }
 

@@ -1,6 +1,6 @@
 //! Whether a lost device is started again, and when: restart intensity after OTP's supervisors.
 //!
-//! * **SUP-1** Within any `period_s`, a device is restarted at most `restarts_max` times; the next loss escalates.
+//! * **SUP-1** Within any `period_s` in which it was well, a device is restarted at most `restarts_max` times; the next loss escalates.
 //! * **SUP-2** The wait doubles with every loss still within the period, from `backoff_ms` to [`BACKOFF_MS_MAX`].
 //! * **SUP-3** Devices do not count against each other.
 //! * **SUP-4** A device is silent only if at [`LOOKS`] looks in a row it had work and had done nothing since the look before. Looks

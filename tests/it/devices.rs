@@ -26,7 +26,7 @@ fn a_lost_device_costs_time_only() {
     let fault = |device, cycle, hangs| Some(Fault { device, cycle, hangs });
     for fault in [None, fault(1, 40, false), fault(0, 120, false), fault(1, 60, true), fault(0, 90, true)] {
         let dir = folder.path().join(format!("{}", hashes.len()));
-        plan.supervision.silent_s = if fault.is_some_and(|fault| fault.hangs) { 2.0 } else { 0.0 };
+        plan.supervision.silent_s = if fault.is_some_and(|fault| fault.hangs) { 4.0 } else { 0.0 };
         let lost = Arc::new(Mutex::new(0));
         let seen = lost.clone();
         let observer = move |progress| {

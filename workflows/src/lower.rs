@@ -93,8 +93,8 @@ fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Superv
     let wanted = "at most an hour, 3600000";
     check.range("supervision.backoff_ms", backoff_ms, is_good, wanted, "write `backoff_ms: 100`");
     // One kernel has to end within it, on the slowest machine.
-    let is_good = silent_s == 0.0 || (10.0..=1e6).contains(&silent_s);
-    let wanted = "0, which is no limit, or 10 to 1000000 seconds";
+    let is_good = silent_s == 0.0 || (60.0..=1e6).contains(&silent_s);
+    let wanted = "0, which is no limit, or 60 to 1000000 seconds";
     check.range("supervision.silent_s", silent_s, is_good, wanted, "write `silent_s: 300.0`");
     Supervision { restarts_max, period_s, backoff_ms, silent_s }
 }

@@ -155,6 +155,11 @@ fn training_gives_way_and_goes_on() {
         assert!(number < 5_000, "it does not get on: {:?}", batches.last());
     }
     assert!(batches.len() > 2 && batches.is_sorted());
+    // That an order is on its way is enough; when it is here, it stops nothing else.
+    train(number);
+    engine.pulse.announce();
+    assert_eq!(stopped(), number);
+    engine.send(Command::Preempt);
     // Other work stops it too, and is done.
     train(number + 1);
     decode(&engine, &rollout, 1);

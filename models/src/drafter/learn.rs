@@ -67,13 +67,15 @@ const HELD_BYTES_MAX: usize = 1 << 28;
 impl Workspace {
     /// Takes gradients that are not needed any more.
     pub fn give_back(&mut self, gradients: Gradients) {
-        self.spare = Some(gradients);
+        self.spare = Some(gradients).filter(|spare| !spare.is_empty()).or(self.spare.take());
     }
 
     /// Gives back the memory of large models' drafters, before something else that needs memory.
     pub fn trim(&mut self) {
         let passes: usize = self.passes.iter().map(Pass::held).sum();
-        if passes + self.loss.held() + self.logits.capacity() * size_of::<f32>() > HELD_BYTES_MAX {
+        let others = [&self.used, &self.logits].into_iter().chain(self.spare.iter().flatten());
+        let others: usize = others.map(|values| values.capacity() * size_of::<f32>()).sum();
+        if passes + self.loss.held() + others > HELD_BYTES_MAX {
             *self = Self::default();
         }
     }

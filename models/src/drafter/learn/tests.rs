@@ -1,6 +1,8 @@
 //! Gradients against differences of the loss, and what a drafter guesses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use kernels::NoiseKey;
 use state::plan::TinyShape;
@@ -194,6 +196,41 @@ fn windows_anywhere_teach_and_halves_guess_what_the_whole_does() {
         }
         let guesses = |windows: &[Window]| Batch::new(windows, target.config(), shape, 3).guesses();
         assert_eq!(guesses(std::slice::from_ref(&whole)), guesses(&whole.halves()));
+    }
+}
+
+/// Whatever was read or examined before, interrupted or not: memory that is used again has no part in what is read.
+#[test]
+fn memory_that_is_used_again_changes_no_bit() {
+    for shape in SHAPES {
+        let (target, windows) = classroom(shape);
+        let (vocabulary, config) = (Vocabulary::whole(&target), target.config());
+        let learner = Learner::new(config, shape, Learner::fresh(&target, shape, 9).unwrap(), 1e-3);
+        let short = [Window { tokens: 2..7, ..windows[1].clone() }];
+        let (mut used, calm) = (Workspace::default(), Pool::default());
+        for (levels, windows) in [(3, &windows[..]), (2, &short), (3, &windows[..1]), (1, &windows), (3, &short)] {
+            let reader = learner.clone().with_levels(levels).reader();
+            for after_us in [0, 30, 100, 300] {
+                let waiting = Arc::new(AtomicUsize::new(0));
+                let pool = Pool::default().interrupted_by(waiting.clone());
+                std::thread::scope(|scope| {
+                    scope.spawn(move || {
+                        std::thread::sleep(Duration::from_micros(after_us));
+                        waiting.store(1, Ordering::Relaxed);
+                    });
+                    let _ = reader.read(&pool, &vocabulary, windows, &mut used).unwrap();
+                });
+            }
+            let (version, belief) = ((learner.weights(), shape, levels), (DRAWS, &Calibration::default()));
+            let examined = |memory: &mut Workspace| {
+                let reading = reader.read(&calm, &vocabulary, windows, memory).unwrap().unwrap();
+                (reading, guess(&calm, &vocabulary, version, windows, belief, memory).unwrap().unwrap())
+            };
+            let ((again, guesses), (fresh, fresh_guesses)) = (examined(&mut used), examined(&mut Workspace::default()));
+            assert!(fresh.gradients == again.gradients && fresh.loss.to_bits() == again.loss.to_bits());
+            assert_eq!(fresh_guesses, guesses);
+            used.give_back(again.gradients);
+        }
     }
 }
 
