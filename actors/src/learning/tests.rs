@@ -228,7 +228,7 @@ fn several_devices_learn_together() {
     });
     let held = lock(&learning);
     assert!(batches == u64::from(held.learner.steps()) && batches >= 200, "{batches} steps");
-    assert!(device.speculator.version() > 5, "version {}", device.speculator.version());
+    assert!(device.speculator.version() > 1, "version {}", device.speculator.version());
     assert_ne!(*lock(&device.speculator.calibration), Calibration::default(), "exams tell how far to believe logits");
     // Every window is read, waits, or waits to count.
     let begun: usize = held.begun.iter().sum();
