@@ -290,8 +290,8 @@ impl Learning {
         if windows.is_empty() { Task::Rest } else { Task::Read(windows, Box::new(self.learner.reader())) }
     }
 
-    /// Takes in windows that were read, or takes them back; returns gradients that are not needed any more. After an interruption fewer tokens are read together, and windows of
-    /// more are halved: there may never be time for all of them.
+    /// Takes in windows that were read, or takes them back; returns gradients that are not needed any more. After an interruption fewer
+    /// tokens are read together, and windows of more are halved: there may never be time for all of them.
     fn take_in(&mut self, windows: Vec<Window>, reading: Option<Reading>) -> Option<Gradients> {
         if let Some(reading) = reading {
             self.read += windows.len();

@@ -24,7 +24,7 @@ pub struct Workspace {
 }
 
 /// Bytes of values worth the time of having their memory mapped again.
-const HELD_BYTES_MAX: usize = 1 << 28;
+pub(crate) const HELD_BYTES_MAX: usize = 1 << 28;
 
 /// Gradients kept to be used again: one device may add up what others made.
 const SPARE_MAX: usize = 2;

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::load::{Config, RawWeights};
 use crate::optim::{self, AdamW, Gradients, Stride};
 use crate::target::Target;
+use crate::train::HELD_BYTES_MAX;
 use crate::weights::Weights;
 
 mod batch;
@@ -60,9 +61,6 @@ pub struct Workspace {
     /// Gradients that nobody needs any more.
     spare: Option<Gradients>,
 }
-
-/// Bytes worth the time of having them mapped again.
-const HELD_BYTES_MAX: usize = 1 << 28;
 
 impl Workspace {
     /// Takes gradients that are not needed any more.

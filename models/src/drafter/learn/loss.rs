@@ -22,10 +22,7 @@ pub(super) struct Memory {
     /// Predictions in use, level after level, and the gradient by them.
     predicted: Vec<f32>,
     d: Vec<f32>,
-    /// Of the head: what it reads from true hidden states, from predictions, and the gradient by what it reads.
-    chances: Vec<f32>,
-    found: Vec<f32>,
-    read: Vec<f32>,
+    head: Head,
     /// Gradients by each level's predictions, its keys and values, and what enters it.
     slopes: Vec<Vec<f32>>,
     by: Vec<[Vec<f32>; 2]>,
@@ -34,11 +31,23 @@ pub(super) struct Memory {
     turned: Turned,
 }
 
+/// What the head reads from true hidden states, and from predictions, and the gradient by what it reads.
+#[derive(Debug, Default)]
+struct Head {
+    chances: Vec<f32>,
+    found: Vec<f32>,
+    d: Vec<f32>,
+    turned: Turned,
+}
+
 impl Memory {
     /// Bytes that it holds, about.
     pub(super) fn held(&self) -> usize {
-        let Self { predicted, d, chances, found, read, slopes, by, entered, .. } = self;
-        let all = [predicted, d, chances, found, read, entered].into_iter().chain(slopes).chain(by.iter().flatten());
+        let Self { predicted, d, head, slopes, by, entered, .. } = self;
+        let all = [predicted, d, &head.chances, &head.found, &head.d, entered]
+            .into_iter()
+            .chain(slopes)
+            .chain(by.iter().flatten());
         all.map(|values| values.capacity() * size_of::<f32>()).sum()
     }
 }
@@ -54,8 +63,9 @@ pub(super) fn gradient(
 ) -> Option<f64> {
     batch.forward(pool, network, vocabulary, passes)?;
     // The head runs once over the guesses of all levels.
-    memory.predicted.clear();
-    passes.iter().enumerate().for_each(|(level, p)| batch.used_into(level, &p.predicted, &mut memory.predicted));
+    let Memory { predicted, d, head, slopes, .. } = &mut *memory;
+    predicted.clear();
+    passes.iter().enumerate().for_each(|(level, p)| batch.used_into(level, &p.predicted, predicted));
     let weights = successors(Some(1.0), |weight| Some(weight * DECAY)).take(passes.len());
     let guesses: Vec<Guess> =
         weights.enumerate().flat_map(|(level, w)| batch.wanted(level).map(move |d| (d, w))).collect();
@@ -63,18 +73,16 @@ pub(super) fn gradient(
         NetworkKind::Eagle => CROSS_ENTROPY,
         NetworkKind::Eagle3 => 1.0,
     };
-    let predicted = std::mem::take(&mut memory.predicted);
-    zeros(&mut memory.d, predicted.len());
-    let entropy = entropy(pool, batch, vocabulary, (&network.leave(pool, &predicted), &guesses), by_entropy, memory)?;
-    network.leave_backward(pool, (&predicted, &memory.read), &mut memory.d, gradients);
+    let entropy = entropy(pool, batch, vocabulary, (&network.leave(pool, predicted), &guesses), by_entropy, head)?;
+    zeros(d, predicted.len());
+    network.leave_backward(pool, (predicted, &head.d), d, gradients);
     let regression = match kind {
-        NetworkKind::Eagle => regression(batch, &predicted, &guesses, &mut memory.d),
+        NetworkKind::Eagle => regression(batch, predicted, &guesses, d),
         NetworkKind::Eagle3 => 0.0,
     };
-    memory.predicted = predicted;
-    let mut rest = memory.d.as_slice();
-    memory.slopes.resize_with(passes.len(), Vec::new);
-    for ((level, pass), slopes) in passes.iter().enumerate().zip(&mut memory.slopes) {
+    let mut rest = d.as_slice();
+    slopes.resize_with(passes.len(), Vec::new);
+    for ((level, pass), slopes) in passes.iter().enumerate().zip(slopes) {
         let (own, later) = rest.split_at(batch.used_len(level));
         zeros(slopes, pass.predicted.len());
         batch.place(level, own, slopes);
@@ -131,9 +139,8 @@ fn entropy(
     vocabulary: &Vocabulary,
     (read, guesses): (&[f32], &[Guess]),
     weight: f32,
-    memory: &mut Memory,
+    Head { chances, found, d, turned }: &mut Head,
 ) -> Option<f64> {
-    let Memory { chances, found, read: d, turned, .. } = memory;
     let (vocab, mut entropy) = (vocabulary.size(), 0.0);
     vocabulary.logits_into(pool, batch.last(), chances);
     for chances in chances.chunks_exact_mut(vocab) {

@@ -113,37 +113,24 @@ fn windows_together_are_windows_apart() {
     }
 }
 
+fn guesses_of(vocabulary: &Vocabulary, version: (&Weights, DrafterShape, usize), windows: &[Window]) -> Guesses {
+    let belief = (DRAWS, &Calibration::default());
+    guess(&Pool::default(), vocabulary, version, windows, belief, &mut Workspace::default()).unwrap().unwrap()
+}
+
 #[test]
 fn guesses_are_those_of_the_drafts() {
     for shape in SHAPES {
         let (target, windows) = classroom(shape);
-        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let vocabulary = Vocabulary::whole(&target);
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let guesses = guess(
-            &pool,
-            &vocabulary,
-            (&weights, shape, 1),
-            &windows,
-            (DRAWS, &Calibration::default()),
-            &mut Workspace::default(),
-        )
-        .unwrap()
-        .unwrap();
+        let guesses = guesses_of(&vocabulary, (&weights, shape, 1), &windows);
         assert_eq!(guesses.right.len(), 9 + 4, "every token of the answers");
         assert_eq!(guesses.first[1], guesses.right.iter().filter(|right| **right).count());
         assert!(guesses.first[0] == 13 && guesses.first[2] >= guesses.first[1]);
         // One token further on, the same forward guesses the same.
         let cut: Vec<Window> = windows.iter().map(|w| Window { tokens: 0..w.tokens.end - 1, ..w.clone() }).collect();
-        let fewer = guess(
-            &pool,
-            &vocabulary,
-            (&weights, shape, 1),
-            &cut,
-            (DRAWS, &Calibration::default()),
-            &mut Workspace::default(),
-        )
-        .unwrap()
-        .unwrap();
+        let fewer = guesses_of(&vocabulary, (&weights, shape, 1), &cut);
         assert_eq!([&guesses.right[..8], &guesses.right[9..12]].concat(), fewer.right);
     }
 }
@@ -153,20 +140,9 @@ fn guesses_are_those_of_the_drafts() {
 fn a_wrong_guess_ends_what_is_said_ahead() {
     for shape in SHAPES {
         let (target, windows) = classroom(shape);
-        let (vocabulary, pool) = (Vocabulary::whole(&target), Pool::default());
+        let vocabulary = Vocabulary::whole(&target);
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let of = |levels| {
-            guess(
-                &pool,
-                &vocabulary,
-                (&weights, shape, levels),
-                &windows,
-                (DRAWS, &Calibration::default()),
-                &mut Workspace::default(),
-            )
-            .unwrap()
-            .unwrap()
-        };
+        let of = |levels| guesses_of(&vocabulary, (&weights, shape, levels), &windows);
         let (one, three) = (of(1), of(3));
         assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
         assert!(three.right[..13] == one.right && three.first == one.first);
