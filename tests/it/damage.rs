@@ -12,6 +12,19 @@ fn stopped(folder: &Path) -> (PathBuf, PathBuf) {
     (file, dir)
 }
 
+/// The same of one whose checkpoints hold a drafter by now: when there is one is up to idle time.
+fn stopped_with_drafter(folder: &Path) -> (PathBuf, PathBuf) {
+    let (file, dir) = (long(folder), folder.join("run"));
+    let mut child = at_work(&["run", text(&file), "--out", text(&dir)], &dir, 1);
+    let holds_drafter = |name: &String| dir.join("checkpoints").join(name).join("drafter.safetensors").exists();
+    while !checkpoints_of(&dir).iter().any(holds_drafter) {
+        assert!(child.try_wait().unwrap().is_none(), "no drafter was published in the whole run");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    signalled(child, "INT");
+    (file, dir)
+}
+
 /// Weights of the same run, left alone.
 fn expected(folder: &Path) -> String {
     let dir = folder.join("whole");
@@ -125,7 +138,7 @@ fn an_older_checkpoint_stands_in_for_a_damaged_one() {
 #[test]
 fn a_drafter_that_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
-    let (_, dir) = stopped(folder.path());
+    let (_, dir) = stopped_with_drafter(folder.path());
     let newest = checkpoints_of(&dir).pop().unwrap();
     let [other, third, fourth] = ["other", "third", "fourth"].map(|name| folder.path().join(name));
     [&other, &third, &fourth].into_iter().for_each(|to| copy(&dir, to));
