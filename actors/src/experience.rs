@@ -1,6 +1,7 @@
 //! What speculation has learned, as a checkpoint keeps it. Losing it costs time and changes no token.
 
 use models::RawWeights;
+use models::drafter::Calibration;
 use models::drafter::buffer::Buffer;
 use serde::{Deserialize, Serialize};
 use state::drafter::Publication;
@@ -26,6 +27,8 @@ pub(crate) struct Experience {
 pub(crate) struct Habits {
     pub(crate) controller: Controller,
     pub(crate) publication: Publication,
+    /// How likely guesses are right.
+    pub(crate) calibration: Calibration,
     /// How often each token was seen, in the data and in rollouts.
     pub(crate) seen: Vec<u64>,
     /// What was answered lately; nothing without a drafter that repeats it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::Window;
-use models::drafter::learn::{Guesses, Learner, Reader, Reading, Workspace, guess};
+use models::drafter::learn::{Guesses, Learner, Reader, Reading, Workspace, guess, learning_rate};
 use models::drafter::{Calibration, Vocabulary};
 use models::optim::Gradients;
 use models::{RawWeights, Target, Weights};
@@ -175,14 +175,15 @@ impl Learning {
     ) -> Result<Self> {
         // One of another shape is as good as none.
         let config = target.config();
-        let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, training.lr).ok());
+        let lr = training.lr.unwrap_or_else(|| learning_rate(config));
+        let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, lr).ok());
         // Weights from elsewhere have learned; an earlier learner knows how much.
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
             (None, Some(weights)) => {
-                Learner::new(config, shape, weights.clone(), training.lr).taught().with_levels(training.levels)
+                Learner::new(config, shape, weights.clone(), lr).taught().with_levels(training.levels)
             }
-            (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, training.lr),
+            (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, lr),
         };
         let levels = u32::try_from(learner.levels()).unwrap_or(u32::MAX);
         let head_start = (levels - 1).saturating_sub(learner.steps() / LEVEL_AFTER);
@@ -209,13 +210,14 @@ impl Learning {
     }
 
     /// The learner, without a step that is half taken.
-    pub(crate) fn learner(&mut self) -> &Learner {
+    fn learner(&mut self) -> &Learner {
         self.learner.finish_step(&Pool::default());
         &self.learner
     }
 
-    pub(crate) fn publication(&self) -> &Publication {
-        &self.publication
+    /// What another one goes on from: the learner, and how its versions did.
+    pub(crate) fn left(&mut self) -> (Option<RawWeights>, Publication) {
+        (Some(self.learner().to_raw()), self.publication.clone())
     }
 
     /// Learns until `stop` says so, which is asked between readings, or until nothing is to be gained for now. Windows whose reading
@@ -270,7 +272,7 @@ impl Learning {
         }
         if self.is_due && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
-            exam.newest.get_or_insert_with(|| Published::new(speculator.version() + 1, self.learner.weights()));
+            exam.newest.get_or_insert_with(|| Published::new(speculator.version() + 1, &self.learner.average()));
             return Task::Examine(exam, examiner);
         }
         if self.pending.is_empty() {

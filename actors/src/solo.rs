@@ -182,15 +182,19 @@ impl Solo {
         };
         let checkpoint = folder.read(&name, &job.initial)?;
         // What the run drafts is what it has seen.
-        let habits = folder.habits(&name).ok().flatten();
-        if let Some(habits) = habits.filter(|habits| habits.seen.len() == job.seen.len()) {
-            job.seen = habits.seen;
+        let habits = folder.habits(&name).ok().flatten().filter(|habits| habits.seen.len() == job.seen.len());
+        if let Some(habits) = &habits {
+            job.seen.clone_from(&habits.seen);
         }
         let drafter = match run::drafter_layout(&job)? {
             Some(like) => folder.drafter(&name, &like)?,
             None => None,
         };
-        Self::of(job, checkpoint.weights, drafter, threads)
+        let solo = Self::of(job, checkpoint.weights, drafter, threads)?;
+        if let Some(habits) = habits {
+            lock(&solo.learning.calibration).clone_from(&habits.calibration);
+        }
+        Ok(solo)
     }
 
     fn of(job: Job, weights: Arc<Weights>, drafter: Option<Published>, threads: usize) -> Result<Self> {

@@ -2,8 +2,8 @@
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use kernels::{Draws, NoiseKey, Pool};
@@ -44,15 +44,20 @@ impl Published {
     }
 }
 
+/// The one that devices teach.
+enum SharedLearner {
+    /// What is left of an earlier one, until learning goes on.
+    Left(Option<RawWeights>, Publication),
+    AtWork(Arc<Mutex<Learning>>),
+}
+
 pub(crate) struct Speculator {
     pub(crate) plan: Speculation,
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
-    learning: OnceLock<Mutex<Learning>>,
-    /// Nobody is to ask for it any more.
-    is_given_up: AtomicBool,
-    /// What an earlier session had learned, until learning goes on.
-    earlier: Mutex<(Option<RawWeights>, Publication)>,
+    learner: Mutex<SharedLearner>,
+    /// How many learners were given up.
+    given_up: AtomicU64,
     pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
@@ -68,6 +73,8 @@ pub(crate) struct Speculator {
 
 /// Longest time that the learner is waited for: a parameter's part of a step takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same of one that is held for good, most likely.
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// A lock that outlives the panic of its holder: every value behind these locks is whole between operations.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,20 +101,20 @@ impl Speculator {
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));
         let controller = controller.cloned().unwrap_or_else(|| Controller::new(&plan.controller));
-        let fresh = || (seen, Publication::default(), Said::default());
-        let (seen, publication, said) = habits.map_or_else(fresh, |h| (h.seen, h.publication, h.said));
+        let fresh = || (seen, Publication::default(), Calibration::default(), Said::default());
+        let (seen, publication, calibration, said) =
+            habits.map_or_else(fresh, |h| (h.seen, h.publication, h.calibration, h.said));
         Self {
             plan: plan.clone(),
             controller: Mutex::new(controller),
             published: Mutex::new(published),
-            learning: OnceLock::new(),
-            is_given_up: AtomicBool::new(false),
-            earlier: Mutex::new((learner, publication)),
+            learner: Mutex::new(SharedLearner::Left(learner, publication)),
+            given_up: AtomicU64::new(0),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             said_count: AtomicU64::new(said.len() as u64),
             said: Mutex::new(said),
-            calibration: Arc::default(),
+            calibration: Arc::new(Mutex::new(calibration)),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
             seed,
@@ -225,57 +232,70 @@ impl Speculator {
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
         (draws, workspace): (Draws, &mut Workspace),
-        stop: impl FnMut() -> bool,
+        mut stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
         let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
             return Ok(Learned::default());
         };
-        if self.is_given_up.load(Ordering::Relaxed) {
-            return Ok(Learned::default());
-        }
         // Held until there is one: of several devices the first makes it.
-        let mut earlier = lock(&self.earlier);
-        let learning = match self.learning.get() {
-            Some(learning) => learning,
-            None => {
+        let mut shared = lock(&self.learner);
+        let given_up = self.given_up.load(Ordering::Relaxed);
+        let learning = match &*shared {
+            SharedLearner::AtWork(learning) => learning.clone(),
+            SharedLearner::Left(learner, publication) => {
                 let published = self.published();
                 let weights = published.as_ref().map(|p| &*p.weights);
-                let (learner, publication) = std::mem::take(&mut *earlier);
-                let earlier = (learner.as_ref(), publication);
-                let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, earlier)?;
-                self.learning.get_or_init(|| Mutex::new(new))
+                let left = (learner.as_ref(), publication.clone());
+                let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, left)?;
+                let learning = Arc::new(Mutex::new(new));
+                *shared = SharedLearner::AtWork(learning.clone());
+                learning
             }
         };
-        drop(earlier);
-        Learning::go_on(
-            learning,
-            &Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) },
-            stop,
-        )
+        drop(shared);
+        let lesson = Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) };
+        Learning::go_on(&learning, &lesson, || stop() || self.given_up.load(Ordering::Relaxed) != given_up)
     }
 
-    /// A device hangs that trained the drafter, and may hold the lock of what it learned: nobody learns any more. Whether that is new.
-    pub(crate) fn give_up_learning(&self) -> bool {
-        !self.is_given_up.swap(true, Ordering::Relaxed)
+    /// A device hangs that trained the drafter, and may hold its learner, which is left to it: another one goes on, from the same
+    /// state if nobody holds it, from the version in use if not. Who is at work on the first one stops.
+    pub(crate) fn give_up_learner(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+        let Some(mut shared) = lock_within(&self.learner, PATIENCE) else { return };
+        if let SharedLearner::AtWork(learning) = &*shared {
+            let left = lock_within(learning, A_MOMENT).map(|mut learning| learning.left());
+            let (learner, publication) = left.unwrap_or_default();
+            *shared = SharedLearner::Left(learner, publication);
+        }
     }
 
-    /// What a checkpoint keeps. Of a learner that a device holds which hangs there is nothing but its published version.
+    /// What a checkpoint keeps. Of a learner that cannot be had there is nothing but its published version.
     pub(crate) fn experience(&self) -> Experience {
         let (learner, publication) = self.learned().unwrap_or_default();
         let controller = lock(&self.controller).clone();
         let said = lock(&self.said).clone();
-        let habits = Some(Habits { controller, publication, seen: self.seen(), said });
+        let calibration = lock(&self.calibration).clone();
+        let habits = Some(Habits { controller, publication, calibration, seen: self.seen(), said });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
-    /// The learner and its record, or what an earlier session left of them; nothing if they cannot be had.
+    /// The learner and its record, or what is left of them; nothing if they cannot be had.
     fn learned(&self) -> Option<(Option<RawWeights>, Publication)> {
-        let patience = if self.is_given_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
-        let earlier = lock_within(&self.earlier, patience)?;
-        let Some(learning) = self.learning.get() else { return Some(earlier.clone()) };
-        drop(earlier);
-        let mut learning = lock_within(learning, patience)?;
-        Some((Some(learning.learner().to_raw()), learning.publication().clone()))
+        let shared = lock_within(&self.learner, PATIENCE)?;
+        let learning = match &*shared {
+            SharedLearner::AtWork(learning) => learning.clone(),
+            SharedLearner::Left(learner, publication) => return Some((learner.clone(), publication.clone())),
+        };
+        drop(shared);
+        Some(lock_within(&learning, PATIENCE)?.left())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at_work(&self) -> Option<Arc<Mutex<Learning>>> {
+        match &*lock(&self.learner) {
+            SharedLearner::AtWork(learning) => Some(learning.clone()),
+            SharedLearner::Left(..) => None,
+        }
     }
 
     pub(crate) fn publish(&self, version: Published) {

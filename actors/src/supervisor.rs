@@ -311,10 +311,8 @@ impl State {
             if self.ended.is_none() || actor.is_none() || !silence.look(pulse.done()) {
                 continue;
             }
-            if machine.phase() == Phase::DraftTrain && self.speculator.give_up_learning() {
-                let text =
-                    "a device hangs that trained the drafter, which learns nothing more until the run is resumed";
-                self.observer.tell(Progress::Warning(text.into()));
+            if machine.phase() == Phase::DraftTrain {
+                self.speculator.give_up_learner();
             }
             if let Some(actor) = actor.take() {
                 // Nobody is to hear of the end of this actor. Its thread ends if it ever wakes up.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use models::drafter::buffer::{Example, Window};
-use models::drafter::learn::{Learner, Workspace};
+use models::drafter::learn::{Learner, Workspace, learning_rate};
 use models::load::export::{Precision, write_tensors};
 use models::train::{Sequence, log_probs};
 use models::{Answer, RawWeights};
@@ -122,6 +122,8 @@ impl Solo {
         let shape = plan.shape().ok_or_else(none)?;
         let training = plan.training.as_ref().ok_or_else(none)?;
         let fresh = Learner::fresh(self.target(), shape, self.plan().seed)?;
-        Ok(Learner::new(self.target().config(), shape, fresh, training.lr).with_levels(training.levels))
+        let config = self.target().config();
+        let lr = training.lr.unwrap_or_else(|| learning_rate(config));
+        Ok(Learner::new(config, shape, fresh, lr).with_levels(training.levels))
     }
 }

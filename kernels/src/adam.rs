@@ -67,6 +67,21 @@ pub fn adam_step(pool: &Pool, rule: AdamRule, tensor: AdamTensor<'_>) {
     });
 }
 
+/// Moves numbers towards others by a share of what lies between.
+///
+/// # Panics
+/// If there are not as many of both.
+pub fn approach(pool: &Pool, numbers: &mut [f32], others: &[f32], share: f32) {
+    let len = numbers.len();
+    assert_eq!(len, others.len(), "numbers and what they move towards");
+    let numbers = Shares::of(numbers);
+    pool.run(len.div_ceil(CHUNK), &|i| {
+        let at = i * CHUNK..len.min((i + 1) * CHUNK);
+        // SAFETY: chunks are disjoint.
+        move_towards(unsafe { numbers.part(at.clone()) }, &others[at], share);
+    });
+}
+
 /// Sum of the squares of all numbers, in f64: of chunks one by one, so that threads change no bit.
 #[must_use]
 pub fn sum_of_squares(pool: &Pool, values: &[f32]) -> f64 {
@@ -110,6 +125,12 @@ simd! {
             second[i] = rule.beta2 * second[i] + (1.0 - rule.beta2) * gradient * gradient;
             new[i] = old[i] * rule.keep - rule.rate * first[i] / ((second[i] * rule.second_correction).sqrt() + EPSILON);
         }
+    }
+}
+
+simd! {
+    fn move_towards(numbers: &mut [f32], others: &[f32], share: f32) {
+        numbers.iter_mut().zip(others).for_each(|(number, other)| *number += share * (other - *number));
     }
 }
 

@@ -31,7 +31,7 @@ mod rope;
 mod swiglu;
 mod turn;
 
-pub use adam::{AdamRule, AdamTensor, adam_step, sum_of_squares};
+pub use adam::{AdamRule, AdamTensor, adam_step, approach, sum_of_squares};
 pub use attention::{
     Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_ahead, attend_ahead_gradient,
     attend_requests, attend_sequences,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step, sum_of_squares};
+use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step, approach, sum_of_squares};
 use state::plan::{Optimizer, Schedule};
 
 use crate::error::Result;
@@ -164,11 +164,8 @@ impl AdamW {
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
         let mut raw = RawWeights::default();
-        for (name, moments) in [("first", &self.first), ("second", &self.second)] {
-            for (i, values) in moments.iter().enumerate() {
-                raw.tensors.insert(format!("{name}.{i}"), (vec![values.len()], values.clone()));
-            }
-        }
+        keep(&mut raw, "first", &self.first);
+        keep(&mut raw, "second", &self.second);
         // Exact in f32 up to 2^24 steps.
         raw.tensors.insert("steps".into(), (vec![1], vec![self.steps as f32]));
         raw
@@ -179,21 +176,93 @@ impl AdamW {
     /// # Errors
     /// If one is missing or of another size.
     pub fn from_raw(weights: &Weights, raw: &RawWeights) -> Result<Self> {
-        let take = |name: String, len: usize| -> Result<Vec<f32>> {
-            let missing =
-                || crate::Error::MissingTensor { name: name.clone(), place: "the checkpoint's moments".into() };
-            let (shape, values) = raw.tensors.get(&name).ok_or_else(missing)?;
-            if values.len() == len {
-                return Ok(values.clone());
-            }
-            Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len] })
-        };
-        let moments = |kind: &str| -> Result<Gradients> {
-            weights.masters().iter().enumerate().map(|(i, m)| take(format!("{kind}.{i}"), m.len())).collect()
-        };
-        let steps = take("steps".into(), 1)?[0] as u64;
-        Ok(Self { steps, first: moments("first")?, second: moments("second")? })
+        let steps = take(raw, "steps".into(), 1)?[0] as u64;
+        Ok(Self { steps, first: kept(weights, raw, "first")?, second: kept(weights, raw, "second")? })
     }
+}
+
+/// Mean of weights over their last steps, newer ones counting for more. At a constant learning rate steps wander about a place that none
+/// of them hits: their mean is nearer to it (Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging").
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Average {
+    masters: Gradients,
+    /// Steps in it.
+    steps: u32,
+    /// The parameter whose newest numbers are taken in next.
+    next: usize,
+}
+
+impl Average {
+    /// Steps that count, about.
+    const SPAN: f32 = 100.0;
+
+    /// Of weights that took no step yet, and are forgotten soon.
+    pub(crate) fn new(weights: &Weights) -> Self {
+        let masters: Gradients = weights.masters().iter().map(|master| master.to_vec()).collect();
+        Self { steps: 0, next: masters.len(), masters }
+    }
+
+    /// Of weights that are such a mean themselves.
+    pub(crate) fn of_mean(weights: &Weights) -> Self {
+        Self { steps: Self::SPAN as u32 * 9, ..Self::new(weights) }
+    }
+
+    /// There is another step to be taken in.
+    pub(crate) fn begin(&mut self) {
+        self.next = 0;
+        self.steps = self.steps.saturating_add(1);
+    }
+
+    /// Takes in one more parameter of the step that was begun; whether there was one.
+    pub(crate) fn advance(&mut self, pool: &Pool, weights: &Weights) -> bool {
+        let Some(mean) = self.masters.get_mut(self.next) else { return false };
+        // The first ones are worth little: the last tenth of the steps counts, until there are enough.
+        let share = (9.0 / (9.0 + self.steps as f32)).max(1.0 / Self::SPAN);
+        approach(pool, mean, &weights.masters()[self.next], share);
+        self.next += 1;
+        true
+    }
+
+    /// Weights of such a mean.
+    pub(crate) fn weights(&self, like: &Weights) -> Weights {
+        like.with_masters(self.masters.clone())
+    }
+
+    /// As a checkpoint holds it, in packed form.
+    pub(crate) fn to_raw(&self) -> RawWeights {
+        let mut raw = RawWeights::default();
+        keep(&mut raw, "average", &self.masters);
+        // Exact in f32 up to 2^24 steps.
+        raw.tensors.insert("averaged".into(), (vec![1], vec![self.steps as f32]));
+        raw
+    }
+
+    /// Of a checkpoint of the same weights.
+    pub(crate) fn from_raw(weights: &Weights, raw: &RawWeights) -> Result<Self> {
+        let masters = kept(weights, raw, "average")?;
+        Ok(Self { steps: take(raw, "averaged".into(), 1)?[0] as u32, next: masters.len(), masters })
+    }
+}
+
+/// Puts numbers in the packing of weights into a checkpoint, under names of a kind.
+fn keep(raw: &mut RawWeights, kind: &str, all: &Gradients) {
+    for (i, values) in all.iter().enumerate() {
+        raw.tensors.insert(format!("{kind}.{i}"), (vec![values.len()], values.clone()));
+    }
+}
+
+/// What [`keep`] kept.
+fn kept(weights: &Weights, raw: &RawWeights, kind: &str) -> Result<Gradients> {
+    weights.masters().iter().enumerate().map(|(i, m)| take(raw, format!("{kind}.{i}"), m.len())).collect()
+}
+
+fn take(raw: &RawWeights, name: String, len: usize) -> Result<Vec<f32>> {
+    let missing = || crate::Error::MissingTensor { name: name.clone(), place: "the checkpoint's moments".into() };
+    let (shape, values) = raw.tensors.get(&name).ok_or_else(missing)?;
+    if values.len() == len {
+        return Ok(values.clone());
+    }
+    Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len] })
 }
 
 /// A step that is being taken, parameter by parameter.

@@ -97,6 +97,11 @@ impl Weights {
         if storage_to_draft(self.count(), self.storage) == self.storage { self.clone() } else { self.rounded() }
     }
 
+    /// The same layout with other masters, packed.
+    pub(crate) fn with_masters(&self, masters: Vec<Vec<f32>>) -> Self {
+        Self::of_masters(self.layout.clone(), self.storage, masters.into_iter().map(Arc::new).collect())
+    }
+
     /// The same with matrices of bf16, half as many bytes.
     #[must_use]
     pub fn rounded(&self) -> Self {

@@ -99,9 +99,10 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     let has_reference = plan.steps.iter().any(|step| matches!(step, Step::Grpo(grpo) if grpo.kl > 0.0));
     // Weights, gradients, two moments; a reference is weights only.
     let copies = |gradients: u64| gradients + 3 + u64::from(has_reference);
-    // Each device that trains the drafter has a gradient of its own; how many there are may be the machine's to say.
+    // Of a drafter what is in use, what learns, its average, and two moments. Each device that trains it has a gradient of its own;
+    // how many there are may be the machine's to say.
     let trainers = wide(plan.devices.cpu.max(2));
-    let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[trainers.saturating_add(4), drafter])]);
+    let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[trainers.saturating_add(5), drafter])]);
     let kept = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_tokens_max));
     // Three taps beside the last hidden state.
     let states = match plan.speculation.shape().map(|shape| shape.network) {

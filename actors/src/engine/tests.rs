@@ -130,8 +130,13 @@ fn a_device_without_answers_has_none_to_lend() {
 fn training_gives_way_and_goes_on() {
     let shape = plan::DrafterShape::eagle(32);
     let drafter = plan::Drafter::Learned { shape, weights: None };
-    let training =
-        plan::DrafterTraining { lr: 1e-3, tokens_max: 512, levels: 3, publish_every: 4, buffer_tokens_max: 1 << 14 };
+    let training = plan::DrafterTraining {
+        lr: Some(1e-3),
+        tokens_max: 512,
+        levels: 3,
+        publish_every: 4,
+        buffer_tokens_max: 1 << 14,
+    };
     let rollout = rollout_with(3, (drafter, Some(training)), models::Hidden::Last);
     let (engine, reports) = engine("trainer");
     let train = |training| send(&engine, Command::TrainDrafter { rollout: rollout.clone(), training });

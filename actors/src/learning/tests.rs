@@ -29,8 +29,13 @@ impl Device {
         raw.tensors.values_mut().filter(|(shape, _)| shape.len() == 2).flat_map(|(_, v)| v).for_each(|v| *v *= 12.0);
         let weights = Weights::from_raw(&config, &raw).unwrap();
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
-        let training =
-            plan::DrafterTraining { lr: 3e-3, tokens_max: 256, levels: 1, publish_every, buffer_tokens_max: 1 << 15 };
+        let training = plan::DrafterTraining {
+            lr: Some(3e-3),
+            tokens_max: 256,
+            levels: 1,
+            publish_every,
+            buffer_tokens_max: 1 << 15,
+        };
         let speculation = Speculation {
             drafters: vec![plan::Drafter::Learned { shape: SHAPE, weights: None }],
             controller: plan::Controller::Fixed(plan::Strategy::chain(0, 3)),
@@ -168,7 +173,7 @@ fn versions_come_when_they_are_due_and_the_loss_falls() {
 fn a_version_that_guesses_worse_is_not_used() {
     let device = Device::new(32);
     let learning = device.learning((None, Publication::default()));
-    while device.speculator.version() < 4 {
+    while device.speculator.version() < 2 {
         device.teach_for(&learning, 8);
     }
     let in_use = device.speculator.published().unwrap();
@@ -195,11 +200,11 @@ fn it_goes_on_from_what_was_kept() {
     let learning = device.learning((None, Publication::default()));
     device.teach_for(&learning, 40);
     let raw = lock(&learning).learner().to_raw();
-    let publication = lock(&learning).publication().clone();
+    let publication = lock(&learning).publication.clone();
     let again = device.learning((Some(&raw), publication.clone()));
     assert!(lock(&again).learner().steps() > 0);
     assert_eq!(lock(&again).learner().to_raw(), raw);
-    assert_eq!(lock(&again).publication(), &publication);
+    assert_eq!(lock(&again).publication, publication);
 }
 
 #[test]
@@ -327,25 +332,65 @@ fn one_device_finds_out_for_all_whether_to_learn() {
 }
 
 #[test]
-fn what_was_given_up_learns_no_more() {
+fn a_learner_that_is_given_up_has_another_one_go_on() {
     let device = Device::new(8);
-    let vocabulary = Vocabulary::whole(&device.target);
-    let learn = || {
-        let mut looks = 0;
-        let stop = || {
-            looks += 1;
-            looks > 40
-        };
+    let (vocabulary, speculator) = (Vocabulary::whole(&device.target), &device.speculator);
+    let learn = |stop: &mut dyn FnMut() -> bool| {
         let lesson = (DRAWS, &mut Workspace::default());
-        device.speculator.train((&device.pool, &vocabulary), lesson, stop).unwrap().batches
+        speculator.train((&device.pool, &vocabulary), lesson, stop).unwrap().batches
     };
-    assert!(learn() > 0);
-    let before = device.speculator.experience();
-    assert!(before.learner.is_some());
-    assert!(device.speculator.give_up_learning() && !device.speculator.give_up_learning());
-    assert_eq!(learn(), 0);
-    let kept = device.speculator.experience();
-    assert!(kept.learner == before.learner && kept.published.is_some() == before.published.is_some());
+    let looks = |most: u32| {
+        let mut looks = 0;
+        move || {
+            looks += 1;
+            looks > most
+        }
+    };
+    let steps = || speculator.experience().learner.map(|raw| raw.tensors["learned"].1[0]);
+    while speculator.version() == 0 {
+        assert!(learn(&mut looks(40)) > 0);
+    }
+    // Nobody holds it: nothing is lost.
+    let before = speculator.experience().learner;
+    speculator.give_up_learner();
+    assert_eq!(speculator.experience().learner, before);
+    let so_far = steps();
+    learn(&mut looks(40));
+    assert!(so_far > Some(0.0) && steps() > so_far);
+    // A device at work stops by itself when it is woken.
+    let mut asked = 0;
+    learn(&mut || {
+        asked += 1;
+        if asked == 3 {
+            speculator.give_up_learner();
+        }
+        false
+    });
+    assert_eq!(asked, 3);
+    // One hangs that holds it: the version in use goes on.
+    learn(&mut looks(40));
+    let (held, so_far) = (speculator.at_work().unwrap(), steps());
+    let hangs = lock(&held);
+    speculator.give_up_learner();
+    assert_eq!(steps(), None);
+    assert!(learn(&mut looks(40)) > 0 && steps() < so_far);
+    drop(hangs);
+}
+
+#[test]
+fn how_likely_guesses_are_is_kept() {
+    let device = Device::new(16);
+    let learning = device.learning((None, Publication::default()));
+    while device.speculator.version() < 2 {
+        device.teach_for(&learning, 8);
+    }
+    let (speculator, habits) = (&device.speculator, device.speculator.experience().habits);
+    let habits = serde_json::from_str(&serde_json::to_string(&habits).unwrap()).unwrap();
+    let experience = Experience { habits, ..Experience::default() };
+    let again = Speculator::new(&speculator.plan, 3, experience, speculator.seen());
+    let [before, after] = [speculator, &again].map(|speculator| lock(&speculator.calibration).clone());
+    assert_ne!(before, Calibration::default());
+    assert_eq!(after, before);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! A guess is known by its *gap*: how far its score (sharpness times logit / T, plus noise) is above the second best, or, if it is not
 //! the best, below the best. Gaps are told apart by bins, apart for each of the first levels: deeper guesses stand on guesses.
 
+use serde::{Deserialize, Serialize};
+
 use super::learn::Guesses;
 use super::sharpness::Sharpness;
 
@@ -21,7 +23,8 @@ const PRIOR: f32 = 8.0;
 const FORGET: f32 = 1.0 / 512.0;
 
 /// Chances by level and gap, and how far logits are believed against noise.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Calibration {
     bins: [[Bin; BINS]; LEVELS],
     /// Of tokens that another drafter proposed, by level and by the length of its chain.
@@ -31,7 +34,7 @@ pub struct Calibration {
 }
 
 /// Guesses seen, and those that were right, the newest counting most.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 struct Bin {
     seen: f32,
     right: f32,

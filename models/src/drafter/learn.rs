@@ -14,7 +14,7 @@ use super::vocabulary::Place;
 use super::{Calibration, Vocabulary};
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
-use crate::optim::{self, AdamW, Gradients, Stride};
+use crate::optim::{self, AdamW, Average, Gradients, Stride};
 use crate::target::Target;
 use crate::train::HELD_BYTES_MAX;
 use crate::weights::Weights;
@@ -38,6 +38,8 @@ pub struct Learner {
     sum: Reading,
     /// The step that is being taken.
     stride: Option<Stride>,
+    /// What is drafted with.
+    average: Average,
 }
 
 /// What windows teach: gradients and loss, summed over their guesses.
@@ -126,6 +128,13 @@ impl Reader {
 /// Steps over which the learning rate of a drafter that has learned already rises.
 const WARMUP: u32 = 64;
 
+/// Peak learning rate of a drafter of so wide a target where none is given: Adam's is to fall with the width (Yang et al. 2022, "Tensor
+/// Programs V", table 8).
+#[must_use]
+pub fn learning_rate(target: &Config) -> f64 {
+    0.3 / target.hidden as f64
+}
+
 impl Learner {
     /// Starts from `weights`; of each token it learns the next guess only.
     #[must_use]
@@ -138,9 +147,9 @@ impl Learner {
             warmup: WARMUP as usize,
             schedule: Schedule::Constant,
         };
-        let adam = AdamW::new(&weights);
+        let (adam, average) = (AdamW::new(&weights), Average::new(&weights));
         let reader = Reader { target: target.clone(), shape, levels: 1, weights, generation: 0 };
-        Self { reader, adam, optimizer, steps: 0, warmup_left: 0, sum: Reading::default(), stride: None }
+        Self { reader, adam, optimizer, steps: 0, warmup_left: 0, sum: Reading::default(), stride: None, average }
     }
 
     /// From now on it learns so many guesses of each token, each from the one before.
@@ -164,7 +173,7 @@ impl Learner {
     /// Its weights have learned already: the optimiser, which has seen nothing, begins with small steps.
     #[must_use]
     pub fn taught(self) -> Self {
-        Self { warmup_left: WARMUP, ..self }
+        Self { warmup_left: WARMUP, average: Average::of_mean(self.weights()), ..self }
     }
 
     /// A fresh drafter: keyed random, but what goes in starts as a copy of the target's highest hidden state that it reads, and what
@@ -192,16 +201,18 @@ impl Learner {
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
         (self.adam, self.warmup_left) = (AdamW::new(&weights), WARMUP);
+        self.average = Average::of_mean(&weights);
         (self.reader.weights, self.sum, self.stride) = (weights, Reading::default(), None);
         self.reader.generation += 1;
     }
 
-    /// Weights, moments and steps, as a checkpoint keeps them: numbers by name. A step that was begun has to be finished before.
+    /// Weights, their average, moments and steps, as a checkpoint keeps them: numbers by name. A step that was begun has to be finished before.
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
         debug_assert!(self.stride.is_none(), "a step is half taken");
         let mut raw = self.adam.to_raw();
         raw.tensors.extend(self.weights().to_raw().tensors);
+        raw.tensors.extend(self.average.to_raw().tensors);
         // Exact in f32 up to 2^24.
         let learned = vec![self.steps as f32, self.warmup_left as f32, self.levels() as f32];
         raw.tensors.insert("learned".into(), (vec![learned.len()], learned));
@@ -214,11 +225,11 @@ impl Learner {
     /// If it is of another shape.
     pub fn from_raw((target, shape): (&Config, DrafterShape), raw: &RawWeights, lr: f64) -> Result<Self> {
         let weights = eagle::weights(target, shape, raw)?;
-        let adam = AdamW::from_raw(&weights, raw)?;
+        let (adam, average) = (AdamW::from_raw(&weights, raw)?, Average::from_raw(&weights, raw)?);
         let learned =
             |i: usize| raw.tensors.get("learned").and_then(|(_, counts)| counts.get(i)).map_or(0, |n| *n as u32);
         let (steps, warmup_left) = (learned(0), learned(1).min(WARMUP));
-        let learner = Self { adam, steps, warmup_left, ..Self::new(target, shape, weights, lr) };
+        let learner = Self { adam, average, steps, warmup_left, ..Self::new(target, shape, weights, lr) };
         Ok(learner.with_levels(learned(2) as usize))
     }
 
@@ -226,6 +237,12 @@ impl Learner {
     #[must_use]
     pub fn steps(&self) -> u32 {
         self.steps
+    }
+
+    /// The weights that guess best: their average over the last steps.
+    #[must_use]
+    pub fn average(&self) -> Weights {
+        self.average.weights(self.weights())
     }
 
     /// The weights so far.
@@ -296,12 +313,16 @@ impl Learner {
         mean
     }
 
-    /// Goes on with a step that was begun, by one parameter; whether there was one. Until it is finished, weights are those before.
+    /// Goes on with a step that was begun, by one parameter; whether there was one. Until it is finished, weights are those before,
+    /// and their average is of nothing.
     pub fn go_on(&mut self, pool: &Pool) -> bool {
         // If this panics, the step is gone as a whole.
-        let Some(mut stride) = self.stride.take() else { return false };
+        let Some(mut stride) = self.stride.take() else { return self.average.advance(pool, &self.reader.weights) };
         match self.adam.advance(pool, &mut stride) {
-            Some(weights) => self.reader.weights = weights,
+            Some(weights) => {
+                self.reader.weights = weights;
+                self.average.begin();
+            }
             None => self.stride = Some(stride),
         }
         true

@@ -6,9 +6,11 @@
 //! the whole is in most places unlikelier still, and noise decides less. So logits are multiplied by a sharpness, apart for each
 //! level: the one that would have guessed most tokens.
 
+use serde::{Deserialize, Serialize};
+use state::speculation::tree::{Accepted, ROOT};
+
 use super::calibration::LEVELS;
 use super::vocabulary::Candidate;
-use state::speculation::tree::{Accepted, ROOT};
 
 /// Those that are compared.
 const VALUES: [f32; 7] = [0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.5];
@@ -22,7 +24,7 @@ const FORGET: f32 = 1.0 / 1024.0;
 
 /// For each level and sharpness how many tokens it would have guessed where not all would have guessed the same, the newest counting
 /// most.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sharpness {
     right: [[f32; VALUES.len()]; LEVELS],
     /// Such tokens of each level.

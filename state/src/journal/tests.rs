@@ -88,7 +88,7 @@ fn other_plans() -> [Plan; 4] {
             drafters: vec![plan::Drafter::Learned { shape: plan::DrafterShape::eagle3(7), weights: Some("w".into()) }],
             controller: plan::Controller::Bandit { strategies: vec![strategy], epsilon: 0.25, window: 9 },
             training: Some(plan::DrafterTraining {
-                lr: 0.5,
+                lr: Some(0.5),
                 tokens_max: 6,
                 levels: 3,
                 publish_every: 5,
@@ -190,7 +190,7 @@ fn the_shape_of_records_is_that_of_this_version() {
     let bytes = |event| record::encode(&event).unwrap().split_last_chunk::<4>().unwrap().0.to_vec();
     let bytes: Vec<u8> = events.flat_map(bytes).collect();
     let hint = "a persisted type changed its fields: raise journal::VERSION and update this number";
-    assert_eq!((VERSION, crc32fast::hash(&bytes)), (9, 1_921_087_840), "{hint}");
+    assert_eq!((VERSION, crc32fast::hash(&bytes)), (10, 820_613_591), "{hint}");
 }
 
 #[test]

@@ -157,8 +157,8 @@ impl Strategy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrafterTraining {
-    /// Peak learning rate.
-    pub lr: f64,
+    /// Peak learning rate; none: what suits the model's width.
+    pub lr: Option<f64>,
     /// Tokens a micro-batch, at most.
     pub tokens_max: usize,
     /// Tokens that are guessed ahead of each token of a window, each from the guess before it, at least one (training-time test:

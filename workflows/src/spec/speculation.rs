@@ -150,7 +150,7 @@ impl Strategy {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Training {
-    pub(crate) lr: f64,
+    pub(crate) lr: Option<f64>,
     pub(crate) tokens_max: usize,
     pub(crate) levels: usize,
     pub(crate) publish_every: usize,
@@ -159,6 +159,6 @@ pub(crate) struct Training {
 
 impl Default for Training {
     fn default() -> Self {
-        Self { lr: 2e-3, tokens_max: 256, levels: 3, publish_every: 32, buffer_tokens_max: 65_536 }
+        Self { lr: None, tokens_max: 256, levels: 3, publish_every: 32, buffer_tokens_max: 65_536 }
     }
 }

@@ -113,6 +113,38 @@ fn windows_together_are_windows_apart() {
     }
 }
 
+#[test]
+fn what_is_drafted_with_is_a_mean_of_the_last_steps() {
+    let (shape, pool) = (SHAPES[0], Pool::new(2));
+    let (target, windows) = classroom(shape);
+    let vocabulary = Vocabulary::whole(&target);
+    let fresh = Learner::fresh(&target, shape, 9).unwrap();
+    let mut learner = Learner::new(target.config(), shape, fresh, 1e-2);
+    let of = |weights: &Weights| weights.masters().iter().flat_map(|master| master.to_vec()).collect::<Vec<f32>>();
+    let mut mean = of(learner.weights());
+    assert_eq!(of(&learner.average()), mean);
+    for step in 1..=120 {
+        learner.learn(&pool, &vocabulary, &windows, &mut Workspace::default()).unwrap();
+        let share = (9.0 / (9.0 + step as f32)).max(0.01);
+        mean.iter_mut().zip(of(learner.weights())).for_each(|(mean, newest)| *mean += share * (newest - *mean));
+    }
+    assert_eq!(of(&learner.average()), mean);
+    assert_ne!(of(learner.weights()), mean);
+    let again = Learner::from_raw((target.config(), shape), &learner.to_raw(), 1e-2).unwrap();
+    assert_eq!(of(&again.average()), mean);
+    // One that goes on from a mean is one at once.
+    let taught = Learner::new(target.config(), shape, learner.average(), 1e-2).taught();
+    let [before, after] = [taught.clone(), taught].map(|mut learner| {
+        let before = learner.average();
+        learner.learn(&pool, &vocabulary, &windows, &mut Workspace::default()).unwrap();
+        (of(&before), of(&learner.average()), of(learner.weights()))
+    });
+    assert_eq!(before, after);
+    let (mean, later, newest) = after;
+    let moved = |to: &[f32]| to.iter().zip(&mean).map(|(to, from)| f64::from((to - from).abs())).sum::<f64>();
+    assert!((moved(&later) / moved(&newest) - 0.01).abs() < 1e-3);
+}
+
 fn guesses_of(vocabulary: &Vocabulary, version: (&Weights, DrafterShape, usize), windows: &[Window]) -> Guesses {
     let belief = (DRAWS, &Calibration::default());
     guess(&Pool::default(), vocabulary, version, windows, belief, &mut Workspace::default()).unwrap().unwrap()
@@ -226,8 +258,11 @@ fn a_step_is_taken_a_parameter_at_a_time() {
         for _ in 1..parameters {
             assert!(learner.go_on(&pool) && learner.weights().to_raw() == before);
         }
-        assert!(learner.go_on(&pool) && !learner.go_on(&pool));
-        assert!(learner.to_raw() == other.to_raw() && learner.weights().to_raw() != before);
+        assert!(learner.go_on(&pool) && learner.weights().to_raw() != before);
+        // Then their average follows.
+        (0..parameters).for_each(|_| assert!(learner.go_on(&pool)));
+        assert!(!learner.go_on(&pool));
+        assert_eq!(learner.to_raw(), other.to_raw());
     }
 }
 
