@@ -123,7 +123,7 @@ impl Bandit {
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
             let (forecast, trusted) = match habits.forecast(batch, &scale.times) {
                 Some(forecast) => (forecast, TRUST),
-                None => (hope(*strategy, batch, &scale.times)?, TRUST_HOPE),
+                None => (hope(*strategy, batch, (&scale.times, self.chance(strategy.drafter)))?, TRUST_HOPE),
             };
             Some(Expected { rate: scale.of_rate(forecast.rate(), batch), seconds: forecast.seconds, trusted })
         };
@@ -156,6 +156,12 @@ impl Bandit {
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
         }
         self.buckets[bucket].observe((&plain[bucket], &scale), arm, cycle, window);
+    }
+
+    /// The best chance of a level of a drafter's drafts that any strategy has seen.
+    fn chance(&self, drafter: usize) -> Option<f64> {
+        let of_drafter = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| strategy.drafter == drafter);
+        of_drafter.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp)
     }
 
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.

@@ -18,8 +18,12 @@ const SEEN_MIN: f64 = 4.0;
 const FREE_ROWS: f64 = 8.0;
 /// Beyond what was measured a row costs what the last ones did: at most this part of the largest batch is told apart from smaller ones.
 const FLAT: f64 = 4.0;
-/// Share of a draft that is hoped to be accepted.
+/// Share of a draft that is hoped to be accepted while nothing is known of the drafter; and of what a level of its drafts still lacks
+/// otherwise, since another shape may find more.
 const ACCEPTED: f64 = 0.75;
+const MORE: f64 = 0.25;
+/// Part of its nodes from which on a draft counts as a whole one.
+const WHOLE: f64 = 0.9;
 
 /// Seconds of a cycle by its batch size.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -106,6 +110,24 @@ impl Habits {
         }
     }
 
+    /// Chance of each level of this strategy's drafts to be right after those above it, as if it were the same for all; nothing if this cannot
+    /// be told, because it was hardly seen, or often drafts less.
+    pub(super) fn chance(&self, strategy: &Strategy) -> Option<f64> {
+        if self.seen < SEEN_MIN || self.rows - 1.0 < WHOLE * strategy.budget as f64 {
+            return None;
+        }
+        // The sum grows with the chance: halved until it is found to a thousandth.
+        let (mut low, mut high) = (0.0, 1.0);
+        for _ in 0..10 {
+            let middle = f64::midpoint(low, high);
+            match accepted(middle, strategy.depth as f64) < self.tokens - 1.0 {
+                true => low = middle,
+                false => high = middle,
+            }
+        }
+        Some(high)
+    }
+
     /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet.
     pub(super) fn forecast(&self, batch: f64, plain: &Times) -> Option<Forecast> {
         if self.seen < SEEN_MIN {
@@ -130,12 +152,20 @@ impl Forecast {
     }
 }
 
-/// What a strategy that never drafted is expected to do: what it would do if most of its drafts were accepted and cost nothing. Where even
-/// that is slower than plain decoding, because the target would have to compute too many rows, it is not worth a try.
-pub(super) fn hope(strategy: Strategy, batch: f64, plain: &Times) -> Option<Forecast> {
+/// Tokens accepted of a draft of so many levels, each right with this chance after those above it.
+fn accepted(chance: f64, levels: f64) -> f64 {
+    let whole = levels.floor();
+    (1..=whole as i32).map(|level| chance.powi(level)).sum::<f64>() + (levels - whole) * chance.powf(whole + 1.0)
+}
+
+/// What a strategy that never drafted is expected to do: what it would do if its drafts cost nothing and most of them were accepted, or a few more
+/// than of the drafter's other drafts, whose levels have this chance. Where even that is slower than plain decoding, because the
+/// target would have to compute too many rows, it is not worth a try.
+pub(super) fn hope(strategy: Strategy, batch: f64, (plain, chance): (&Times, Option<f64>)) -> Option<Forecast> {
     let each = strategy.budget as f64;
     let drafted = if strategy.budget_all > 0 { each.min(strategy.budget_all as f64 / batch) } else { each };
-    let accepted = ACCEPTED * drafted.min(strategy.depth as f64);
+    let levels = drafted.min(strategy.depth as f64);
+    let accepted = chance.map_or(ACCEPTED * levels, |chance| accepted(chance + MORE * (1.0 - chance), levels));
     Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
 }
 
@@ -176,11 +206,32 @@ mod tests {
         let rate = habits.forecast(1.0, &cycles).unwrap().rate();
         assert!((rate - 3.0 / 1.55).abs() < 0.1, "{rate}");
         let hoped = [1.0, 16.0].map(|batch| {
-            hope(Strategy::chain(0, 4), batch, &cycles).unwrap().rate() * cycles.seconds(batch).unwrap() / batch
+            hope(Strategy::chain(0, 4), batch, (&cycles, None)).unwrap().rate() * cycles.seconds(batch).unwrap() / batch
         });
         assert!(hoped[0] > 2.0 && hoped[1] < 1.0, "times plain decoding: {hoped:?}");
-        let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, &cycles).unwrap().rate();
-        assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, &cycles).unwrap().rate(), "few rows for all");
+        let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, (&cycles, None)).unwrap().rate();
+        assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, (&cycles, None)).unwrap().rate(), "few rows for all");
         assert!(habits.forecast(8.0, &cycles).unwrap().rate() < habits.forecast(2.0, &cycles).unwrap().rate() * 4.0);
+    }
+
+    #[test]
+    fn what_a_drafter_does_tells_what_to_hope_of_it() {
+        let cycles = plain(&[(1.0, 1.0), (8.0, 1.2), (32.0, 2.4)]);
+        let (short, long) = (Strategy::chain(0, 2), Strategy::chain(0, 5));
+        let chance = |tokens: f64, rows: f64| {
+            let mut habits = Habits::default();
+            (0..8).for_each(|_| habits.observe(tokens, rows, 0.0));
+            habits.chance(&short)
+        };
+        // 0.4 + 0.4².
+        assert!((chance(1.56, 3.0).unwrap() - 0.4).abs() < 2e-3);
+        assert!(chance(3.0, 3.0) > Some(0.99) && chance(1.0, 3.0) < Some(2e-3));
+        assert_eq!((chance(1.2, 1.3), Habits::default().chance(&short)), (None, None), "it hardly drafts");
+        // At 20 requests a chain of 5 is worth a try only if its drafter is good.
+        let gain = |chance: Option<f64>| {
+            hope(long, 20.0, (&cycles, chance)).unwrap().rate() * cycles.seconds(20.0).unwrap() / 20.0
+        };
+        assert!(gain(None) > 1.0 && gain(Some(0.9)) > 1.0 && gain(Some(0.4)) < 0.7);
+        assert!((accepted(0.5, 1.5) - 0.625).abs() < 1e-12);
     }
 }
