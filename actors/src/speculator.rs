@@ -260,8 +260,8 @@ impl Speculator {
     /// A device hangs that trained the drafter, and may hold its learner, which is left to it: another one goes on, from the same
     /// state if nobody holds it, from the version in use if not. Who is at work on the first one stops.
     pub(crate) fn give_up_learner(&self) {
-        self.given_up.fetch_add(1, Ordering::Relaxed);
         let Some(mut shared) = lock_within(&self.learner, PATIENCE) else { return };
+        self.given_up.fetch_add(1, Ordering::Relaxed);
         if let SharedLearner::AtWork(learning) = &*shared {
             let left = lock_within(learning, A_MOMENT).map(|mut learning| learning.left());
             let (learner, publication) = left.unwrap_or_default();
