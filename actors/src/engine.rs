@@ -67,10 +67,21 @@ pub(crate) enum Report {
 pub struct Fault {
     /// Which device.
     pub device: usize,
-    /// At which cycle of its first incarnation.
-    pub cycle: u64,
+    /// When, in its first incarnation.
+    pub moment: Moment,
     /// Whether it hangs until it is given up, and goes on then, or panics.
     pub hangs: bool,
+}
+
+/// When a device fails on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// At this cycle of decoding.
+    Cycle(u64),
+    /// At this look for commands while it trains the drafter.
+    Look(u64),
+    /// At this micro-batch of an update.
+    MicroBatch(u64),
 }
 
 /// What an engine and who commands it see of each other without a message.
@@ -129,6 +140,8 @@ impl Engine {
                 work: None,
                 earlier: None,
                 cycles: 0,
+                looks: 0,
+                micro_batches: 0,
                 fault,
                 pool,
                 workspace,
@@ -186,6 +199,17 @@ impl Inbox {
     }
 }
 
+impl Inbox {
+    /// Fails as a test of supervision wants it, if this is the moment.
+    fn fail_at(&self, fault: Option<Fault>, moment: Moment) {
+        let Some(fault) = fault.filter(|fault| fault.moment == moment) else { return };
+        assert!(fault.hangs, "a fault was asked for at {moment:?}");
+        while !matches!(self.commands.try_recv(), Err(TryRecvError::Disconnected)) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
 /// The rollout a device works on.
 struct Work {
     rollout: Arc<Rollout>,
@@ -199,6 +223,8 @@ struct State {
     /// Drafters of the rollout before.
     earlier: Option<Drafting>,
     cycles: u64,
+    looks: u64,
+    micro_batches: u64,
     fault: Option<Fault>,
     /// The device's threads; this one is the first of them.
     pool: Arc<Pool>,
@@ -241,6 +267,8 @@ impl State {
             // It stopped when it was announced, or by itself.
             Command::Preempt => Ok(()),
             Command::Compute { update, part } => {
+                self.micro_batches += 1;
+                self.inbox.fail_at(self.fault, Moment::MicroBatch(self.micro_batches));
                 self.put_away();
                 self.reading.trim();
                 update.compute((&self.pool, &mut self.workspace), part);
@@ -305,9 +333,7 @@ impl State {
 
     fn cycle(&mut self, report: &dyn Fn(Report)) -> Result<()> {
         self.cycles += 1;
-        if self.fault.is_some_and(|fault| fault.cycle == self.cycles) {
-            self.fail();
-        }
+        self.inbox.fail_at(self.fault, Moment::Cycle(self.cycles));
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         let answers = work.cycle()?;
         if !answers.is_empty() {
@@ -316,22 +342,19 @@ impl State {
         Ok(())
     }
 
-    /// As a test of supervision wants it.
-    fn fail(&self) {
-        assert!(self.fault.is_some_and(|fault| fault.hangs), "a fault was asked for at cycle {}", self.cycles);
-        while !matches!(self.inbox.commands.try_recv(), Err(TryRecvError::Disconnected)) {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-    }
-
     fn train_drafter(&mut self, rollout: &Arc<Rollout>) -> Result<()> {
         self.workspace.trim();
         // The order to stop is obeyed before it is here, and whatever else is to be done stops it too.
-        let stop = || self.inbox.pulse.is_commanded();
+        let (inbox, fault, looks) = (&self.inbox, self.fault, &mut self.looks);
+        let stop = || {
+            *looks += 1;
+            inbox.fail_at(fault, Moment::Look(*looks));
+            inbox.pulse.is_commanded()
+        };
         let draws = rollout.decoding.draws();
         let lesson = (draws, &mut self.reading);
         let learned = rollout.speculator.train((&self.pool, &rollout.vocabulary), lesson, stop)?;
-        rollout.count(|c| c.learned_in_idle_time(&learned));
+        rollout.count(|c| c.learned_in_idle_time(learned));
         Ok(())
     }
 }

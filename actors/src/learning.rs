@@ -1,15 +1,17 @@
 //! How the learned drafter learns while devices would be idle: packed windows of answers until a device is needed, a step of the
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
 
+mod exam;
+mod shared;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
 
 use kernels::{Draws, NoiseKey, Pool};
+use models::drafter::Vocabulary;
 use models::drafter::buffer::Window;
-use models::drafter::learn::{Guesses, Learner, Reader, Reading, Workspace, guess, learning_rate};
-use models::drafter::{Calibration, Vocabulary};
+use models::drafter::learn::{Learner, Reader, Reading, Workspace, learning_rate};
 use models::optim::Gradients;
 use models::{RawWeights, Target, Weights};
 use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
@@ -17,6 +19,8 @@ use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
 use crate::speculator::{Published, Speculator, lock};
+use exam::Exam;
+pub(crate) use shared::Shared;
 
 /// Separates the noise that draws micro-batches from others.
 const DRAWS: u32 = 6;
@@ -26,10 +30,6 @@ const FIRST_AFTER: u32 = 8;
 const LEVEL_AFTER: u32 = 400;
 /// Tokens of the shortest windows that are made of longer ones.
 const WINDOW_MIN: usize = 64;
-/// Tokens of an exam that are read together, unless one window has more or there is no time for as many.
-const EXAM_TOKENS: usize = 256;
-/// Between two looks at what another device finds out.
-const A_MOMENT: Duration = Duration::from_micros(200);
 
 /// The learner of a drafter, and what becomes of its versions.
 pub(crate) struct Learning {
@@ -56,8 +56,7 @@ pub(crate) struct Learning {
     examiner: Weak<()>,
     /// Levels that are learned from the start, beside the first.
     head_start: u32,
-    /// Devices that learn, and what one of them found out for all.
-    at_work: usize,
+    /// What one of the devices that learn found out for all.
     is_worth_it: Option<bool>,
 }
 
@@ -73,6 +72,18 @@ pub(crate) struct Learned {
     pub(crate) discarded: u64,
 }
 
+impl Learned {
+    /// This and what came after it.
+    pub(crate) fn and(self, later: Self) -> Self {
+        Self {
+            batches: self.batches + later.batches,
+            loss: if later.batches > 0 { later.loss } else { self.loss },
+            held_out: later.held_out.or(self.held_out),
+            discarded: self.discarded + later.discarded,
+        }
+    }
+}
+
 /// Where and for what it learns now.
 pub(crate) struct Lesson<'a> {
     pub(crate) speculator: &'a Speculator,
@@ -82,86 +93,6 @@ pub(crate) struct Lesson<'a> {
     pub(crate) draws: Draws,
     /// The device's memory for what is read.
     pub(crate) workspace: RefCell<&'a mut Workspace>,
-}
-
-/// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
-/// shorter than an exam.
-struct Exam {
-    windows: Vec<Window>,
-    shape: DrafterShape,
-    levels: usize,
-    /// How logits were believed when it began.
-    calibration: Calibration,
-    /// The version in use, and the newest one, if it is to be scored.
-    published: Option<Published>,
-    newest: Option<Published>,
-    by_in_use: Paper,
-    by_newest: Paper,
-}
-
-/// Guesses of one version, how many windows they are of, and how many tokens are read together next.
-struct Paper {
-    guesses: Guesses,
-    read: usize,
-    together: usize,
-}
-
-impl Default for Paper {
-    fn default() -> Self {
-        Self { guesses: Guesses::default(), read: 0, together: EXAM_TOKENS }
-    }
-}
-
-impl Exam {
-    /// Goes on; whether it is over.
-    fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let is_over = self.read_in_use(lesson, stop)?;
-        let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
-        self.by_newest.go_on(
-            (&newest.to_draft, self.shape, self.levels),
-            (&self.windows, &self.calibration),
-            lesson,
-            stop,
-        )
-    }
-
-    /// The same with the version in use alone.
-    fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let Some(published) = &self.published else { return Ok(true) };
-        self.by_in_use.go_on(
-            (&published.to_draft, self.shape, self.levels),
-            (&self.windows, &self.calibration),
-            lesson,
-            stop,
-        )
-    }
-}
-
-impl Paper {
-    /// Goes on with a version's paper; whether it is complete.
-    fn go_on(
-        &mut self,
-        version: (&Weights, DrafterShape, usize),
-        (windows, calibration): (&[Window], &Calibration),
-        lesson: &Lesson<'_>,
-        stop: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
-        while let Some(rest) = windows.get(self.read..).filter(|rest| !rest.is_empty()) {
-            if stop() {
-                return Ok(false);
-            }
-            let some = &rest[..fitting(rest.iter(), self.together)];
-            let workspace = &mut **lesson.workspace.borrow_mut();
-            match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration), workspace)? {
-                None => self.together /= 2,
-                Some(guesses) => {
-                    self.guesses.extend(guesses);
-                    self.read += some.len();
-                }
-            }
-        }
-        Ok(true)
-    }
 }
 
 impl Learning {
@@ -204,7 +135,6 @@ impl Learning {
             exam: None,
             examiner: Weak::new(),
             head_start,
-            at_work: 0,
             is_worth_it: None,
         })
     }
@@ -220,52 +150,9 @@ impl Learning {
         (Some(self.learner().to_raw()), self.publication.clone())
     }
 
-    /// Learns until `stop` says so, which is asked between readings, or until nothing is to be gained for now. Windows whose reading
-    /// is interrupted are read again another time. Several devices may learn together.
-    pub(crate) fn go_on(
-        learning: &Mutex<Self>,
-        lesson: &Lesson<'_>,
-        mut stop: impl FnMut() -> bool,
-    ) -> Result<Learned> {
-        // An order to stop is given once.
-        let mut has_stopped = false;
-        let stop = &mut || {
-            has_stopped = has_stopped || stop();
-            has_stopped
-        };
-        let mut learned = Learned::default();
-        lock(learning).at_work += 1;
-        let _leaving = Leaving(learning);
-        if !Self::is_worth_it(learning, lesson, stop)? {
-            return Ok(learned);
-        }
-        while !stop() {
-            let task = lock(learning).next(lesson, &mut learned);
-            match task {
-                Task::Read(windows, reader) => {
-                    let workspace = &mut **lesson.workspace.borrow_mut();
-                    let reading = reader.read(lesson.pool, lesson.vocabulary, &windows, workspace)?;
-                    let spent = lock(learning).take_in(windows, reading);
-                    spent.into_iter().for_each(|spent| workspace.give_back(spent));
-                }
-                Task::Examine(mut exam, examiner) => {
-                    let is_over = exam.read(lesson, stop)?;
-                    let mut learning = lock(learning);
-                    drop(examiner);
-                    match is_over {
-                        true => learning.judge(exam, lesson.speculator, &mut learned),
-                        false => learning.exam = Some(exam),
-                    }
-                }
-                Task::Step => {}
-                Task::Rest => break,
-            }
-        }
-        Ok(learned)
-    }
-
-    /// What a device is to do next. A step comes first that is due, a parameter at a time: others wait for the learner meanwhile.
-    fn next(&mut self, lesson: &Lesson<'_>, learned: &mut Learned) -> Task {
+    /// What one of so many devices at work is to do next. A step comes first that is due, a parameter at a time: others wait for the
+    /// learner meanwhile.
+    fn next(&mut self, lesson: &Lesson<'_>, at_work: usize, learned: &mut Learned) -> Task {
         let speculator = lesson.speculator;
         if self.step(lesson, learned) {
             return Task::Step;
@@ -286,7 +173,7 @@ impl Learning {
             self.drawn_tokens = self.pending.iter().map(Window::size).sum();
         }
         // Its part of the micro-batch, packed, as far as there is time.
-        let most = self.together.min(self.drawn_tokens.div_ceil(self.at_work.max(1)));
+        let most = self.together.min(self.drawn_tokens.div_ceil(at_work.max(1)));
         let kept = self.pending.len() - fitting(self.pending.iter().rev(), most);
         let windows = self.pending.split_off(kept);
         if windows.is_empty() { Task::Rest } else { Task::Read(windows, Box::new(self.learner.reader())) }
@@ -339,52 +226,6 @@ impl Learning {
     /// Whether a device is reading an exam.
     fn is_examined(&self) -> bool {
         self.examiner.strong_count() > 0
-    }
-
-    /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
-    /// short for that is used up by it. One device finds out for all that are at work.
-    fn is_worth_it(learning: &Mutex<Self>, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        loop {
-            let mut held = lock(learning);
-            if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
-                held.is_worth_it = Some(held.publication.takes(None));
-            }
-            if let Some(is_worth_it) = held.is_worth_it {
-                return Ok(is_worth_it);
-            }
-            if !held.is_examined() {
-                let (exam, examiner) = held.begin_exam(lesson.speculator);
-                drop(held);
-                return Self::has_moved_on(learning, (exam, examiner), lesson, stop);
-            }
-            drop(held);
-            if stop() {
-                return Ok(false);
-            }
-            std::thread::sleep(A_MOMENT);
-        }
-    }
-
-    fn has_moved_on(
-        learning: &Mutex<Self>,
-        (mut exam, examiner): (Box<Exam>, Arc<()>),
-        lesson: &Lesson<'_>,
-        stop: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
-        let is_over = exam.read_in_use(lesson, stop)?;
-        let mut held = lock(learning);
-        drop(examiner);
-        let guesses = &exam.by_in_use.guesses.right;
-        let right = guesses.iter().filter(|right| **right).count();
-        let share = (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()));
-        // A newer version that waits for its score goes on with the same exam.
-        held.exam = (!is_over || held.is_due).then_some(exam);
-        if !is_over {
-            return Ok(false);
-        }
-        let takes = held.publication.takes(share);
-        held.is_worth_it = Some(takes);
-        Ok(takes)
     }
 
     /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
@@ -454,18 +295,6 @@ enum Task {
     Step,
     /// There is nothing to learn from.
     Rest,
-}
-
-/// A device at work; it leaves also when it is lost.
-struct Leaving<'a>(&'a Mutex<Learning>);
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        let mut learning = lock(self.0);
-        learning.at_work -= 1;
-        // The next one to come is another opportunity.
-        learning.is_worth_it = learning.is_worth_it.filter(|_| learning.at_work > 0);
-    }
 }
 
 /// How many of these windows have together at most so many tokens; at least one, if there are any.

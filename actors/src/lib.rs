@@ -25,7 +25,7 @@ mod supervisor;
 mod teaching;
 mod update;
 
-pub use engine::Fault;
+pub use engine::{Fault, Moment};
 pub use error::{Error, Result};
 pub use models::load::eagle::Layout;
 pub use models::load::export::Precision;

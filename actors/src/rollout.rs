@@ -54,12 +54,8 @@ impl Counts {
     }
 
     /// Adds what an idle device taught the drafter.
-    pub(crate) fn learned_in_idle_time(&mut self, learned: &Learned) {
-        let sum = &mut self.training;
-        sum.loss = if learned.batches > 0 { learned.loss } else { sum.loss };
-        sum.batches += learned.batches;
-        sum.discarded += learned.discarded;
-        sum.held_out = learned.held_out.or(sum.held_out);
+    pub(crate) fn learned_in_idle_time(&mut self, learned: Learned) {
+        self.training = self.training.and(learned);
     }
 }
 

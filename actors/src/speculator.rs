@@ -14,12 +14,12 @@ use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Hidden, RawWeights, Target, Weights};
 use state::drafter::{Publication, Watchdog};
-use state::plan::{self, Speculation};
+use state::plan::{self, DrafterShape, DrafterTraining, Speculation};
 use state::speculation::Controller;
 
 use crate::error::Result;
 use crate::experience::{Experience, Habits};
-use crate::learning::{Learned, Learning, Lesson};
+use crate::learning::{Learned, Learning, Lesson, Shared};
 use crate::said::Said;
 
 /// Separates the noise that choices of the controller are drawn with from others.
@@ -48,7 +48,7 @@ impl Published {
 enum SharedLearner {
     /// What is left of an earlier one, until learning goes on.
     Left(Option<RawWeights>, Publication),
-    AtWork(Arc<Mutex<Learning>>),
+    AtWork(Arc<Shared>),
 }
 
 pub(crate) struct Speculator {
@@ -56,8 +56,6 @@ pub(crate) struct Speculator {
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
     learner: Mutex<SharedLearner>,
-    /// How many learners were given up.
-    given_up: AtomicU64,
     pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
@@ -73,8 +71,8 @@ pub(crate) struct Speculator {
 
 /// Longest time that the learner is waited for: a parameter's part of a step takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The same of one that is held for good, most likely.
-const A_MOMENT: Duration = Duration::from_millis(100);
+/// The same of one that is held for good, most likely; making a version of a large one takes a while, too.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// A lock that outlives the panic of its holder: every value behind these locks is whole between operations.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,7 +80,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The same of one whose holder may hang.
-fn lock_within<T>(mutex: &Mutex<T>, patience: Duration) -> Option<MutexGuard<'_, T>> {
+pub(crate) fn lock_within<T>(mutex: &Mutex<T>, patience: Duration) -> Option<MutexGuard<'_, T>> {
     let until = Instant::now() + patience;
     loop {
         match mutex.try_lock() {
@@ -109,7 +107,6 @@ impl Speculator {
             controller: Mutex::new(controller),
             published: Mutex::new(published),
             learner: Mutex::new(SharedLearner::Left(learner, publication)),
-            given_up: AtomicU64::new(0),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             said_count: AtomicU64::new(said.len() as u64),
@@ -227,7 +224,8 @@ impl Speculator {
         examples.into_iter().for_each(|example| buffer.push(example));
     }
 
-    /// Trains the drafter on what the buffer holds until `stop` says so, or until nothing is to be gained for now.
+    /// Trains the drafter on what the buffer holds until `stop` says so, or until nothing is to be gained for now. If the learner is
+    /// given up meanwhile, another one goes on.
     pub(crate) fn train(
         &self,
         (pool, vocabulary): (&Pool, &Vocabulary),
@@ -237,33 +235,39 @@ impl Speculator {
         let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
             return Ok(Learned::default());
         };
-        // Held until there is one: of several devices the first makes it.
-        let mut shared = lock(&self.learner);
-        let given_up = self.given_up.load(Ordering::Relaxed);
-        let learning = match &*shared {
-            SharedLearner::AtWork(learning) => learning.clone(),
-            SharedLearner::Left(learner, publication) => {
-                let published = self.published();
-                let weights = published.as_ref().map(|p| &*p.weights);
-                let left = (learner.as_ref(), publication.clone());
-                let new = Learning::new((vocabulary.target(), shape), training, self.seed, weights, left)?;
-                let learning = Arc::new(Mutex::new(new));
-                *shared = SharedLearner::AtWork(learning.clone());
-                learning
-            }
-        };
-        drop(shared);
         let lesson = Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) };
-        Learning::go_on(&learning, &lesson, || stop() || self.given_up.load(Ordering::Relaxed) != given_up)
+        let mut learned = Learned::default();
+        loop {
+            let learning = self.learning((vocabulary.target(), shape), training)?;
+            learned = learned.and(learning.go_on(&lesson, &mut stop)?);
+            if !learning.is_given_up() || stop() {
+                return Ok(learned);
+            }
+        }
+    }
+
+    /// The learner that devices teach; the first device makes it, the others wait for it.
+    fn learning(&self, (target, shape): (&Target, DrafterShape), training: &DrafterTraining) -> Result<Arc<Shared>> {
+        let mut shared = lock(&self.learner);
+        let (learner, publication) = match &*shared {
+            SharedLearner::AtWork(learning) => return Ok(learning.clone()),
+            SharedLearner::Left(learner, publication) => (learner.as_ref(), publication.clone()),
+        };
+        let published = self.published();
+        let weights = published.as_ref().map(|p| &*p.weights);
+        let new = Learning::new((target, shape), training, self.seed, weights, (learner, publication))?;
+        let learning = Arc::new(Shared::new(new));
+        *shared = SharedLearner::AtWork(learning.clone());
+        Ok(learning)
     }
 
     /// A device hangs that trained the drafter, and may hold its learner, which is left to it: another one goes on, from the same
-    /// state if nobody holds it, from the version in use if not. Who is at work on the first one stops.
+    /// state if nobody holds it, from the version in use if not. Who teaches the first one goes on with the other.
     pub(crate) fn give_up_learner(&self) {
         let Some(mut shared) = lock_within(&self.learner, PATIENCE) else { return };
-        self.given_up.fetch_add(1, Ordering::Relaxed);
         if let SharedLearner::AtWork(learning) = &*shared {
-            let left = lock_within(learning, A_MOMENT).map(|mut learning| learning.left());
+            learning.give_up();
+            let left = learning.within(A_MOMENT).map(|mut learning| learning.left());
             let (learner, publication) = left.unwrap_or_default();
             *shared = SharedLearner::Left(learner, publication);
         }
@@ -287,19 +291,23 @@ impl Speculator {
             SharedLearner::Left(learner, publication) => return Some((learner.clone(), publication.clone())),
         };
         drop(shared);
-        Some(lock_within(&learning, PATIENCE)?.left())
+        Some(learning.within(PATIENCE)?.left())
     }
 
     #[cfg(test)]
-    pub(crate) fn at_work(&self) -> Option<Arc<Mutex<Learning>>> {
+    pub(crate) fn at_work(&self) -> Option<Arc<Shared>> {
         match &*lock(&self.learner) {
             SharedLearner::AtWork(learning) => Some(learning.clone()),
             SharedLearner::Left(..) => None,
         }
     }
 
+    /// Devices are to use this version; an older one comes too late.
     pub(crate) fn publish(&self, version: Published) {
-        *lock(&self.published) = Some(version);
+        let mut published = lock(&self.published);
+        if published.as_ref().is_none_or(|in_use| in_use.version < version.version) {
+            *published = Some(version);
+        }
     }
 }
 

@@ -101,6 +101,12 @@ fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     let Some(drafter) = race.solo.plan().speculation.learned() else { return Ok(Vec::new()) };
     let asked = race.measured(args.alone.min(8), 1)?;
     let mut trees = Vec::new();
+    // How likely guesses are is learned apart for both, and of one side much may be known already.
+    for is_coupled in [true, false] {
+        let controller = Controller::Fixed(Strategy::tree(drafter, 8, 4, 16));
+        let options = DecodeOptions { is_coupled, ..race.options(&controller, asked.len(), race.tokens_max) };
+        race.solo.decode(&asked, &options)?;
+    }
     for budget in BUDGETS {
         let best = |is_coupled: bool| -> Result<Shape> {
             let mut best = Shape::default();

@@ -202,9 +202,15 @@ impl Average {
         Self { steps: 0, next: masters.len(), masters }
     }
 
-    /// Of weights that are such a mean themselves.
-    pub(crate) fn of_mean(weights: &Weights) -> Self {
-        Self { steps: Self::SPAN as u32 * 9, ..Self::new(weights) }
+    /// Of weights that are such a mean themselves, of so many steps, of which there may be enough.
+    pub(crate) fn of_mean(weights: &Weights, steps: Option<u32>) -> Self {
+        let enough = Self::SPAN as u32 * 9;
+        Self { steps: steps.map_or(enough, |steps| steps.min(enough)), ..Self::new(weights) }
+    }
+
+    /// Steps in it.
+    pub(crate) fn steps(&self) -> u32 {
+        self.steps
     }
 
     /// There is another step to be taken in.

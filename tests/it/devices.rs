@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use taper::{Ended, Fault, Options, Progress, parse};
+use taper::{Ended, Fault, Moment, Options, Progress, parse};
 
 #[test]
 fn a_runtime_of_one_thread_is_refused() {
@@ -18,13 +18,34 @@ fn a_runtime_of_one_thread_is_refused() {
 
 #[test]
 fn a_lost_device_costs_time_only() {
+    use Moment::{Cycle, MicroBatch};
+    let moments = [
+        (1, Cycle(40), false),
+        (0, Cycle(120), false),
+        (1, Cycle(60), true),
+        (0, Cycle(90), true),
+        (1, MicroBatch(40), true),
+    ];
+    is_as_without(&super::WORKFLOW.replace("\\#", "#"), &moments);
+}
+
+#[test]
+fn a_device_lost_in_training_costs_time_only() {
+    // Idle time is for learning alone.
+    let learning = "speculation: (training: (publish_every: 1), lending: false),\n    devices:";
+    let text = super::with_idle_time(super::WORKFLOW.replace("\\#", "#")).replace("devices:", learning);
+    let moments = [(0, Moment::MicroBatch(50), false), (1, Moment::Look(40), false), (0, Moment::Look(30), true)];
+    is_as_without(&text, &moments);
+}
+
+/// Runs a workflow as it is, and with a device that fails at each of these moments, by hanging or by a panic.
+fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
     let folder = tempfile::tempdir().unwrap();
-    let text = super::WORKFLOW.replace("\\#", "#");
-    let mut plan = parse(&text, Path::new("/")).unwrap();
+    let mut plan = parse(text, Path::new("/")).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let faults = moments.iter().map(|&(device, moment, hangs)| Some(Fault { device, moment, hangs }));
     let mut hashes = Vec::new();
-    let fault = |device, cycle, hangs| Some(Fault { device, cycle, hangs });
-    for fault in [None, fault(1, 40, false), fault(0, 120, false), fault(1, 60, true), fault(0, 90, true)] {
+    for fault in std::iter::once(None).chain(faults) {
         let dir = folder.path().join(format!("{}", hashes.len()));
         plan.supervision.silent_s = if fault.is_some_and(|fault| fault.hangs) { 4.0 } else { 0.0 };
         let lost = Arc::new(Mutex::new(0));
@@ -37,7 +58,7 @@ fn a_lost_device_costs_time_only() {
         let options = Options { dir: dir.clone(), fault, ..Options::default() };
         let ended = runtime.block_on(taper::run(&plan, options, observer, std::future::pending())).unwrap();
         assert_eq!(ended, Ended::Complete);
-        assert_eq!(*lost.lock().unwrap(), usize::from(fault.is_some()));
+        assert_eq!(*lost.lock().unwrap(), usize::from(fault.is_some()), "{fault:?}");
         let state = taper::inspect(&dir).unwrap();
         assert_eq!(state.restarts, usize::from(fault.is_some()));
         hashes.push(state.weights_sha256);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use models::drafter::Calibration;
 use models::{Answer, Config, Decoder, Decoding, Hidden};
 use state::plan::{self, Speculation, TinyShape};
 
@@ -70,9 +71,9 @@ impl Device {
         answers
     }
 
-    fn learning(&self, earlier: (Option<&RawWeights>, Publication)) -> Mutex<Learning> {
+    fn learning(&self, earlier: (Option<&RawWeights>, Publication)) -> Shared {
         let training = self.speculator.plan.training.as_ref().unwrap();
-        Mutex::new(Learning::new((&self.target, SHAPE), training, 3, None, earlier).unwrap())
+        Shared::new(Learning::new((&self.target, SHAPE), training, 3, None, earlier).unwrap())
     }
 
     fn lesson<'a>(&'a self, pool: &'a Pool, vocabulary: &'a Vocabulary, workspace: &'a mut Workspace) -> Lesson<'a> {
@@ -80,15 +81,15 @@ impl Device {
     }
 
     /// Learns for as long as `go_on` answers yes.
-    fn teach(&self, learning: &Mutex<Learning>, mut go_on: impl FnMut() -> bool) -> Learned {
+    fn teach(&self, learning: &Shared, mut go_on: impl FnMut() -> bool) -> Learned {
         let vocabulary = Vocabulary::whole(&self.target);
         let mut workspace = Workspace::default();
         let lesson = self.lesson(&self.pool, &vocabulary, &mut workspace);
-        Learning::go_on(learning, &lesson, || !go_on()).unwrap()
+        learning.go_on(&lesson, || !go_on()).unwrap()
     }
 
     /// Learns until there have been so many looks at whether to stop.
-    fn teach_for(&self, learning: &Mutex<Learning>, mut looks: u32) -> Learned {
+    fn teach_for(&self, learning: &Shared, mut looks: u32) -> Learned {
         self.teach(learning, || {
             looks = looks.saturating_sub(1);
             looks > 0
@@ -102,13 +103,13 @@ fn an_order_to_stop_is_obeyed_between_readings() {
     let learning = device.learning((None, Publication::default()));
     assert_eq!(device.teach_for(&learning, 0), Learned::default());
     // There was little time lately: one window is read; the others wait.
-    lock(&learning).together = WINDOW_MIN;
+    learning.lock().together = WINDOW_MIN;
     assert_eq!(device.teach_for(&learning, 2).batches, 0);
     let state = || {
-        let held = lock(&learning);
+        let held = learning.lock();
         (held.pending.len(), held.read, held.learner.steps())
     };
-    let whole = lock(&learning).begun[0];
+    let whole = learning.lock().begun[0];
     assert!(whole > 2, "a micro-batch of two windows shows little");
     assert_eq!(state(), (whole - 1, 1, 0));
     // What was begun goes on, two windows together; a stop that is said once holds.
@@ -126,7 +127,7 @@ fn what_is_interrupted_is_read_another_time() {
     let mut device = Device::new(4);
     device.pool = Arc::new(Pool::new(2).interrupted_by(waiting.clone()));
     let learning = device.learning((None, Publication::default()));
-    let before = lock(&learning).learner().to_raw();
+    let before = learning.lock().learner().to_raw();
     // Work comes between two looks: within a window.
     let mut looks = 0;
     device.teach(&learning, || {
@@ -134,21 +135,21 @@ fn what_is_interrupted_is_read_another_time() {
         looks += 1;
         looks < 3
     });
-    let whole = lock(&learning).begun[0];
-    assert_eq!(lock(&learning).pending.len(), whole);
-    let mut held = lock(&learning);
+    let whole = learning.lock().begun[0];
+    assert_eq!(learning.lock().pending.len(), whole);
+    let mut held = learning.lock();
     assert_eq!((held.read, held.learner().to_raw()), (0, before));
     drop(held);
     waiting.store(0, Ordering::Relaxed);
     device.teach_for(&learning, 2);
-    assert_eq!(lock(&learning).pending.len(), whole - 1);
+    assert_eq!(learning.lock().pending.len(), whole - 1);
 }
 
 #[test]
 fn versions_come_when_they_are_due_and_the_loss_falls() {
     let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
-    let until = |learning: &Mutex<Learning>, version: u64| {
+    let until = |learning: &Shared, version: u64| {
         let mut learned = Learned::default();
         let mut looks = 0;
         while device.speculator.version() < version && looks < 5_000 {
@@ -162,11 +163,11 @@ fn versions_come_when_they_are_due_and_the_loss_falls() {
     // Nothing to draft with is worse than a young drafter, which is not examined.
     let (examined, first) = until(&learning, 1);
     assert_eq!(examined, None);
-    let steps = lock(&learning).learner.steps();
+    let steps = learning.lock().learner.steps();
     assert!((FIRST_AFTER..FIRST_AFTER + 4).contains(&steps), "{steps} steps");
     let (examined, last) = until(&learning, 9);
     assert!(examined.is_some_and(|(first, three)| 0.0 < first && first < three));
-    assert!(lock(&learning).learner.steps() >= 8 * 16 && last < 0.9 * first, "{first} and {last}");
+    assert!(learning.lock().learner.steps() >= 8 * 16 && last < 0.9 * first, "{first} and {last}");
 }
 
 #[test]
@@ -181,12 +182,12 @@ fn a_version_that_guesses_worse_is_not_used() {
     let mut spoiled = in_use.weights.to_raw();
     spoiled.tensors.values_mut().flat_map(|(_, values)| values).for_each(|value| *value *= -3.0);
     let spoiled = Weights::with_layout(in_use.weights.layout().to_vec(), in_use.weights.storage(), &spoiled).unwrap();
-    let mut held = lock(&learning);
+    let mut held = learning.lock();
     held.learner.restart(spoiled);
     (held.is_due, held.exam) = (true, None);
     drop(held);
     let mut learned = Learned::default();
-    while lock(&learning).is_due {
+    while learning.lock().is_due {
         learned = device.teach_for(&learning, 3);
     }
     assert_eq!(learned.discarded, 1);
@@ -199,12 +200,12 @@ fn it_goes_on_from_what_was_kept() {
     let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
     device.teach_for(&learning, 40);
-    let raw = lock(&learning).learner().to_raw();
-    let publication = lock(&learning).publication.clone();
+    let raw = learning.lock().learner().to_raw();
+    let publication = learning.lock().publication.clone();
     let again = device.learning((Some(&raw), publication.clone()));
-    assert!(lock(&again).learner().steps() > 0);
-    assert_eq!(lock(&again).learner().to_raw(), raw);
-    assert_eq!(lock(&again).publication, publication);
+    assert!(again.lock().learner().steps() > 0);
+    assert_eq!(again.lock().learner().to_raw(), raw);
+    assert_eq!(again.lock().publication, publication);
 }
 
 #[test]
@@ -216,7 +217,7 @@ fn several_devices_learn_together() {
         let pool = Pool::default();
         let mut workspace = Workspace::default();
         let lesson = device.lesson(&pool, &vocabulary, &mut workspace);
-        Learning::go_on(&learning, &lesson, || lock(&learning).learner.steps() >= until).unwrap()
+        learning.go_on(&lesson, || learning.lock().learner.steps() >= until).unwrap()
     };
     let learned: Vec<Learned> = std::thread::scope(|scope| {
         // One leaves early, the others go on.
@@ -224,7 +225,7 @@ fn several_devices_learn_together() {
         devices.into_iter().map(|device| device.join().unwrap()).collect()
     });
     let (batches, discarded) = learned.iter().fold((0, 0), |(b, d), l| (b + l.batches, d + l.discarded));
-    let held = lock(&learning);
+    let held = learning.lock();
     assert!(batches == u64::from(held.learner.steps()) && batches >= 200, "{batches} steps");
     let version = device.speculator.version();
     assert!(version > 1 && version + discarded > 5, "version {version}, {discarded} discarded");
@@ -238,13 +239,13 @@ fn several_devices_learn_together() {
 fn an_exam_outlives_the_device_that_reads_it() {
     let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
-    while !lock(&learning).is_due {
+    while !learning.lock().is_due {
         device.teach_for(&learning, 3);
     }
     let (vocabulary, mut learned) = (Vocabulary::whole(&device.target), Learned::default());
     let mut workspace = Workspace::default();
     let lesson = device.lesson(&device.pool, &vocabulary, &mut workspace);
-    let mut next = || lock(&learning).next(&lesson, &mut learned);
+    let mut next = || learning.lock().next(&lesson, 1, &mut learned);
     let task = std::iter::repeat_with(&mut next).find(|task| !matches!(task, Task::Step)).unwrap();
     assert!(matches!(task, Task::Examine(..)));
     let other = next();
@@ -266,10 +267,10 @@ fn nothing_is_begun_without_examples() {
     for _ in 0..3 {
         assert_eq!(device.teach_for(&learning, 5), Learned::default());
     }
-    assert!(lock(&learning).begun.is_empty());
+    assert!(learning.lock().begun.is_empty());
     device.speculator.collect(&device.answers());
     device.teach_for(&learning, 2);
-    let held = lock(&learning);
+    let held = learning.lock();
     assert_eq!((held.read, held.learner.steps()), (held.begun[0], 0), "a whole micro-batch at once");
 }
 
@@ -277,21 +278,21 @@ fn nothing_is_begun_without_examples() {
 fn a_taught_drafter_learns_all_levels_at_once() {
     let mut device = Device::new(16);
     device.speculator.plan.training.as_mut().unwrap().levels = 3;
-    let levels = |learning: &Mutex<Learning>| {
+    let levels = |learning: &Shared| {
         device.teach_for(learning, 2);
-        lock(learning).learner.levels()
+        learning.lock().learner.levels()
     };
     let fresh = device.learning((None, Publication::default()));
     assert_eq!(levels(&fresh), 1);
     let training = device.speculator.plan.training.as_ref().unwrap();
-    let weights = lock(&fresh).learner.weights().clone();
+    let weights = fresh.lock().learner.weights().clone();
     let none = (None, Publication::default());
-    let taught = Mutex::new(Learning::new((&device.target, SHAPE), training, 3, Some(&weights), none).unwrap());
+    let taught = Shared::new(Learning::new((&device.target, SHAPE), training, 3, Some(&weights), none).unwrap());
     assert_eq!(levels(&taught), 3);
-    while lock(&fresh).learner.levels() < 2 {
-        device.teach(&fresh, || lock(&fresh).learner.levels() < 2);
+    while fresh.lock().learner.levels() < 2 {
+        device.teach(&fresh, || fresh.lock().learner.levels() < 2);
     }
-    assert!(lock(&fresh).learner.steps() <= LEVEL_AFTER + 60);
+    assert!(fresh.lock().learner.steps() <= LEVEL_AFTER + 60);
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn one_device_finds_out_for_all_whether_to_learn() {
             let _ = publication.judge(Duel::of(&right, Some(&right)));
         }
     };
-    settle(&mut lock(&learning).publication);
+    settle(&mut learning.lock().publication);
     let vocabulary = Vocabulary::whole(&device.target);
     let barrier = std::sync::Barrier::new(3);
     let learn = &|| {
@@ -317,17 +318,18 @@ fn one_device_finds_out_for_all_whether_to_learn() {
         let lesson = device.lesson(&pool, &vocabulary, &mut workspace);
         barrier.wait();
         let mut looks = 0;
-        Learning::is_worth_it(&learning, &lesson, &mut || {
-            looks += 1;
-            looks > 100_000
-        })
-        .unwrap()
+        learning
+            .is_worth_it((false, &lesson), &mut || {
+                looks += 1;
+                looks > 100_000
+            })
+            .unwrap()
     };
     let found: Vec<bool> = std::thread::scope(|scope| {
         let devices = [0; 3].map(|_| scope.spawn(learn));
         devices.into_iter().map(|device| device.join().unwrap()).collect()
     });
-    assert_eq!(Some(found[0]), lock(&learning).is_worth_it);
+    assert_eq!(Some(found[0]), learning.lock().is_worth_it);
     assert!(found.iter().all(|is| *is == found[0]), "{found:?}");
 }
 
@@ -357,24 +359,60 @@ fn a_learner_that_is_given_up_has_another_one_go_on() {
     let so_far = steps();
     learn(&mut looks(40));
     assert!(so_far > Some(0.0) && steps() > so_far);
-    // A device at work stops by itself when it is woken.
-    let mut asked = 0;
+    // A device at work goes on with the other one.
+    let first = speculator.at_work().unwrap();
+    let (mut asked, so_far) = (0, steps());
     learn(&mut || {
         asked += 1;
         if asked == 3 {
             speculator.give_up_learner();
         }
-        false
+        asked > 40
     });
-    assert_eq!(asked, 3);
-    // One hangs that holds it: the version in use goes on.
-    learn(&mut looks(40));
+    assert!(first.is_given_up() && !Arc::ptr_eq(&first, &speculator.at_work().unwrap()));
+    assert!(asked > 40 && steps() > so_far);
+    // One hangs that holds it: others wait until they are told to stop, or until the version in use goes on.
     let (held, so_far) = (speculator.at_work().unwrap(), steps());
-    let hangs = lock(&held);
-    speculator.give_up_learner();
-    assert_eq!(steps(), None);
-    assert!(learn(&mut looks(40)) > 0 && steps() < so_far);
+    let hangs = held.lock();
+    assert_eq!(learn(&mut looks(5)), 0);
+    let mut asked = 0;
+    let batches = learn(&mut || {
+        asked += 1;
+        if asked == 5 {
+            speculator.give_up_learner();
+        }
+        asked > 45
+    });
+    assert!(batches > 0 && steps() < so_far);
     drop(hangs);
+}
+
+#[test]
+fn a_learner_that_was_given_up_publishes_nothing() {
+    let device = Device::new(16);
+    let learning = device.learning((None, Publication::default()));
+    while device.speculator.version() == 0 || !learning.lock().is_due {
+        device.teach_for(&learning, 3);
+    }
+    let (version, steps) = (device.speculator.version(), learning.lock().learner().steps());
+    // While a version sits its exam.
+    let mut looks = 0;
+    let learned = device.teach(&learning, || {
+        looks += 1;
+        if looks == 2 {
+            assert!(learning.lock().is_examined());
+            learning.give_up();
+        }
+        true
+    });
+    assert_eq!((learned, looks > 2), (Learned::default(), true));
+    assert_eq!((device.speculator.version(), learning.lock().learner.steps()), (version, steps));
+    // Nor is a version used that comes too late.
+    let late = device.speculator.published().unwrap();
+    let newer = Published::new(version + 2, &learning.lock().learner.average());
+    device.speculator.publish(newer);
+    device.speculator.publish(late);
+    assert_eq!(device.speculator.version(), version + 2);
 }
 
 #[test]

@@ -213,14 +213,14 @@ fn speculation(rows: &mut Vec<serde_json::Value>) {
                 learner.learn(&pool, &vocabulary, &examples[steps * 2 % 256..][..2], &mut workspace).unwrap();
                 (steps, seconds) = (steps + 1, seconds + began.elapsed().as_secs_f64());
             }
-            let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, pool.clone()).unwrap();
+            let mut eagle = Eagle::new(vocabulary.clone(), &learner.average(), shape, pool.clone()).unwrap();
             let accept = roll(0, 16, hidden, Some((&mut eagle, chain(6)))).2;
             tell(rows, &format!("{name}: accept length at depth 6 after {until} s, {steps} steps"), accept, "");
         }
         for requests in [1, 4, 16] {
             let plain = roll(0, requests, Hidden::Nothing, None).1;
             for (depth, width, budget) in [(2, 1, 2), (4, 1, 4), (6, 1, 6), (8, 1, 8), (6, 2, 12)] {
-                let mut eagle = Eagle::new(vocabulary.clone(), learner.weights(), shape, pool.clone()).unwrap();
+                let mut eagle = Eagle::new(vocabulary.clone(), &learner.average(), shape, pool.clone()).unwrap();
                 let strategy = Strategy::tree(0, depth, width, budget);
                 let (_, rate, accept) = roll(0, requests, hidden, Some((&mut eagle, strategy)));
                 let name = format!("{name}: {requests} requests, {depth}x{width}, accept {accept:.2}");

@@ -173,7 +173,7 @@ impl Learner {
     /// Its weights have learned already: the optimiser, which has seen nothing, begins with small steps.
     #[must_use]
     pub fn taught(self) -> Self {
-        Self { warmup_left: WARMUP, average: Average::of_mean(self.weights()), ..self }
+        Self { warmup_left: WARMUP, average: Average::of_mean(self.weights(), None), ..self }
     }
 
     /// A fresh drafter: keyed random, but what goes in starts as a copy of the target's highest hidden state that it reads, and what
@@ -201,7 +201,7 @@ impl Learner {
     /// Goes on from other weights, with an optimiser that has seen nothing.
     pub fn restart(&mut self, weights: Weights) {
         (self.adam, self.warmup_left) = (AdamW::new(&weights), WARMUP);
-        self.average = Average::of_mean(&weights);
+        self.average = Average::of_mean(&weights, Some(self.average.steps()));
         (self.reader.weights, self.sum, self.stride) = (weights, Reading::default(), None);
         self.reader.generation += 1;
     }

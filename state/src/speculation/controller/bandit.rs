@@ -123,7 +123,7 @@ impl Bandit {
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
             let (forecast, trusted) = match habits.forecast(batch, &scale.times) {
                 Some(forecast) => (forecast, TRUST),
-                None => (hope(*strategy, batch, (&scale.times, self.chance(strategy.drafter)))?, TRUST_HOPE),
+                None => (hope(*strategy, batch, (&scale.times, self.chance(strategy)))?, TRUST_HOPE),
             };
             Some(Expected { rate: scale.of_rate(forecast.rate(), batch), seconds: forecast.seconds, trusted })
         };
@@ -158,10 +158,11 @@ impl Bandit {
         self.buckets[bucket].observe((&plain[bucket], &scale), arm, cycle, window);
     }
 
-    /// The best chance of a level of a drafter's drafts that any strategy has seen.
-    fn chance(&self, drafter: usize) -> Option<f64> {
-        let of_drafter = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| strategy.drafter == drafter);
-        of_drafter.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp)
+    /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level.
+    fn chance(&self, of: &Strategy) -> Option<f64> {
+        let tells = |strategy: &Strategy| strategy.drafter == of.drafter && strategy.width <= of.width;
+        let like = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| tells(strategy));
+        like.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp)
     }
 
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
@@ -278,11 +279,12 @@ impl Bucket {
     }
 
     fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, cycle: Cycle, window: usize) {
-        self.account(plain, arm, cycle);
         self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
-        let Some(arm) = arm else { return };
-        let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
-        self.arms[arm].observe(cycle, window);
+        if let Some(arm) = arm {
+            let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
+            self.arms[arm].observe(cycle, window);
+        }
+        self.account(plain, arm, cycle);
     }
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
@@ -291,9 +293,11 @@ impl Bucket {
         let best = scale.of_arm(self.incumbent.map_or(plain, |arm| &self.arms[arm])).unwrap_or(0.0);
         let rate = scale.of_rate(cycle.rate, cycle.batch());
         let is_explored = arm != self.incumbent && best > 0.0;
-        let lost_s = cycle.catch_up_s + cycle.seconds * (1.0 - rate / best);
+        // A process that was stopped, or a device that hung, says nothing of the arm.
+        let seconds = arm.map_or(plain, |arm| &self.arms[arm]).counted(cycle.seconds);
+        let lost_s = cycle.catch_up_s + seconds - cycle.seconds * rate / best;
         let lost_s = if is_explored { lost_s } else { 0.0 };
-        self.total_s = self.total_s * (1.0 - FORGET) + cycle.seconds + cycle.catch_up_s;
+        self.total_s = self.total_s * (1.0 - FORGET) + seconds + cycle.catch_up_s;
         for account in &mut self.lost_s {
             *account *= 1.0 - FORGET;
         }

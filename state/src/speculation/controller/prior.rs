@@ -111,9 +111,9 @@ impl Habits {
     }
 
     /// Chance of each level of this strategy's drafts to be right after those above it, as if it were the same for all; nothing if this cannot
-    /// be told, because it was hardly seen, or often drafts less.
+    /// be told, because it was hardly seen, often drafts less, or has the suffix drafter's tokens in its drafts.
     pub(super) fn chance(&self, strategy: &Strategy) -> Option<f64> {
-        if self.seen < SEEN_MIN || self.rows - 1.0 < WHOLE * strategy.budget as f64 {
+        if self.seen < SEEN_MIN || strategy.suffix > 0 || self.rows - 1.0 < WHOLE * strategy.budget as f64 {
             return None;
         }
         // The sum grows with the chance: halved until it is found to a thousandth.
@@ -227,6 +227,13 @@ mod tests {
         assert!((chance(1.56, 3.0).unwrap() - 0.4).abs() < 2e-3);
         assert!(chance(3.0, 3.0) > Some(0.99) && chance(1.0, 3.0) < Some(2e-3));
         assert_eq!((chance(1.2, 1.3), Habits::default().chance(&short)), (None, None), "it hardly drafts");
+        let mut habits = Habits::default();
+        (0..8).for_each(|_| habits.observe(6.0, 9.0, 0.0));
+        assert_eq!(
+            habits.chance(&Strategy { suffix: 8, ..short }),
+            None,
+            "the suffix drafter's tokens may be among them"
+        );
         // At 20 requests a chain of 5 is worth a try only if its drafter is good.
         let gain = |chance: Option<f64>| {
             hope(long, 20.0, (&cycles, chance)).unwrap().rate() * cycles.seconds(20.0).unwrap() / 20.0

@@ -162,6 +162,17 @@ fn a_machine_that_was_slow_when_plain_decoding_was_measured_is_forgiven() {
 }
 
 #[test]
+fn a_cycle_that_stood_still_is_no_loss_of_its_strategy() {
+    let (mut controller, mut uniform) = (bandit(0.3, 64), Uniform(5));
+    let speeds = [100.0, 98.0, 50.0, 50.0];
+    run(&mut controller, &mut uniform, speeds, 1_000, 0.1);
+    let still = Measured { rows: 12, ..measured(12, 1_000.0, 4) };
+    controller.observe(4, Some(STRATEGIES[0]), still);
+    let (.., choices) = run(&mut controller, &mut uniform, speeds, 20_000, 0.1);
+    assert!(share(&choices, Some(STRATEGIES[0])) > 0.003, "it is tried as before");
+}
+
+#[test]
 fn a_cycle_without_drafts_is_a_plain_one() {
     let mut controller = bandit(0.0, 50);
     controller.observe(2, Some(STRATEGIES[0]), Measured { draft_s: 0.5, ..measured(2, 2.5, 2) });

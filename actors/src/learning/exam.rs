@@ -1,0 +1,94 @@
+//! Versions on held-out answers: guess by guess, as they would draft.
+
+use models::Weights;
+use models::drafter::Calibration;
+use models::drafter::buffer::Window;
+use models::drafter::learn::{Guesses, guess};
+use state::plan::DrafterShape;
+
+use super::{Lesson, fitting};
+use crate::error::Result;
+use crate::speculator::Published;
+
+/// Tokens of an exam that are read together, unless one window has more or there is no time for as many.
+const EXAM_TOKENS: usize = 256;
+
+/// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
+/// shorter than an exam.
+pub(super) struct Exam {
+    pub(super) windows: Vec<Window>,
+    pub(super) shape: DrafterShape,
+    pub(super) levels: usize,
+    /// How logits were believed when it began.
+    pub(super) calibration: Calibration,
+    /// The version in use, and the newest one, if it is to be scored.
+    pub(super) published: Option<Published>,
+    pub(super) newest: Option<Published>,
+    pub(super) by_in_use: Paper,
+    pub(super) by_newest: Paper,
+}
+
+/// Guesses of one version, how many windows they are of, and how many tokens are read together next.
+pub(super) struct Paper {
+    pub(super) guesses: Guesses,
+    read: usize,
+    together: usize,
+}
+
+impl Default for Paper {
+    fn default() -> Self {
+        Self { guesses: Guesses::default(), read: 0, together: EXAM_TOKENS }
+    }
+}
+
+impl Exam {
+    /// Goes on; whether it is over.
+    pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let is_over = self.read_in_use(lesson, stop)?;
+        let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
+        self.by_newest.go_on(
+            (&newest.to_draft, self.shape, self.levels),
+            (&self.windows, &self.calibration),
+            lesson,
+            stop,
+        )
+    }
+
+    /// The same with the version in use alone.
+    pub(super) fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let Some(published) = &self.published else { return Ok(true) };
+        self.by_in_use.go_on(
+            (&published.to_draft, self.shape, self.levels),
+            (&self.windows, &self.calibration),
+            lesson,
+            stop,
+        )
+    }
+}
+
+impl Paper {
+    /// Goes on with a version's paper; whether it is complete.
+    fn go_on(
+        &mut self,
+        version: (&Weights, DrafterShape, usize),
+        (windows, calibration): (&[Window], &Calibration),
+        lesson: &Lesson<'_>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        while let Some(rest) = windows.get(self.read..).filter(|rest| !rest.is_empty()) {
+            if stop() {
+                return Ok(false);
+            }
+            let some = &rest[..fitting(rest.iter(), self.together)];
+            let workspace = &mut **lesson.workspace.borrow_mut();
+            match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration), workspace)? {
+                None => self.together /= 2,
+                Some(guesses) => {
+                    self.guesses.extend(guesses);
+                    self.read += some.len();
+                }
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,174 @@
+//! A learner that several devices teach together. One of them may hang while it holds the learner: the others wait for it until it is given up
+//! at most, and look for orders meanwhile.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
+
+use state::drafter::GUESSES_MIN;
+
+use super::exam::Exam;
+use super::{Learned, Learning, Lesson, Task, share};
+use crate::error::Result;
+use crate::speculator::lock_within;
+
+/// Between two looks at what another device does: a parameter's part of a step takes about as long.
+const A_MOMENT: Duration = Duration::from_micros(50);
+
+/// A learner, and how many devices teach it.
+pub(crate) struct Shared {
+    learning: Mutex<Learning>,
+    at_work: AtomicUsize,
+    is_given_up: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(learning: Learning) -> Self {
+        Self { learning: Mutex::new(learning), at_work: AtomicUsize::new(0), is_given_up: AtomicBool::new(false) }
+    }
+
+    /// The learner, if it can be had within this time.
+    pub(crate) fn within(&self, patience: Duration) -> Option<MutexGuard<'_, Learning>> {
+        lock_within(&self.learning, patience)
+    }
+
+    #[cfg(test)]
+    pub(super) fn lock(&self) -> MutexGuard<'_, Learning> {
+        crate::speculator::lock(&self.learning)
+    }
+
+    /// Whoever teaches it stops at the next look, and what it makes from now on is not used.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// The learner, as soon as no other device has it; nothing if `stop` says so before, or it was given up.
+    fn hold(&self, stop: &mut dyn FnMut() -> bool) -> Option<MutexGuard<'_, Learning>> {
+        loop {
+            if self.is_given_up() {
+                return None;
+            }
+            match self.learning.try_lock() {
+                Ok(held) => return Some(held),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if stop() => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(A_MOMENT),
+            }
+        }
+    }
+
+    /// The same for what must not be lost: an order to stop is heard, and waits.
+    fn hold_on(&self, stop: &mut dyn FnMut() -> bool) -> Option<MutexGuard<'_, Learning>> {
+        self.hold(&mut || {
+            stop();
+            false
+        })
+    }
+
+    /// Learns until `stop` says so, which is asked between readings, or until nothing is to be gained for now. Windows whose reading
+    /// is interrupted are read again another time. Several devices may learn together.
+    pub(crate) fn go_on(&self, lesson: &Lesson<'_>, mut stop: impl FnMut() -> bool) -> Result<Learned> {
+        // An order to stop is given once; and each look shows that the device is well.
+        let mut has_stopped = false;
+        let stop = &mut || {
+            has_stopped = stop() || has_stopped;
+            has_stopped
+        };
+        let mut learned = Learned::default();
+        let is_first = self.at_work.fetch_add(1, Ordering::Relaxed) == 0;
+        let _leaving = Leaving(&self.at_work);
+        if !self.is_worth_it((is_first, lesson), stop)? {
+            return Ok(learned);
+        }
+        while !stop() {
+            let at_work = self.at_work.load(Ordering::Relaxed);
+            let Some(task) = self.hold(stop).map(|mut held| held.next(lesson, at_work, &mut learned)) else { break };
+            match task {
+                Task::Read(windows, reader) => {
+                    let workspace = &mut **lesson.workspace.borrow_mut();
+                    let reading = reader.read(lesson.pool, lesson.vocabulary, &windows, workspace)?;
+                    let spent = self.hold_on(stop).and_then(|mut held| held.take_in(windows, reading));
+                    spent.into_iter().for_each(|spent| workspace.give_back(spent));
+                }
+                Task::Examine(mut exam, examiner) => {
+                    let is_over = exam.read(lesson, stop)?;
+                    let Some(mut held) = self.hold_on(stop) else { break };
+                    drop(examiner);
+                    match is_over {
+                        true => held.judge(exam, lesson.speculator, &mut learned),
+                        false => held.exam = Some(exam),
+                    }
+                }
+                Task::Step => {}
+                Task::Rest => break,
+            }
+        }
+        Ok(learned)
+    }
+
+    /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
+    /// short for that is used up by it. One device finds out for all that are at work; the first of them is another opportunity.
+    pub(super) fn is_worth_it(
+        &self,
+        (mut is_first, lesson): (bool, &Lesson<'_>),
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        loop {
+            let Some(mut held) = self.hold(stop) else { return Ok(false) };
+            if std::mem::take(&mut is_first) {
+                held.is_worth_it = None;
+            }
+            if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
+                held.is_worth_it = Some(held.publication.takes(None));
+            }
+            if let Some(is_worth_it) = held.is_worth_it {
+                return Ok(is_worth_it);
+            }
+            if !held.is_examined() {
+                let (exam, examiner) = held.begin_exam(lesson.speculator);
+                drop(held);
+                return self.has_moved_on((exam, examiner), lesson, stop);
+            }
+            drop(held);
+            if stop() {
+                return Ok(false);
+            }
+            std::thread::sleep(A_MOMENT);
+        }
+    }
+
+    fn has_moved_on(
+        &self,
+        (mut exam, examiner): (Box<Exam>, Arc<()>),
+        lesson: &Lesson<'_>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        let is_over = exam.read_in_use(lesson, stop)?;
+        let Some(mut held) = self.hold_on(stop) else { return Ok(false) };
+        drop(examiner);
+        let guesses = &exam.by_in_use.guesses.right;
+        let right = guesses.iter().filter(|right| **right).count();
+        let share = (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()));
+        // A newer version that waits for its score goes on with the same exam.
+        held.exam = (!is_over || held.is_due).then_some(exam);
+        if !is_over {
+            return Ok(false);
+        }
+        let takes = held.publication.takes(share);
+        held.is_worth_it = Some(takes);
+        Ok(takes)
+    }
+}
+
+/// A device at work; it leaves also when it is lost.
+struct Leaving<'a>(&'a AtomicUsize);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
