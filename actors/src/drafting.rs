@@ -62,10 +62,13 @@ impl Drafting {
         let speculator = self.speculator.clone();
         speculator.listen(&mut self.drafters, &mut self.heard);
         let batch = decoder.decoding();
-        let draws = speculator.draws();
         let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));
         let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
-        let strategy = lock(&speculator.controller).choose(batch, draws, &ready);
+        // A cycle that prompts go along with says little of a strategy: nothing is tried in it.
+        let strategy = match decoder.is_entering() {
+            true => lock(&speculator.controller).keep(batch, &ready),
+            false => lock(&speculator.controller).choose(batch, speculator.draws(), &ready),
+        };
         let began = Instant::now();
         let cycle = self.decode(decoder, strategy)?;
         self.last = strategy;
@@ -76,7 +79,6 @@ impl Drafting {
         lock(&speculator.watchdog).observe(self.version, cycle.learned.0 as u64, cycle.learned.1 as u64);
         let seconds = began.elapsed().as_secs_f64();
         if cycle.prefilled > 0 || !cycle.waiting.is_empty() {
-            // Its time says little of a strategy's.
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
         }
         let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;

@@ -99,16 +99,25 @@ impl Controller {
     /// `draw` are two uniform numbers from 0 up to 1; `ready` tells whether a drafter (an index into the plan's list)
     /// can draft now.
     pub fn choose(&mut self, batch: usize, draw: [f64; 2], ready: &dyn Fn(usize) -> bool) -> Option<Strategy> {
-        let bucket = bucket(batch);
         match &mut self.rule {
-            Rule::Off => None,
-            Rule::Fixed(strategy) => Some(*strategy).filter(|strategy| ready(strategy.drafter)),
-            Rule::Table(rows) => {
-                let row = rows.iter().find(|row| batch <= row.batch_max);
-                row.map(|row| row.strategy).filter(|strategy| ready(strategy.drafter))
+            Rule::Bandit(bandit) => {
+                let situation = Situation { batch, bucket: bucket(batch), plain: &self.plain };
+                bandit.choose(situation, draw, ready)
             }
-            Rule::Bandit(bandit) => bandit.choose(Situation { batch, bucket, plain: &self.plain }, draw, ready),
+            Rule::Off | Rule::Fixed(_) | Rule::Table(_) => self.keep(batch, ready),
         }
+    }
+
+    /// The same for a cycle that tells nothing, because prompts go along: what is in use, and nothing is tried.
+    #[must_use]
+    pub fn keep(&self, batch: usize, ready: &dyn Fn(usize) -> bool) -> Option<Strategy> {
+        let strategy = match &self.rule {
+            Rule::Off => None,
+            Rule::Fixed(strategy) => Some(*strategy),
+            Rule::Table(rows) => rows.iter().find(|row| batch <= row.batch_max).map(|row| row.strategy),
+            Rule::Bandit(bandit) => bandit.in_use(bucket(batch)),
+        };
+        strategy.filter(|strategy| ready(strategy.drafter))
     }
 
     /// Learns from one cycle, or several alike.

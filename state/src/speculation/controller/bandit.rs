@@ -133,6 +133,12 @@ impl Bandit {
         chosen.map(|arm| strategies[arm])
     }
 
+    /// The strategy in use in a bucket, once it was measured there.
+    pub(super) fn in_use(&self, bucket: usize) -> Option<Strategy> {
+        let bucket = &self.buckets[bucket];
+        bucket.incumbent.filter(|arm| !bucket.is_new(*arm)).map(|arm| self.strategies[arm])
+    }
+
     pub(super) fn observe(
         &mut self,
         Situation { batch, bucket, plain }: Situation<'_>,

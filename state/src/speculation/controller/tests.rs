@@ -173,6 +173,21 @@ fn a_cycle_that_stood_still_is_no_loss_of_its_strategy() {
 }
 
 #[test]
+fn nothing_is_tried_in_cycles_that_tell_nothing() {
+    let (mut controller, mut uniform) = (bandit(1.0, 64), Uniform(3));
+    let first = |drafter: usize| drafter == 0;
+    // What has not been measured is not in use, however much is hoped of it.
+    (0..8).for_each(|_| controller.observe(1, None, measured(1, 1.0, 1)));
+    assert_eq!(controller.choose(1, [1.0, 0.0], &first), Some(STRATEGIES[0]));
+    assert_eq!(controller.keep(1, &first), None);
+    run(&mut controller, &mut uniform, [50.0, 60.0, 40.0, 80.0], 2_000, 0.0);
+    assert_eq!(controller.keep(4, &|_| true), Some(STRATEGIES[2]));
+    assert_eq!((controller.keep(4, &first), controller.keep(32, &|_| true)), (None, None));
+    let table = Controller::new(&plan::Controller::Fixed(STRATEGIES[1]));
+    assert_eq!((table.keep(4, &|_| true), table.keep(4, &first)), (Some(STRATEGIES[1]), None));
+}
+
+#[test]
 fn a_cycle_without_drafts_is_a_plain_one() {
     let mut controller = bandit(0.0, 50);
     controller.observe(2, Some(STRATEGIES[0]), Measured { draft_s: 0.5, ..measured(2, 2.5, 2) });
