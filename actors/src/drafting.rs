@@ -65,7 +65,7 @@ impl Drafting {
         let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));
         let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
         // A cycle that prompts go along with says little of a strategy: nothing is tried in it.
-        let strategy = match decoder.is_entering() {
+        let strategy = match decoder.is_prefilling() {
             true => lock(&speculator.controller).keep(batch, &ready),
             false => lock(&speculator.controller).choose(batch, speculator.draws(), &ready),
         };

@@ -82,12 +82,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The same of one whose holder may hang.
 pub(crate) fn lock_within<T>(mutex: &Mutex<T>, patience: Duration) -> Option<MutexGuard<'_, T>> {
     let until = Instant::now() + patience;
+    lock_until(mutex, &mut || Instant::now() > until)
+}
+
+/// The same until `stop` says so, which is asked while somebody else holds it: a parameter's part of a step takes about as long as a look.
+pub(crate) fn lock_until<'a, T>(mutex: &'a Mutex<T>, stop: &mut dyn FnMut() -> bool) -> Option<MutexGuard<'a, T>> {
     loop {
         match mutex.try_lock() {
             Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() > until => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(100)),
+            Err(TryLockError::WouldBlock) if stop() => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(50)),
         }
     }
 }
@@ -238,7 +243,9 @@ impl Speculator {
         let lesson = Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) };
         let mut learned = Learned::default();
         loop {
-            let learning = self.learning((vocabulary.target(), shape), training)?;
+            let Some(mut shared) = lock_until(&self.learner, &mut stop) else { return Ok(learned) };
+            let learning = self.learning((vocabulary.target(), shape), training, &mut shared)?;
+            drop(shared);
             learned = learned.and(learning.go_on(&lesson, &mut stop)?);
             if !learning.is_given_up() || stop() {
                 return Ok(learned);
@@ -246,10 +253,14 @@ impl Speculator {
         }
     }
 
-    /// The learner that devices teach; the first device makes it, the others wait for it.
-    fn learning(&self, (target, shape): (&Target, DrafterShape), training: &DrafterTraining) -> Result<Arc<Shared>> {
-        let mut shared = lock(&self.learner);
-        let (learner, publication) = match &*shared {
+    /// The learner that devices teach; the first device makes it.
+    fn learning(
+        &self,
+        (target, shape): (&Target, DrafterShape),
+        training: &DrafterTraining,
+        shared: &mut SharedLearner,
+    ) -> Result<Arc<Shared>> {
+        let (learner, publication) = match shared {
             SharedLearner::AtWork(learning) => return Ok(learning.clone()),
             SharedLearner::Left(learner, publication) => (learner.as_ref(), publication.clone()),
         };

@@ -374,7 +374,9 @@ fn requests_that_wait_for_memory_say_the_same() {
             }
             assert!(turn < 4_000, "it does not end");
             for (decoder, drafter) in decoders.iter_mut().zip(&mut drafters) {
+                let prefills = decoder.is_prefilling();
                 let cycle = decoder.cycle(Some((drafter, &Strategy::tree(0, 3, 2, 5)))).unwrap();
+                assert!(prefills == (cycle.prefilled > 0) || !cycle.waiting.is_empty(), "it is known beforehand");
                 cycle.waiting.iter().for_each(|id| drafter.left(*id));
                 (waited, most) = (waited + cycle.waiting.len(), most.max(decoder.cached_tokens()));
                 ended.extend(cycle.ended);

@@ -24,7 +24,7 @@ fn a_lost_device_costs_time_only() {
         (0, Cycle(120), false),
         (1, Cycle(60), true),
         (0, Cycle(90), true),
-        (1, MicroBatch(40), true),
+        (1, MicroBatch(20), true),
     ];
     is_as_without(&super::WORKFLOW.replace("\\#", "#"), &moments);
 }

@@ -2,7 +2,7 @@
 //! at most, and look for orders meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use state::drafter::GUESSES_MIN;
@@ -10,10 +10,10 @@ use state::drafter::GUESSES_MIN;
 use super::exam::Exam;
 use super::{Learned, Learning, Lesson, Task, share};
 use crate::error::Result;
-use crate::speculator::lock_within;
+use crate::speculator::{lock_until, lock_within};
 
-/// Between two looks at what another device does: a parameter's part of a step takes about as long.
-const A_MOMENT: Duration = Duration::from_micros(50);
+/// Between two looks at what another device finds out.
+const A_MOMENT: Duration = Duration::from_micros(200);
 
 /// A learner, and how many devices teach it.
 pub(crate) struct Shared {
@@ -48,17 +48,7 @@ impl Shared {
 
     /// The learner, as soon as no other device has it; nothing if `stop` says so before, or it was given up.
     fn hold(&self, stop: &mut dyn FnMut() -> bool) -> Option<MutexGuard<'_, Learning>> {
-        loop {
-            if self.is_given_up() {
-                return None;
-            }
-            match self.learning.try_lock() {
-                Ok(held) => return Some(held),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if stop() => return None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(A_MOMENT),
-            }
-        }
+        lock_until(&self.learning, &mut || self.is_given_up() || stop()).filter(|_| !self.is_given_up())
     }
 
     /// The same for what must not be lost: an order to stop is heard, and waits.
@@ -79,9 +69,8 @@ impl Shared {
             has_stopped
         };
         let mut learned = Learned::default();
-        let is_first = self.at_work.fetch_add(1, Ordering::Relaxed) == 0;
-        let _leaving = Leaving(&self.at_work);
-        if !self.is_worth_it((is_first, lesson), stop)? {
+        let Some(_leaving) = self.enter(stop) else { return Ok(learned) };
+        if !self.is_worth_it(lesson, stop)? {
             return Ok(learned);
         }
         while !stop() {
@@ -110,18 +99,20 @@ impl Shared {
         Ok(learned)
     }
 
+    /// The first device to come has an opportunity that nobody knows anything of.
+    fn enter(&self, stop: &mut dyn FnMut() -> bool) -> Option<Leaving<'_>> {
+        let mut held = self.hold(stop)?;
+        if self.at_work.fetch_add(1, Ordering::Relaxed) == 0 {
+            held.is_worth_it = None;
+        }
+        Some(Leaving(&self.at_work))
+    }
+
     /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
-    /// short for that is used up by it. One device finds out for all that are at work; the first of them is another opportunity.
-    pub(super) fn is_worth_it(
-        &self,
-        (mut is_first, lesson): (bool, &Lesson<'_>),
-        stop: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
+    /// short for that is used up by it. One device finds out for all that are at work.
+    pub(super) fn is_worth_it(&self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         loop {
             let Some(mut held) = self.hold(stop) else { return Ok(false) };
-            if std::mem::take(&mut is_first) {
-                held.is_worth_it = None;
-            }
             if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
                 held.is_worth_it = Some(held.publication.takes(None));
             }

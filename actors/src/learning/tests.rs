@@ -319,7 +319,7 @@ fn one_device_finds_out_for_all_whether_to_learn() {
         barrier.wait();
         let mut looks = 0;
         learning
-            .is_worth_it((false, &lesson), &mut || {
+            .is_worth_it(&lesson, &mut || {
                 looks += 1;
                 looks > 100_000
             })

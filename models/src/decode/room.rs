@@ -52,6 +52,12 @@ impl Decoder {
         if self.pages_max.is_none() { !self.entering.is_empty() } else { self.begun() > 0 }
     }
 
+    /// Whether prompts go along with the next cycle.
+    #[must_use]
+    pub fn is_prefilling(&self) -> bool {
+        self.stretches().iter().any(|rows| *rows > 0)
+    }
+
     /// Prompts that are on their way through the target: the first ones.
     fn begun(&self) -> usize {
         self.entering.iter().take_while(|prompt| prompt.done() > 0).count()

@@ -27,9 +27,6 @@ pub(super) struct Arm {
     /// Standard error of the rate, as a share of it.
     #[serde(default)]
     error: f64,
-    /// Seconds that a cycle counts as, at most, once there are two.
-    #[serde(default)]
-    longest: Option<f64>,
 }
 
 impl Arm {
@@ -39,7 +36,6 @@ impl Arm {
         let excess = self.cycles.len().saturating_sub(window);
         self.cycles.drain(..excess);
         let longest = longest(&self.cycles);
-        self.longest = Some(longest).filter(|_| self.cycles.len() > 1);
         let count = self.cycles.len() as f64;
         let mean = |of: &dyn Fn(&Cycle) -> f64| self.cycles.iter().map(of).sum::<f64>() / count;
         self.tokens = mean(&|cycle| cycle.tokens());
@@ -69,12 +65,6 @@ impl Arm {
     /// Mean seconds of a cycle.
     pub(super) fn seconds(&self) -> Option<f64> {
         (!self.cycles.is_empty()).then_some(self.seconds)
-    }
-
-    /// Seconds of a cycle, or the usual ones where it took so long that the machine must have stood still meanwhile.
-    pub(super) fn counted(&self, seconds: f64) -> f64 {
-        let outlier = self.longest.filter(|longest| seconds > *longest);
-        outlier.map_or(seconds, |longest| longest / OUTLIER)
     }
 
     /// Mean requests of a cycle.
@@ -132,8 +122,6 @@ mod tests {
         assert!((arm.error() - 0.3 / 8.0).abs() < 1e-12, "nothing differed: {}", arm.error());
         arm.observe(cycle(1.0, 1000.0), 10);
         assert!((arm.rate().unwrap() - 9.0 / 12.0).abs() < 1e-12);
-        assert_eq!([2.0, 1000.0].map(|seconds| arm.counted(seconds)), [2.0, 1.0]);
-        assert_eq!(Arm::default().counted(1000.0), 1000.0);
         assert!((0.1..0.3).contains(&arm.error()), "{}", arm.error());
         arm.observe(cycle(9.0, 1.0), 10);
         assert!((arm.rate().unwrap() - 18.0 / 13.0).abs() < 1e-12);

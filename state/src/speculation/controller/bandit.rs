@@ -155,13 +155,15 @@ impl Bandit {
             },
         };
         let scale = Scale::of(plain, bucket);
+        let habits = arm.map(|arm| self.habits[arm]).unwrap_or_default();
+        let took_s = habits.believable((batch as f64, measured.rows as f64), &cycle, &scale.times);
         if let Some(arm) = arm
             && let Some(plain_s) = scale.times.seconds(batch as f64)
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
         }
-        self.buckets[bucket].observe((&plain[bucket], &scale), arm, cycle, window);
+        self.buckets[bucket].observe((&plain[bucket], &scale), arm, (cycle, took_s), window);
     }
 
     /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level.
@@ -284,26 +286,23 @@ impl Bucket {
         (DOUBT * self.trust(known, arm) * self.arms[arm].error()).min(1.0)
     }
 
-    fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, cycle: Cycle, window: usize) {
+    fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, (cycle, took_s): (Cycle, f64), window: usize) {
+        self.account(plain, arm, (cycle, took_s));
         self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
-        if let Some(arm) = arm {
-            let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
-            self.arms[arm].observe(cycle, window);
-        }
-        self.account(plain, arm, cycle);
+        let Some(arm) = arm else { return };
+        let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
+        self.arms[arm].observe(cycle, window);
     }
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
     /// hardly any are saved up: luck goes both ways.
-    fn account(&mut self, (plain, scale): (&Arm, &Scale), arm: Option<usize>, cycle: Cycle) {
+    fn account(&mut self, (plain, scale): (&Arm, &Scale), arm: Option<usize>, (cycle, took_s): (Cycle, f64)) {
         let best = scale.of_arm(self.incumbent.map_or(plain, |arm| &self.arms[arm])).unwrap_or(0.0);
         let rate = scale.of_rate(cycle.rate, cycle.batch());
         let is_explored = arm != self.incumbent && best > 0.0;
-        // A process that was stopped, or a device that hung, says nothing of the arm.
-        let seconds = arm.map_or(plain, |arm| &self.arms[arm]).counted(cycle.seconds);
-        let lost_s = cycle.catch_up_s + seconds - cycle.seconds * rate / best;
+        let lost_s = took_s - cycle.seconds * rate / best;
         let lost_s = if is_explored { lost_s } else { 0.0 };
-        self.total_s = self.total_s * (1.0 - FORGET) + seconds + cycle.catch_up_s;
+        self.total_s = self.total_s * (1.0 - FORGET) + took_s;
         for account in &mut self.lost_s {
             *account *= 1.0 - FORGET;
         }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::bandit::Cycle;
 use super::batch_sizes;
 use crate::plan::Strategy;
 
@@ -22,6 +23,10 @@ const FLAT: f64 = 4.0;
 /// otherwise, since another shape may find more.
 const ACCEPTED: f64 = 0.75;
 const MORE: f64 = 0.25;
+/// Times as long as usual from which on a cycle's time is not its strategy's doing.
+const STOOD_STILL: f64 = 8.0;
+/// Rows that catching up may take a request, about.
+const CATCH_UP_ROWS: f64 = 64.0;
 /// Part of its nodes from which on a draft counts as a whole one.
 const WHOLE: f64 = 0.9;
 
@@ -128,6 +133,17 @@ impl Habits {
         Some(high)
     }
 
+    /// Seconds of a cycle of so many requests and rows, catching up included, as far as they can be the strategy's doing: where it took much longer than
+    /// its rows cost, a process was stopped, or a device hung.
+    pub(super) fn believable(&self, (batch, rows): (f64, f64), cycle: &Cycle, plain: &Times) -> f64 {
+        let usual = |rows: f64, drafting: f64| Some(plain.seconds(rows)? + drafting * plain.seconds(batch)?);
+        let within = |took_s: f64, usual_s: Option<f64>| match usual_s {
+            Some(usual_s) if took_s > STOOD_STILL * usual_s => usual_s,
+            _ => took_s,
+        };
+        within(cycle.seconds, usual(rows, self.drafting)) + within(cycle.catch_up_s, usual(batch * CATCH_UP_ROWS, 0.0))
+    }
+
     /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet.
     pub(super) fn forecast(&self, batch: f64, plain: &Times) -> Option<Forecast> {
         if self.seen < SEEN_MIN {
@@ -171,7 +187,6 @@ pub(super) fn hope(strategy: Strategy, batch: f64, (plain, chance): (&Times, Opt
 
 #[cfg(test)]
 mod tests {
-    use super::super::bandit::Cycle;
     use super::*;
 
     fn plain(points: &[(f64, f64)]) -> Times {
@@ -212,6 +227,18 @@ mod tests {
         let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, (&cycles, None)).unwrap().rate();
         assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, (&cycles, None)).unwrap().rate(), "few rows for all");
         assert!(habits.forecast(8.0, &cycles).unwrap().rate() < habits.forecast(2.0, &cycles).unwrap().rate() * 4.0);
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_is_not_believed() {
+        let cycles = plain(&[(1.0, 1.0), (8.0, 1.7)]);
+        let took = |seconds: f64, catch_up_s: f64, plain: &Times| {
+            let cycle = Cycle { rate: 1.0, seconds, catch_up_s, accept_length: 1.0 };
+            Habits::default().believable((1.0, 8.0), &cycle, plain)
+        };
+        assert_eq!([took(5.0, 0.5, &cycles), took(13.0, 40.0, &cycles)], [5.5, 53.0], "dear is not still");
+        assert!((took(1_000.0, 0.0, &cycles) - 1.7).abs() < 1e-9 && took(1.7, 1_000.0, &cycles) < 10.0);
+        assert_eq!(took(1_000.0, 0.0, &Times::default()), 1_000.0, "nothing is known");
     }
 
     #[test]
