@@ -1,6 +1,7 @@
 //! AdamW with saveable moments, over packed parameters. Every sum runs in the order of the layout.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use kernels::{AdamRule, AdamTensor, Pool, Storage, adam_step, approach, sum_of_squares};
 use state::plan::{Optimizer, Schedule};
@@ -185,7 +186,8 @@ impl AdamW {
 /// of them hits: their mean is nearer to it (Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging").
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Average {
-    masters: Gradients,
+    /// A version that was made of them shares them until they move on: making one copies nothing.
+    masters: Vec<Arc<Vec<f32>>>,
     /// Steps in it.
     steps: u32,
     /// The parameter whose newest numbers are taken in next.
@@ -198,7 +200,7 @@ impl Average {
 
     /// Of weights that took no step yet, and are forgotten soon.
     pub(crate) fn new(weights: &Weights) -> Self {
-        let masters: Gradients = weights.masters().iter().map(|master| master.to_vec()).collect();
+        let masters = weights.masters().to_vec();
         Self { steps: 0, next: masters.len(), masters }
     }
 
@@ -224,7 +226,7 @@ impl Average {
         let Some(mean) = self.masters.get_mut(self.next) else { return false };
         // The first ones are worth little: the last tenth of the steps counts, until there are enough.
         let share = (9.0 / (9.0 + self.steps as f32)).max(1.0 / Self::SPAN);
-        approach(pool, mean, &weights.masters()[self.next], share);
+        approach(pool, Arc::make_mut(mean).as_mut_slice(), &weights.masters()[self.next], share);
         self.next += 1;
         true
     }
@@ -237,7 +239,7 @@ impl Average {
     /// As a checkpoint holds it, in packed form.
     pub(crate) fn to_raw(&self) -> RawWeights {
         let mut raw = RawWeights::default();
-        keep(&mut raw, "average", &self.masters);
+        keep(&mut raw, "average", self.masters.iter().map(|master| &**master));
         // Exact in f32 up to 2^24 steps.
         raw.tensors.insert("averaged".into(), (vec![1], vec![self.steps as f32]));
         raw
@@ -245,14 +247,14 @@ impl Average {
 
     /// Of a checkpoint of the same weights.
     pub(crate) fn from_raw(weights: &Weights, raw: &RawWeights) -> Result<Self> {
-        let masters = kept(weights, raw, "average")?;
+        let masters: Vec<_> = kept(weights, raw, "average")?.into_iter().map(Arc::new).collect();
         Ok(Self { steps: take(raw, "averaged".into(), 1)?[0] as u32, next: masters.len(), masters })
     }
 }
 
 /// Puts numbers in the packing of weights into a checkpoint, under names of a kind.
-fn keep(raw: &mut RawWeights, kind: &str, all: &Gradients) {
-    for (i, values) in all.iter().enumerate() {
+fn keep<'a>(raw: &mut RawWeights, kind: &str, all: impl IntoIterator<Item = &'a Vec<f32>>) {
+    for (i, values) in all.into_iter().enumerate() {
         raw.tensors.insert(format!("{kind}.{i}"), (vec![values.len()], values.clone()));
     }
 }

@@ -98,8 +98,8 @@ impl Weights {
     }
 
     /// The same layout with other masters, packed.
-    pub(crate) fn with_masters(&self, masters: Vec<Vec<f32>>) -> Self {
-        Self::of_masters(self.layout.clone(), self.storage, masters.into_iter().map(Arc::new).collect())
+    pub(crate) fn with_masters(&self, masters: Vec<Arc<Vec<f32>>>) -> Self {
+        Self::of_masters(self.layout.clone(), self.storage, masters)
     }
 
     /// The same with matrices of bf16, half as many bytes.
