@@ -101,19 +101,20 @@ fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     let Some(drafter) = race.solo.plan().speculation.learned() else { return Ok(Vec::new()) };
     let asked = race.measured(args.alone.min(8), 1)?;
     let mut trees = Vec::new();
+    let accept_length = |is_coupled: bool, (depth, width, budget): (usize, usize, usize)| -> Result<f64> {
+        let controller = Controller::Fixed(Strategy::tree(drafter, depth, width, budget));
+        let options = DecodeOptions { is_coupled, ..race.options(&controller, asked.len(), race.tokens_max) };
+        Ok(race.solo.decode(&asked, &options)?.accept_length())
+    };
     // How likely guesses are is learned apart for both, and of one side much may be known already.
     for is_coupled in [true, false] {
-        let controller = Controller::Fixed(Strategy::tree(drafter, 8, 4, 16));
-        let options = DecodeOptions { is_coupled, ..race.options(&controller, asked.len(), race.tokens_max) };
-        race.solo.decode(&asked, &options)?;
+        accept_length(is_coupled, (8, 4, 16))?;
     }
     for budget in BUDGETS {
         let best = |is_coupled: bool| -> Result<Shape> {
             let mut best = Shape::default();
             for (depth, width) in shapes(budget) {
-                let controller = Controller::Fixed(Strategy::tree(drafter, depth, width, budget));
-                let options = DecodeOptions { is_coupled, ..race.options(&controller, asked.len(), race.tokens_max) };
-                let accept_length = race.solo.decode(&asked, &options)?.accept_length();
+                let accept_length = accept_length(is_coupled, (depth, width, budget))?;
                 if accept_length > best.accept_length {
                     best = Shape { depth, width, accept_length };
                 }

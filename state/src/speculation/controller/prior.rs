@@ -136,12 +136,17 @@ impl Habits {
     /// Seconds of a cycle of so many requests and rows, catching up included, as far as they can be the strategy's doing: where it took much longer than
     /// its rows cost, a process was stopped, or a device hung.
     pub(super) fn believable(&self, (batch, rows): (f64, f64), cycle: &Cycle, plain: &Times) -> f64 {
-        let usual = |rows: f64, drafting: f64| Some(plain.seconds(rows)? + drafting * plain.seconds(batch)?);
         let within = |took_s: f64, usual_s: Option<f64>| match usual_s {
             Some(usual_s) if took_s > STOOD_STILL * usual_s => usual_s,
             _ => took_s,
         };
-        within(cycle.seconds, usual(rows, self.drafting)) + within(cycle.catch_up_s, usual(batch * CATCH_UP_ROWS, 0.0))
+        let catch_up_s = plain.seconds(batch * CATCH_UP_ROWS);
+        within(cycle.seconds, self.usual(batch, rows, plain)) + within(cycle.catch_up_s, catch_up_s)
+    }
+
+    /// Seconds of a cycle of so many requests and rows, drafting included.
+    fn usual(&self, batch: f64, rows: f64, plain: &Times) -> Option<f64> {
+        Some(plain.seconds(rows)? + self.drafting * plain.seconds(batch)?)
     }
 
     /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet.
@@ -149,7 +154,7 @@ impl Habits {
         if self.seen < SEEN_MIN {
             return None;
         }
-        let seconds = plain.seconds(batch * self.rows)? + self.drafting * plain.seconds(batch)?;
+        let seconds = self.usual(batch, batch * self.rows, plain)?;
         (seconds > 0.0).then_some(Forecast { tokens: batch * self.tokens, seconds })
     }
 }
