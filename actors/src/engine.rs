@@ -347,8 +347,10 @@ impl State {
         // The order to stop is obeyed before it is here, and whatever else is to be done stops it too.
         let (inbox, fault, looks) = (&self.inbox, self.fault, &mut self.looks);
         let stop = || {
-            *looks += 1;
-            inbox.fail_at(fault, Moment::Look(*looks));
+            if fault.is_some() && rollout.speculator.at_work().is_some() {
+                *looks += 1;
+                inbox.fail_at(fault, Moment::Look(*looks));
+            }
             inbox.pulse.is_commanded()
         };
         let draws = rollout.decoding.draws();

@@ -1,5 +1,7 @@
 //! What speculation has learned, as a checkpoint keeps it. Losing it costs time and changes no token.
 
+use std::sync::Arc;
+
 use models::RawWeights;
 use models::drafter::Calibration;
 use models::drafter::buffer::Buffer;
@@ -16,7 +18,7 @@ pub(crate) struct Experience {
     /// The drafter in use.
     pub(crate) published: Option<Published>,
     /// The drafter in training, with its optimiser's moments.
-    pub(crate) learner: Option<RawWeights>,
+    pub(crate) learner: Option<Arc<RawWeights>>,
     pub(crate) habits: Option<Habits>,
     /// What the drafter learns from.
     pub(crate) buffer: Buffer,

@@ -82,7 +82,7 @@ impl RunFolder {
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
             parts.push(own("drafter", raw));
         }
-        parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(raw))));
+        parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(&**raw))));
         parts.extend(buffer.to_raw().map(|raw| own("examples", raw)));
         let mut hashes = BTreeMap::new();
         for (name, raw) in parts {
@@ -114,7 +114,7 @@ impl RunFolder {
         let (mut experience, mut errors) = (Experience::default(), Vec::new());
         if let Some(like) = like {
             experience.published = usable(self.drafter(name, like), &mut errors);
-            experience.learner = usable(self.part(name, "learner"), &mut errors);
+            experience.learner = usable(self.part(name, "learner"), &mut errors).map(Arc::new);
             let examples = usable(self.part(name, "examples"), &mut errors);
             experience.buffer = examples.as_ref().and_then(Buffer::from_raw).unwrap_or_default();
         }

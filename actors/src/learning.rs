@@ -2,6 +2,7 @@
 //! optimiser every micro-batch, and versions that devices use once held-out answers have shown that they guess no worse.
 
 mod exam;
+pub(crate) mod maker;
 mod shared;
 
 use std::cell::RefCell;
@@ -18,8 +19,8 @@ use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
-use crate::speculator::{Published, Speculator, lock};
-use exam::Exam;
+use crate::speculator::{Speculator, lock};
+use exam::{Exam, Newest};
 pub(crate) use shared::Shared;
 
 /// Separates the noise that draws micro-batches from others.
@@ -70,6 +71,8 @@ pub(crate) struct Learned {
     pub(crate) held_out: Option<(f64, f64)>,
     /// Versions that were worse than the one in use.
     pub(crate) discarded: u64,
+    /// The opportunity was left out: versions had stopped getting better.
+    pub(crate) rests: bool,
 }
 
 impl Learned {
@@ -80,6 +83,7 @@ impl Learned {
             loss: if later.batches > 0 { later.loss } else { self.loss },
             held_out: later.held_out.or(self.held_out),
             discarded: self.discarded + later.discarded,
+            rests: later.rests,
         }
     }
 }
@@ -146,8 +150,8 @@ impl Learning {
     }
 
     /// What another one goes on from: the learner, and how its versions did.
-    pub(crate) fn left(&mut self) -> (Option<RawWeights>, Publication) {
-        (Some(self.learner().to_raw()), self.publication.clone())
+    pub(crate) fn left(&mut self) -> maker::Left {
+        (Some(Arc::new(self.learner().to_raw())), self.publication.clone())
     }
 
     /// What one of so many devices at work is to do next. A step comes first that is due, a parameter at a time: others wait for the
@@ -159,7 +163,7 @@ impl Learning {
         }
         if self.is_due && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
-            exam.newest.get_or_insert_with(|| Published::new(speculator.version() + 1, &self.learner.average()));
+            exam.newest.get_or_insert_with(|| Newest::Learned(speculator.version() + 1, self.learner.mean()));
             return Task::Examine(exam, examiner);
         }
         if self.pending.is_empty() {
@@ -260,7 +264,9 @@ impl Learning {
 
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
-        let Exam { published, newest: Some(version), by_in_use, by_newest, .. } = *exam else { return };
+        let Exam { published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam else {
+            return;
+        };
         self.is_due = false;
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use kernels::NoiseKey;
 use models::data::Problem;
@@ -38,6 +39,8 @@ pub(crate) struct Counts {
     pub(crate) versions: BTreeMap<u64, (u64, u64)>,
     /// Of all trainings of the drafter together.
     pub(crate) training: Learned,
+    /// Since when learning rests: for the rest of the rollout.
+    pub(crate) rests_since: Option<Instant>,
 }
 
 impl Counts {
@@ -56,6 +59,7 @@ impl Counts {
     /// Adds what an idle device taught the drafter.
     pub(crate) fn learned_in_idle_time(&mut self, learned: Learned) {
         self.training = self.training.and(learned);
+        self.rests_since = self.rests_since.or_else(|| learned.rests.then(Instant::now));
     }
 }
 

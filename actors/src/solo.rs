@@ -355,6 +355,8 @@ impl Solo {
     /// If the weights of the drafter are of another layout.
     pub fn train(&self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
         self.learning.collect(answers);
+        // Until it is made, there is nothing to measure.
+        self.learning.learning(&self.target, &mut || false)?;
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
         let stop = || began.elapsed().as_secs_f64() >= seconds;
         let plan::Sampling { temperature, top_p, .. } = self.job.plan.sampling;

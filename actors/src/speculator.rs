@@ -12,13 +12,14 @@ use models::drafter::eagle::{Eagle, reads};
 use models::drafter::learn::Workspace;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
-use models::{Answer, Hidden, RawWeights, Target, Weights};
+use models::{Answer, Hidden, Target, Weights};
 use state::drafter::{Publication, Watchdog};
-use state::plan::{self, DrafterShape, DrafterTraining, Speculation};
+use state::plan::{self, Speculation};
 use state::speculation::Controller;
 
 use crate::error::Result;
 use crate::experience::{Experience, Habits};
+use crate::learning::maker::{Left, Maker};
 use crate::learning::{Learned, Learning, Lesson, Shared};
 use crate::said::Said;
 
@@ -44,18 +45,11 @@ impl Published {
     }
 }
 
-/// The one that devices teach.
-enum SharedLearner {
-    /// What is left of an earlier one, until learning goes on.
-    Left(Option<RawWeights>, Publication),
-    AtWork(Arc<Shared>),
-}
-
 pub(crate) struct Speculator {
     pub(crate) plan: Speculation,
     pub(crate) controller: Mutex<Controller>,
     published: Mutex<Option<Published>>,
-    learner: Mutex<SharedLearner>,
+    learner: Mutex<Maker>,
     pub(crate) buffer: Mutex<Buffer>,
     /// How often each token was seen, in the data and in rollouts.
     seen: Mutex<Vec<u64>>,
@@ -71,8 +65,10 @@ pub(crate) struct Speculator {
 
 /// Longest time that the learner is waited for: a parameter's part of a step takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The same of one that is held for good, most likely; making a version of a large one takes a while, too.
+/// The same of one that is held for good, most likely.
 const A_MOMENT: Duration = Duration::from_secs(1);
+/// Between two looks at what is waited for.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
 /// A lock that outlives the panic of its holder: every value behind these locks is whole between operations.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,7 +88,7 @@ pub(crate) fn lock_until<'a, T>(mutex: &'a Mutex<T>, stop: &mut dyn FnMut() -> b
             Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) if stop() => return None,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(50)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_LOOKS),
         }
     }
 }
@@ -111,7 +107,7 @@ impl Speculator {
             plan: plan.clone(),
             controller: Mutex::new(controller),
             published: Mutex::new(published),
-            learner: Mutex::new(SharedLearner::Left(learner, publication)),
+            learner: Mutex::new(Maker::Waits((learner, publication))),
             buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
             seen: Mutex::new(seen),
             said_count: AtomicU64::new(said.len() as u64),
@@ -237,15 +233,10 @@ impl Speculator {
         (draws, workspace): (Draws, &mut Workspace),
         mut stop: impl FnMut() -> bool,
     ) -> Result<Learned> {
-        let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else {
-            return Ok(Learned::default());
-        };
         let lesson = Lesson { speculator: self, pool, vocabulary, draws, workspace: RefCell::new(workspace) };
         let mut learned = Learned::default();
         loop {
-            let Some(mut shared) = lock_until(&self.learner, &mut stop) else { return Ok(learned) };
-            let learning = self.learning((vocabulary.target(), shape), training, &mut shared)?;
-            drop(shared);
+            let Some(learning) = self.learning(vocabulary.target(), &mut stop)? else { return Ok(learned) };
             learned = learned.and(learning.go_on(&lesson, &mut stop)?);
             if !learning.is_given_up() || stop() {
                 return Ok(learned);
@@ -253,34 +244,36 @@ impl Speculator {
         }
     }
 
-    /// The learner that devices teach; the first device makes it.
-    fn learning(
-        &self,
-        (target, shape): (&Target, DrafterShape),
-        training: &DrafterTraining,
-        shared: &mut SharedLearner,
-    ) -> Result<Arc<Shared>> {
-        let (learner, publication) = match shared {
-            SharedLearner::AtWork(learning) => return Ok(learning.clone()),
-            SharedLearner::Left(learner, publication) => (learner.as_ref(), publication.clone()),
+    /// The learner that devices teach, as soon as there is one; nothing if `stop` says so before, or nothing is to be learned.
+    pub(crate) fn learning(&self, target: &Arc<Target>, stop: &mut dyn FnMut() -> bool) -> Result<Option<Arc<Shared>>> {
+        let (Some(training), Some(shape)) = (&self.plan.training, self.plan.shape()) else { return Ok(None) };
+        let make = || {
+            let (target, training, seed) = (target.clone(), training.clone(), self.seed);
+            let published = self.published();
+            move |(learner, publication): Left| {
+                let weights = published.as_ref().map(|p| &*p.weights);
+                Learning::new((&target, shape), &training, seed, weights, (learner.as_deref(), publication))
+            }
         };
-        let published = self.published();
-        let weights = published.as_ref().map(|p| &*p.weights);
-        let new = Learning::new((target, shape), training, self.seed, weights, (learner, publication))?;
-        let learning = Arc::new(Shared::new(new));
-        *shared = SharedLearner::AtWork(learning.clone());
-        Ok(learning)
+        loop {
+            let Some(mut maker) = lock_until(&self.learner, stop) else { return Ok(None) };
+            let learning = maker.get(make)?;
+            drop(maker);
+            if learning.is_some() || stop() {
+                return Ok(learning);
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
     }
 
     /// A device hangs that trained the drafter, and may hold its learner, which is left to it: another one goes on, from the same
     /// state if nobody holds it, from the version in use if not. Who teaches the first one goes on with the other.
     pub(crate) fn give_up_learner(&self) {
-        let Some(mut shared) = lock_within(&self.learner, PATIENCE) else { return };
-        if let SharedLearner::AtWork(learning) = &*shared {
+        let Some(mut maker) = lock_within(&self.learner, PATIENCE) else { return };
+        if let Some(learning) = maker.made() {
             learning.give_up();
             let left = learning.within(A_MOMENT).map(|mut learning| learning.left());
-            let (learner, publication) = left.unwrap_or_default();
-            *shared = SharedLearner::Left(learner, publication);
+            *maker = Maker::Waits(left.unwrap_or_default());
         }
     }
 
@@ -295,22 +288,16 @@ impl Speculator {
     }
 
     /// The learner and its record, or what is left of them; nothing if they cannot be had.
-    fn learned(&self) -> Option<(Option<RawWeights>, Publication)> {
-        let shared = lock_within(&self.learner, PATIENCE)?;
-        let learning = match &*shared {
-            SharedLearner::AtWork(learning) => learning.clone(),
-            SharedLearner::Left(learner, publication) => return Some((learner.clone(), publication.clone())),
-        };
-        drop(shared);
-        Some(learning.within(PATIENCE)?.left())
+    fn learned(&self) -> Option<Left> {
+        let maker = lock_within(&self.learner, PATIENCE)?;
+        let (made, left) = (maker.made(), maker.left());
+        drop(maker);
+        made.map_or(left, |learning| Some(learning.within(PATIENCE)?.left()))
     }
 
-    #[cfg(test)]
+    /// The learner, if there is one already.
     pub(crate) fn at_work(&self) -> Option<Arc<Shared>> {
-        match &*lock(&self.learner) {
-            SharedLearner::AtWork(learning) => Some(learning.clone()),
-            SharedLearner::Left(..) => None,
-        }
+        lock(&self.learner).made()
     }
 
     /// Devices are to use this version; an older one comes too late.

@@ -8,6 +8,7 @@ use kernels::NoiseKey;
 use serde::Serialize;
 use state::metrics::{Report, StepMetrics, VersionMetrics};
 use state::plan::{Controller, Drafter as Drafts, Plan, Step, Strategy};
+use state::report::preemption;
 
 use crate::commands::{Result, load, report_of};
 use crate::compare::in_turns;
@@ -52,10 +53,14 @@ struct Measured {
     /// Medians over pairs of steps, of the run that trains its drafter to the one that does not; neither drafts.
     interference_step: f64,
     interference_rollout: f64,
+    /// Of the time in which devices waited; and of that without what was left to rest, because versions had stopped getting better.
     idle_used: f64,
+    idle_used_unless_rested: f64,
     /// Median over pairs of steps, of the run that lends answers to the one that does not, and how many it lent.
     lending_rollout: f64,
     lent: u64,
+    /// Of all runs that learn.
+    preemptions: usize,
     preemption_p50_ms: f64,
     preemption_p99_ms: f64,
     /// Mean of a single answer's cycles.
@@ -208,7 +213,8 @@ impl Measured {
             median(with.history.iter().zip(&without.history).map(|(with, without)| f(with) / f(without).max(1e-9)))
         };
         let ratio = |f| ratios(training, plain, f);
-        let (p50, p99) = training.preemption_s.unwrap_or_default();
+        let learning = || [training, adaptive_warm, adaptive_cold].into_iter().flat_map(|r| &r.history);
+        let (p50, p99) = preemption(learning()).unwrap_or_default();
         let single = training.by_batch.iter().find(|b| b.batch_min == 1);
         let most = [adaptive_cold, adaptive_warm].into_iter().flat_map(|r| &r.history);
         let way = |drafter, report: &Report| {
@@ -224,6 +230,8 @@ impl Measured {
             lending_rollout: ratios(lending, alone, |m| m.rollout_s),
             lent: lending.lent,
             idle_used: training.idle_used_s / training.idle_s.max(1e-9),
+            idle_used_unless_rested: training.idle_used_s / (training.idle_s - training.idle_rested_s).max(1e-9),
+            preemptions: learning().map(|m| m.preemptions_s.len()).sum(),
             preemption_p50_ms: p50 * 1e3,
             preemption_p99_ms: p99 * 1e3,
             cycle_ms: single.map_or(0.0, |b| b.busy_s / b.cycles.max(1) as f64 * 1e3),
@@ -247,14 +255,16 @@ impl Measured {
     fn text(&self) -> String {
         let mut text = format!(
             "\n{} steps a run\n\n  with training in idle time, without drafts, against without training (medians of pairs)\n    \
-             steps take {:.3}x, rollouts {:.3}x as long; {:.0} % of the idle time used\n    \
-             stopping it takes {:.2} ms (median), {:.2} ms (99 %); a cycle of one answer takes {:.2} ms\n\n  \
+             steps take {:.3}x, rollouts {:.3}x as long; {:.0} % of the idle time used, {:.0} % of what was not \
+             left to rest\n    stopping it ({} times, all runs that learn) takes {:.2} ms (median), {:.2} ms (99 %); a cycle of one answer takes {:.2} ms\n\n  \
              with lending instead, against waiting: rollouts {:.3}x as long, {} answers lent\n\n  \
              accept length at depth {DEPTH}          first quarter  last quarter  held-out guesses right\n",
             self.steps,
             self.interference_step,
             self.interference_rollout,
             self.idle_used * 100.0,
+            self.idle_used_unless_rested * 100.0,
+            self.preemptions,
             self.preemption_p50_ms,
             self.preemption_p99_ms,
             self.cycle_ms,

@@ -231,9 +231,9 @@ impl Average {
         true
     }
 
-    /// Weights of such a mean.
-    pub(crate) fn weights(&self, like: &Weights) -> Weights {
-        like.with_masters(self.masters.clone())
+    /// The mean so far, of weights like these.
+    pub(crate) fn mean(&self, like: &Weights) -> Mean {
+        Mean { like: like.clone(), masters: self.masters.clone() }
     }
 
     /// As a checkpoint holds it, in packed form.
@@ -249,6 +249,21 @@ impl Average {
     pub(crate) fn from_raw(weights: &Weights, raw: &RawWeights) -> Result<Self> {
         let masters: Vec<_> = kept(weights, raw, "average")?.into_iter().map(Arc::new).collect();
         Ok(Self { steps: take(raw, "averaged".into(), 1)?[0] as u32, next: masters.len(), masters })
+    }
+}
+
+/// A mean of weights at some moment. To have it costs nothing.
+#[derive(Debug, Clone)]
+pub struct Mean {
+    like: Weights,
+    masters: Vec<Arc<Vec<f32>>>,
+}
+
+impl Mean {
+    /// Weights to compute with, which may be rounded.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        self.like.with_masters(self.masters.clone())
     }
 }
 

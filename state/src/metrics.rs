@@ -61,6 +61,8 @@ pub struct StepMetrics {
     pub idle_s: f64,
     /// Part of them used for drafter training.
     pub idle_used_s: f64,
+    /// Part of them left to rest, because versions of the drafter have stopped getting better.
+    pub idle_rested_s: f64,
     /// Answers that a device which had run dry took over from a busy one.
     pub lent: u64,
     /// Drafter micro-batches trained.
@@ -196,6 +198,8 @@ pub struct Report {
     pub idle_s: f64,
     /// Part used for drafter training.
     pub idle_used_s: f64,
+    /// Part left to rest, because versions of the drafter had stopped getting better.
+    pub idle_rested_s: f64,
     /// Answers that a device which had run dry took over from a busy one.
     pub lent: u64,
     /// Where the time of rollouts went, by the number of answers that a device decoded together.

@@ -44,6 +44,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         preemption_s: preemption(of_kind("grpo")),
         idle_s: grpo_sum(|m| m.idle_s),
         idle_used_s: grpo_sum(|m| m.idle_used_s),
+        idle_rested_s: grpo_sum(|m| m.idle_rested_s),
         lent: of_kind("grpo").map(|m| m.lent).sum(),
         by_batch: by_batch(of_kind("grpo")),
         accuracy_before: accuracies.first().copied(),
@@ -73,8 +74,8 @@ fn acceptance<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
     levels.into_iter().map(|(decided, right)| right as f64 / decided.max(1) as f64).collect()
 }
 
-/// Median and 99th percentile of what stopping the drafter's training took.
-fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f64, f64)> {
+/// Median and 99th percentile of what stopping the drafter's training took, in seconds.
+pub fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f64, f64)> {
     let mut seconds: Vec<f64> = steps.flat_map(|m| &m.preemptions_s).copied().collect();
     seconds.sort_by(f64::total_cmp);
     Some((nearest_rank(&seconds, 50)?, nearest_rank(&seconds, 99)?))

@@ -4,6 +4,7 @@ use models::Weights;
 use models::drafter::Calibration;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, guess};
+use models::optim::Mean;
 use state::plan::DrafterShape;
 
 use super::{Lesson, fitting};
@@ -23,9 +24,17 @@ pub(super) struct Exam {
     pub(super) calibration: Calibration,
     /// The version in use, and the newest one, if it is to be scored.
     pub(super) published: Option<Published>,
-    pub(super) newest: Option<Published>,
+    pub(super) newest: Option<Newest>,
     pub(super) by_in_use: Paper,
     pub(super) by_newest: Paper,
+}
+
+/// A version that is to be scored.
+pub(super) enum Newest {
+    /// What it is to be made of.
+    Learned(u64, Mean),
+    /// As it drafts.
+    Drafting(Published),
 }
 
 /// Guesses of one version, how many windows they are of, and how many tokens are read together next.
@@ -45,7 +54,17 @@ impl Exam {
     /// Goes on; whether it is over.
     pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         let is_over = self.read_in_use(lesson, stop)?;
-        let Some(newest) = self.newest.as_ref().filter(|_| is_over) else { return Ok(false) };
+        if !is_over {
+            return Ok(false);
+        }
+        // Here, and not where the learner is held, for which others wait: numbers may be rounded for it.
+        if let Some(Newest::Learned(version, mean)) = &self.newest {
+            if stop() {
+                return Ok(false);
+            }
+            self.newest = Some(Newest::Drafting(Published::new(*version, &mean.weights())));
+        }
+        let Some(Newest::Drafting(newest)) = &self.newest else { return Ok(false) };
         self.by_newest.go_on(
             (&newest.to_draft, self.shape, self.levels),
             (&self.windows, &self.calibration),

@@ -71,7 +71,7 @@ impl Shared {
         let mut learned = Learned::default();
         let Some(_leaving) = self.enter(stop) else { return Ok(learned) };
         if !self.is_worth_it(lesson, stop)? {
-            return Ok(learned);
+            return Ok(Learned { rests: !stop() && !self.is_given_up(), ..learned });
         }
         while !stop() {
             let at_work = self.at_work.load(Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! What a step measured: phases over time, lengths, idle time.
 
+use std::ops::Range;
+
 use state::device::Phase;
 use state::metrics::{PhaseSpan, StepMetrics};
 
@@ -35,9 +37,10 @@ impl Timeline {
     }
 }
 
-/// Seconds of `phase` before `until_s`.
-pub(crate) fn seconds(spans: &[PhaseSpan], phase: Phase, until_s: f64) -> f64 {
-    spans.iter().filter(|s| s.phase == phase).map(|s| (s.end_s.min(until_s) - s.start_s).max(0.0)).sum()
+/// Seconds of `phase` within this time.
+fn seconds(spans: &[PhaseSpan], phase: Phase, time: &Range<f64>) -> f64 {
+    let inside = |s: &PhaseSpan| (s.end_s.min(time.end) - s.start_s.max(time.start)).max(0.0);
+    spans.iter().filter(|s| s.phase == phase).map(inside).sum()
 }
 
 /// Fills in lengths of answers, in tokens.
@@ -51,8 +54,44 @@ pub(crate) fn lengths(metrics: &mut StepMetrics, mut lengths: Vec<usize>) {
 }
 
 /// Fills in idle time from the timeline: what devices waited before the last one had drained.
-pub(crate) fn idle(metrics: &mut StepMetrics) {
+/// Learning rested from `rests_s` on, if it did.
+pub(crate) fn idle(metrics: &mut StepMetrics, rests_s: Option<f64>) {
     let until_s = metrics.rollout_s;
-    metrics.idle_s = metrics.timeline.iter().map(|t| (until_s - seconds(t, Phase::Rollout, until_s)).max(0.0)).sum();
-    metrics.idle_used_s = metrics.timeline.iter().map(|t| seconds(t, Phase::DraftTrain, until_s)).sum();
+    let (rollout, rest) = (0.0..until_s, rests_s.unwrap_or(until_s)..until_s);
+    let all = |phase, time| metrics.timeline.iter().map(|t| seconds(t, phase, time)).sum();
+    let waited_s = metrics.timeline.iter().map(|t| (until_s - seconds(t, Phase::Rollout, &rollout)).max(0.0)).sum();
+    let (used_s, rested_s) = (all(Phase::DraftTrain, &rollout), all(Phase::Idle, &rest));
+    (metrics.idle_s, metrics.idle_used_s, metrics.idle_rested_s) = (waited_s, used_s, rested_s);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(spans: &[(Phase, f64, f64)]) -> Vec<PhaseSpan> {
+        spans.iter().map(|&(phase, start_s, end_s)| PhaseSpan { phase, start_s, end_s }).collect()
+    }
+
+    #[test]
+    fn idle_time_is_used_rested_or_neither() {
+        let timeline = vec![
+            spans(&[(Phase::Rollout, 0.0, 10.0), (Phase::Idle, 10.0, 12.0)]),
+            // Learns, rests, borrows an answer, and rests again.
+            spans(&[
+                (Phase::Rollout, 0.0, 3.0),
+                (Phase::DraftTrain, 3.0, 5.0),
+                (Phase::Idle, 5.0, 6.0),
+                (Phase::Rollout, 6.0, 8.0),
+                (Phase::Idle, 8.0, 12.0),
+            ]),
+            // Runs dry when the other one rests already; was idle before for a moment.
+            spans(&[(Phase::Idle, 0.0, 0.5), (Phase::Rollout, 0.5, 7.0), (Phase::Idle, 7.0, 12.0)]),
+        ];
+        let mut metrics = StepMetrics { rollout_s: 10.0, timeline, ..StepMetrics::default() };
+        idle(&mut metrics, Some(5.0));
+        let of = |m: &StepMetrics| [m.idle_s, m.idle_used_s, m.idle_rested_s];
+        assert_eq!(of(&metrics), [8.5, 2.0, 1.0 + 2.0 + 3.0]);
+        idle(&mut metrics, None);
+        assert_eq!(of(&metrics), [8.5, 2.0, 0.0]);
+    }
 }

@@ -257,7 +257,8 @@ impl State {
         m.drafter_version = self.speculator.version();
         m.drafter_off = lock(&self.speculator.watchdog).is_off(m.drafter_version);
         m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();
-        measure::idle(m);
+        let since = |rests: Instant| rests.saturating_duration_since(self.began).as_secs_f64();
+        measure::idle(m, counts.rests_since.map(since));
     }
 }
 

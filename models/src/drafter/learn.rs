@@ -14,7 +14,7 @@ use super::vocabulary::Place;
 use super::{Calibration, Vocabulary};
 use crate::error::Result;
 use crate::load::{Config, RawWeights};
-use crate::optim::{self, AdamW, Average, Gradients, Stride};
+use crate::optim::{self, AdamW, Average, Gradients, Mean, Stride};
 use crate::target::Target;
 use crate::train::HELD_BYTES_MAX;
 use crate::weights::Weights;
@@ -242,7 +242,13 @@ impl Learner {
     /// The weights that guess best: their average over the last steps.
     #[must_use]
     pub fn average(&self) -> Weights {
-        self.average.weights(self.weights())
+        self.mean().weights()
+    }
+
+    /// The same before anything is computed.
+    #[must_use]
+    pub fn mean(&self) -> Mean {
+        self.average.mean(self.weights())
     }
 
     /// The weights so far.
