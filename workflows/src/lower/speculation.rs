@@ -29,17 +29,29 @@ pub(super) fn lower(check: &mut Check<'_>, speculation: &spec::Speculation, fold
     Speculation { drafters, controller, training, lending: speculation.lending }
 }
 
+/// Rows that cost little more than one where weights come from memory.
+const ROWS_FREE: usize = 8;
+/// Longest chain that is drafted while its guesses are likely.
+const LONG: usize = DEPTH_MAX;
+
 fn standard_drafters() -> Vec<spec::Drafter> {
     vec![spec::Drafter::Eagle(spec::Eagle::default()), spec::Drafter::Suffix(spec::Suffix::default())]
 }
 
-/// A bandit over chains and a tree of the learned drafter, and a long chain of the cheap one.
+/// A bandit over what pays where: a short chain in larger batches; a tree of as many rows as cost little, the request's own included; a
+/// chain as long as its guesses are likely; and a long chain of the cheap drafter. Where both drafters are there, the tree and the long
+/// chain take in what the cheap one proposes.
 fn standard_controller(words: &[Word]) -> Controller {
+    let proposed = |depth| if words.contains(&Word::Suffix) { depth } else { 0 };
     let arms = |(drafter, word): (usize, &Word)| {
-        let chain = |depth| Strategy::chain(drafter, depth);
+        let tree = Strategy::tree(drafter, 5, 4, ROWS_FREE - 1);
         match word {
-            Word::Eagle | Word::Eagle3 => vec![chain(2), chain(5), Strategy::tree(drafter, 4, 2, 8)],
-            Word::Suffix => vec![chain(8)],
+            Word::Eagle | Word::Eagle3 => vec![
+                Strategy::chain(drafter, 2),
+                tree.with_suffix(proposed(tree.depth)),
+                Strategy::chain(drafter, LONG).with_chance_min(0.25).with_suffix(proposed(LONG)),
+            ],
+            Word::Suffix => vec![Strategy::chain(drafter, 8)],
         }
     };
     let strategies: Vec<Strategy> = words.iter().enumerate().flat_map(arms).collect();
