@@ -79,10 +79,10 @@ fn what_is_left_out_has_a_default() {
     let Controller::Bandit { strategies, epsilon, window } = &plan.speculation.controller else { panic!() };
     assert_eq!((*epsilon, *window), (0.05, 64));
     let long = |suffix| Strategy::chain(0, 16).with_chance_min(0.25).with_suffix(suffix);
-    let tree = Strategy::tree(0, 5, 4, 7);
-    assert_eq!(*strategies, [Strategy::chain(0, 2), tree.with_suffix(5), long(16), Strategy::chain(1, 8)]);
+    let tree = Strategy::tree(0, 7, 4, 7);
+    assert_eq!(*strategies, [Strategy::chain(0, 2), tree.with_suffix(7), long(16), Strategy::chain(1, 8)]);
     // What is standard could be written; and nobody is asked who is not there.
-    let written = "(controller: Bandit(strategies: [(drafter: Eagle, depth: 2), (drafter: Eagle, depth: 5, width: 4, budget: 7), \
+    let written = "(controller: Bandit(strategies: [(drafter: Eagle, depth: 2), (drafter: Eagle, depth: 7, width: 4, budget: 7), \
                    (drafter: Eagle, depth: 16, chance_min: 0.25)]), drafters: [Eagle()])";
     assert_eq!(speculating(written), speculating("(drafters: [Eagle()])"));
     let quickstart = workflows::parse(QUICKSTART, Path::new("")).unwrap();

@@ -17,6 +17,8 @@ const GAP_MAX: f32 = 8.0;
 const LENGTHS: usize = 4;
 /// Chance that a proposal goes on to be right, before anything was seen of any.
 const PROPOSED: f32 = 0.75;
+/// The same of a first choice.
+const FIRST: f32 = 0.75;
 /// Guesses that the chance before any observation is worth.
 const PRIOR: f32 = 8.0;
 /// Share forgotten at each observation: drafters learn, and the target moves.
@@ -27,6 +29,9 @@ const FORGET: f32 = 1.0 / 512.0;
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     bins: [[Bin; BINS]; LEVELS],
+    /// Of first choices, whatever their gaps.
+    #[serde(default)]
+    first: [Bin; LEVELS],
     /// Of tokens that another drafter proposed, by level and by the length of its chain.
     proposed: [[Bin; LENGTHS]; LEVELS],
     /// Where it changes, gaps mean something else, and bins learn anew.
@@ -42,8 +47,8 @@ struct Bin {
 
 impl Default for Calibration {
     fn default() -> Self {
-        let (proposed, sharpness) = Default::default();
-        Self { bins: [[Bin::default(); BINS]; LEVELS], proposed, sharpness }
+        let (first, proposed, sharpness) = Default::default();
+        Self { bins: [[Bin::default(); BINS]; LEVELS], first, proposed, sharpness }
     }
 }
 
@@ -54,6 +59,11 @@ impl Calibration {
     pub fn chance(&self, level: usize, gap: f32) -> f32 {
         let prior = 1.0 / (1.0 + (-gap.clamp(-GAP_MAX, GAP_MAX)).exp());
         self.bins[level.min(LEVELS - 1)][bin(gap)].chance(prior)
+    }
+
+    /// The same of a first choice whose gap is not known yet.
+    pub(super) fn first(&self, level: usize) -> f32 {
+        self.first[level.min(LEVELS - 1)].chance(FIRST)
     }
 
     /// The same of a token of a proposed chain of this length.
@@ -68,7 +78,11 @@ impl Calibration {
 
     /// Learns from a guess whose parent was right.
     pub fn observe(&mut self, level: usize, gap: f32, is_right: bool) {
-        self.bins[level.min(LEVELS - 1)][bin(gap)].observe(is_right);
+        let level = level.min(LEVELS - 1);
+        self.bins[level][bin(gap)].observe(is_right);
+        if gap >= 0.0 {
+            self.first[level].observe(is_right);
+        }
     }
 
     /// Learns from a token of a proposed chain whose parent was right.
@@ -116,6 +130,18 @@ mod tests {
         assert!((seen - 0.3).abs() < 0.03, "{seen}");
         assert_eq!(other, deep, "other levels are not touched");
         assert!((observe(9)[0] - 0.9).abs() < 0.03);
+    }
+
+    #[test]
+    fn first_choices_are_believed_as_often_as_they_were_right() {
+        let mut calibration = Calibration::default();
+        for i in 0..400 {
+            calibration.observe(1, [0.1, 3.0][i % 2], i % 4 == 0);
+            calibration.observe(1, -0.5, true);
+        }
+        let first = calibration.first(1);
+        assert!((0.22..0.3).contains(&first), "others are no first choices: {first}");
+        assert!((calibration.first(0) - FIRST).abs() < 1e-6, "levels are told apart");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! are believed, plus the noise that the target will be sampled with, so that a perfect drafter is always accepted.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -290,7 +291,7 @@ impl Drafter for Eagle {
             if grown.is_empty() || level + 1 == strategy.depth {
                 break;
             }
-            leaves = self.promising(grown, requests, (&budgets, strategy.budget_all));
+            leaves = self.promising(grown, requests, (&budgets, strategy.budget_all), level + 1..strategy.depth);
             if leaves.is_empty() {
                 break;
             }
@@ -374,17 +375,32 @@ impl Eagle {
         }
     }
 
-    /// Leaves whose children may be among the best nodes in the end: none is likelier than what it stands below.
+    /// Leaves whose children are to be among the best nodes in the end, if first choices are right as often as they usually are on the
+    /// levels to come. Most of what else the network would be asked is left out of the trees again.
     fn promising(
         &self,
         mut leaves: Vec<Leaf>,
         requests: &[Context<'_>],
         (budgets, budget_all): (&[usize], usize),
+        levels: Range<usize>,
     ) -> Vec<Leaf> {
-        let chances = |guesses: &Vec<Guess>| guesses.iter().map(|guess| guess.chance).collect();
+        let calibration = lock(&self.calibration);
+        let first: Vec<f32> = levels.map(|level| calibration.first(level)).collect();
+        drop(calibration);
+        let hopes = |leaf: &Leaf| {
+            let record =
+                self.records.get(&requests[leaf.request].id).map(|records| records.guessed).unwrap_or_default();
+            first.iter().scan(leaf.chance, move |chance, first| {
+                *chance *= record.correct(*first);
+                Some(*chance)
+            })
+        };
+        let of = |guesses: &Vec<Guess>| guesses.iter().map(|guess| guess.chance).collect();
+        let mut chances: Vec<Vec<f32>> = self.guesses.iter().map(of).collect();
+        leaves.iter().for_each(|leaf| chances[leaf.request].extend(hopes(leaf)));
         let worth = requests.iter().map(|request| request.remainder).collect();
-        let bounds = Bounds::of(self.guesses.iter().map(chances).zip(budgets.iter().copied()), worth, budget_all);
-        leaves.retain(|leaf| bounds.allow(leaf.request, leaf.chance));
+        let bounds = Bounds::of(chances.into_iter().zip(budgets.iter().copied()), worth, budget_all);
+        leaves.retain(|leaf| hopes(leaf).next().is_some_and(|child| bounds.allow(leaf.request, child)));
         leaves
     }
 

@@ -53,7 +53,7 @@ impl Record {
     }
 }
 
-/// What a node has to reach while trees grow to be among the best in the end, and so must who stands above it.
+/// What a node has to reach while trees grow to be among the best in the end.
 pub(super) struct Bounds {
     worth: Vec<f32>,
     /// Chance, by request.
@@ -63,7 +63,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// From the chances of each request's nodes so far, and its budget, what a token of each is worth, and the budget of all; of all, 0
+    /// From the chances of each request's nodes, those so far and those that are hoped for, and its budget, what a token of each is worth, and the budget of all; of all, 0
     /// is no limit.
     pub(super) fn of(chances: impl Iterator<Item = (Vec<f32>, usize)>, worth: Vec<f32>, budget_all: usize) -> Self {
         let (mut each, mut best) = (Vec::new(), Vec::new());
@@ -75,7 +75,7 @@ impl Bounds {
         Self { worth, each, all: nth_best(&mut best, budget_all) }
     }
 
-    /// Whether nodes below one of this chance may be among the best.
+    /// Whether a node of this chance would be among the best.
     pub(super) fn allow(&self, request: usize, chance: f32) -> bool {
         chance >= self.each[request] && chance * self.worth[request] >= self.all
     }

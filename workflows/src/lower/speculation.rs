@@ -44,7 +44,7 @@ fn standard_drafters() -> Vec<spec::Drafter> {
 fn standard_controller(words: &[Word]) -> Controller {
     let proposed = |depth| if words.contains(&Word::Suffix) { depth } else { 0 };
     let arms = |(drafter, word): (usize, &Word)| {
-        let tree = Strategy::tree(drafter, 5, 4, ROWS_FREE - 1);
+        let tree = Strategy::tree(drafter, ROWS_FREE - 1, 4, ROWS_FREE - 1);
         match word {
             Word::Eagle | Word::Eagle3 => vec![
                 Strategy::chain(drafter, 2),
