@@ -147,16 +147,12 @@ pub(crate) fn report(r: &Report) -> String {
     }
     if r.idle_s > 0.0 {
         let used = percent(r.idle_used_s, r.idle_s);
-        let rested = match r.idle_rested_s > 0.0 {
-            true => {
-                format!(", {} passed without, as it had stopped getting better", percent(r.idle_rested_s, r.idle_s))
-            }
-            false => String::new(),
-        };
-        text += &format!(
-            "  devices waited {:.1} s for the last answers; {used} of it trained the drafter{rested}\n",
-            r.idle_s
-        );
+        text += &format!("  devices waited {:.1} s for the last answers; {used} of it trained the drafter", r.idle_s);
+        if r.idle_rested_s > 0.0 {
+            let rested = percent(r.idle_rested_s, r.idle_s);
+            text += &format!(", {rested} passed without, as it had stopped getting better");
+        }
+        text += "\n";
     }
     if r.lent > 0 {
         text += &format!("  {} answers went on on a device that had run dry\n", r.lent);

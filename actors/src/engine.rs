@@ -78,7 +78,7 @@ pub struct Fault {
 pub enum Moment {
     /// At this cycle of decoding.
     Cycle(u64),
-    /// At this look for commands while it trains the drafter.
+    /// At this look for commands while it trains the drafter, whose learner is made.
     Look(u64),
     /// At this micro-batch of an update.
     MicroBatch(u64),
@@ -347,6 +347,7 @@ impl State {
         // The order to stop is obeyed before it is here, and whatever else is to be done stops it too.
         let (inbox, fault, looks) = (&self.inbox, self.fault, &mut self.looks);
         let stop = || {
+            // Those from before there is a learner, of which nobody knows how many there are, do not count.
             if fault.is_some() && rollout.speculator.at_work().is_some() {
                 *looks += 1;
                 inbox.fail_at(fault, Moment::Look(*looks));

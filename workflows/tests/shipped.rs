@@ -84,7 +84,7 @@ fn what_is_left_out_has_a_default() {
     // What is standard could be written; and nobody is asked who is not there.
     let written = "(controller: Bandit(strategies: [(drafter: Eagle, depth: 2), (drafter: Eagle, depth: 7, width: 4, budget: 7), \
                    (drafter: Eagle, depth: 16, chance_min: 0.25)]), drafters: [Eagle()])";
-    assert_eq!(speculating(written), speculating("(drafters: [Eagle()])"));
+    assert_eq!(with(written), with("(drafters: [Eagle()])"));
     let quickstart = workflows::parse(QUICKSTART, Path::new("")).unwrap();
     assert_eq!(plan.speculation.training, quickstart.speculation.training);
     assert_eq!((plan.sampling.temperature, plan.sampling.tokens_max), (1.0, 256));
@@ -92,30 +92,30 @@ fn what_is_left_out_has_a_default() {
     assert_eq!((plan.supervision, plan.checkpoint.every, plan.checkpoint.keep), (quickstart.supervision, 1, 2));
 }
 
-fn speculating(speculation: &str) -> Plan {
+fn with(speculation: &str) -> Plan {
     plan(&SHORT.replace(", steps", &format!(", speculation: {speculation}, steps")))
 }
 
 #[test]
 fn spellings_that_mean_the_same_give_the_same_plan() {
-    let fixed = speculating("(controller: Fixed(drafter: Suffix, depth: 6))");
+    let fixed = with("(controller: Fixed(drafter: Suffix, depth: 6))");
     for same in [
         "(controller: Fixed((drafter: Suffix, depth: 6, width: 1, budget: 6)))",
         "(controller: Some(Fixed((drafter: Suffix, depth: 6, width: 1, budget: Some(6),),),),)",
         "Speculation(drafters: [Eagle(ffn: 0), Suffix()], controller: Fixed(drafter: Suffix, depth: 6,))",
     ] {
-        assert_eq!(speculating(same), fixed, "{same}");
+        assert_eq!(with(same), fixed, "{same}");
     }
-    let table = speculating("(controller: Table([(batch_max: 4, strategy: (drafter: Suffix, depth: 6))]))");
-    assert_eq!(speculating("(controller: Threshold(batch_max: 4, strategy: (drafter: Suffix, depth: 6)))"), table);
-    let training = speculating("(training: (lr: 0.5))").speculation.training;
-    assert_eq!(speculating("(training: Some((lr: 0.5)))").speculation.training, training);
-    assert_eq!(speculating("(training: Some(lr: 0.5))").speculation.training, training);
-    assert_eq!(speculating("(training: None)").speculation.training, None);
-    assert_eq!(speculating("(controller: Off)").speculation.training, None);
-    assert_eq!(speculating("(drafters: [Suffix()])").speculation.training, None);
-    assert_eq!(speculating("(drafters: [])").speculation.controller, Controller::Off);
-    assert!(speculating("(drafters: [])").speculation.lending && !speculating("(lending: false)").speculation.lending);
+    let table = with("(controller: Table([(batch_max: 4, strategy: (drafter: Suffix, depth: 6))]))");
+    assert_eq!(with("(controller: Threshold(batch_max: 4, strategy: (drafter: Suffix, depth: 6)))"), table);
+    let training = with("(training: (lr: 0.5))").speculation.training;
+    assert_eq!(with("(training: Some((lr: 0.5)))").speculation.training, training);
+    assert_eq!(with("(training: Some(lr: 0.5))").speculation.training, training);
+    assert_eq!(with("(training: None)").speculation.training, None);
+    assert_eq!(with("(controller: Off)").speculation.training, None);
+    assert_eq!(with("(drafters: [Suffix()])").speculation.training, None);
+    assert_eq!(with("(drafters: [])").speculation.controller, Controller::Off);
+    assert!(with("(drafters: [])").speculation.lending && !with("(lending: false)").speculation.lending);
     assert_eq!(plan(&format!("\u{feff}#![enable(implicit_some)]\r\n{SHORT},\r\n")), plan(SHORT));
     assert_eq!(plan(&SHORT.replace("Workflow(", "(")), plan(SHORT));
 }

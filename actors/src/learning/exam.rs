@@ -53,8 +53,7 @@ impl Default for Paper {
 impl Exam {
     /// Goes on; whether it is over.
     pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let is_over = self.read_in_use(lesson, stop)?;
-        if !is_over {
+        if !self.read_in_use(lesson, stop)? {
             return Ok(false);
         }
         // Here, and not where the learner is held, for which others wait: numbers may be rounded for it.

@@ -343,11 +343,15 @@ impl Drafter for Eagle {
 }
 
 impl Eagle {
+    /// How guesses of a request came true so far.
+    fn records(&self, request: &Context<'_>) -> Records {
+        self.records.get(&request.id).copied().unwrap_or_default()
+    }
+
     /// Trees of what is proposed, with chances.
     fn propose(&mut self, requests: &[Context<'_>]) -> Vec<DraftTree> {
         let calibration = lock(&self.calibration);
-        let records = |r: &Context<'_>| self.records.get(&r.id).copied().unwrap_or_default();
-        self.guesses = requests.iter().map(|r| chain(r.proposal.len(), &records(r), &calibration)).collect();
+        self.guesses = requests.iter().map(|r| chain(r.proposal.len(), &self.records(r), &calibration)).collect();
         requests.iter().map(|r| DraftTree::chain(r.proposal.to_vec())).collect()
     }
 
@@ -388,8 +392,7 @@ impl Eagle {
         let first: Vec<f32> = levels.map(|level| calibration.first(level)).collect();
         drop(calibration);
         let hopes = |leaf: &Leaf| {
-            let record =
-                self.records.get(&requests[leaf.request].id).map(|records| records.guessed).unwrap_or_default();
+            let record = self.records(&requests[leaf.request]).guessed;
             first.iter().scan(leaf.chance, move |chance, first| {
                 *chance *= record.correct(*first);
                 Some(*chance)
@@ -426,7 +429,7 @@ impl Eagle {
         let mut grown: Vec<Leaf> = Vec::new();
         for (leaf, logits) in leaves.iter().zip(logits).filter(|(leaf, _)| level < requests[leaf.request].depth_max) {
             let request = &requests[leaf.request];
-            let record = self.records.get(&request.id).map(|records| records.guessed).unwrap_or_default();
+            let record = self.records(request).guessed;
             let position = u32::try_from(request.tokens.len() - request.prompt + level).unwrap_or(u32::MAX);
             let place = Place { draws: request.draws, noise: &request.noise, position, sharpness };
             // One more than wanted: the best one's gap is its distance to the second.
