@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, Scale, hope};
+use super::prior::{Habits, Scale, catch_up_s, hope};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
@@ -125,7 +125,9 @@ impl Bandit {
                 Some(forecast) => (forecast, TRUST),
                 None => (hope(*strategy, batch, (&scale.times, self.chance(strategy)))?, TRUST_HOPE),
             };
-            Some(Expected { rate: scale.of_rate(forecast.rate(), batch), seconds: forecast.seconds, trusted })
+            let catch_up_s = batch * self.catch_up_s(strategy).unwrap_or_else(|| catch_up_s(batch, &scale.times));
+            let rate = scale.of_rate(forecast.rate(), batch);
+            Some(Expected { drafter: strategy.drafter, rate, seconds: forecast.seconds, catch_up_s, trusted })
         };
         let expected = self.habits.iter().zip(strategies).map(expect).collect();
         let known = Known { plain: &plain[bucket], scale, expected };
@@ -162,6 +164,9 @@ impl Bandit {
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
+            if self.buckets[bucket].is_change(&self.strategies, arm) {
+                self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);
+            }
         }
         self.buckets[bucket].observe((&plain[bucket], &scale), arm, (cycle, took_s), window);
     }
@@ -171,6 +176,12 @@ impl Bandit {
         let tells = |strategy: &Strategy| strategy.drafter == of.drafter && strategy.width <= of.width;
         let like = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| tells(strategy));
         like.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp)
+    }
+
+    /// Seconds that the drafter of a strategy takes for each request after cycles in which it was not asked, if that was seen.
+    fn catch_up_s(&self, of: &Strategy) -> Option<f64> {
+        let like = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| strategy.drafter == of.drafter);
+        like.filter_map(|(habits, _)| habits.catch_up_s()).max_by(f64::total_cmp)
     }
 
     /// Plain measurements kept in a bucket: few while it is not in use, since they stretch over a long time.
@@ -186,9 +197,12 @@ impl Bandit {
 
 /// What a strategy's cycle is expected to do.
 struct Expected {
+    drafter: usize,
     /// Tokens a second at the bucket's usual batch size.
     rate: f64,
     seconds: f64,
+    /// What the drafter has to catch up on takes, where it was not asked in the cycle before.
+    catch_up_s: f64,
     /// Measurements that make it unimportant.
     trusted: f64,
 }
@@ -280,6 +294,14 @@ impl Bucket {
         self.arms[arm].seconds().or_else(expected).unwrap_or(0.0)
     }
 
+    /// Seconds that the drafter of an arm has to catch up for, because the incumbent does not ask it.
+    fn catch_up_s(&self, known: &Known<'_>, arm: Option<usize>) -> f64 {
+        let expected = |arm: Option<usize>| known.expected[arm?].as_ref();
+        let Some(wanted) = expected(arm) else { return 0.0 };
+        let is_asked = expected(self.incumbent).is_some_and(|incumbent| incumbent.drafter == wanted.drafter);
+        if is_asked { 0.0 } else { wanted.catch_up_s }
+    }
+
     /// By how much less an arm is believed, as a share, as far as what was measured of it is trusted: of many arms one always looks good
     /// by luck.
     fn doubt(&self, known: &Known<'_>, arm: usize) -> f64 {
@@ -315,13 +337,18 @@ impl Bucket {
     /// strategies, if it may be the fastest. Plain cycles have to be, now and then, and a baseline from few would let luck decide.
     fn is_affordable(&self, known: &Known<'_>, arm: Option<usize>) -> bool {
         let (rate, best) = (self.rate(known, arm), self.rate(known, self.incumbent));
-        let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0);
+        let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0) + self.catch_up_s(known, arm);
         // It may be the fastest, if it is new, or if luck was against it.
         let is_open = arm.is_some_and(|arm| self.is_new(arm) || rate * (1.0 + self.arms[arm].error()) > best);
         let all_s: f64 = self.lost_s[1..].iter().sum();
         (arm.is_none() && (known.plain.count() as f64) < TRUST)
             || self.lost_s[account(arm)] + loss_s <= self.share_s()
             || (is_open && all_s + loss_s <= OPEN * LOSS_MAX * self.total_s)
+    }
+
+    /// Whether the incumbent does not ask this arm's drafter, so that it has to catch up.
+    fn is_change(&self, strategies: &[Strategy], arm: usize) -> bool {
+        self.incumbent.is_none_or(|incumbent| strategies[incumbent].drafter != strategies[arm].drafter)
     }
 
     fn is_new(&self, arm: usize) -> bool {

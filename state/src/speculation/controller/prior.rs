@@ -25,8 +25,9 @@ const ACCEPTED: f64 = 0.75;
 const MORE: f64 = 0.25;
 /// Times as long as usual from which on a cycle's time is not its strategy's doing.
 const STOOD_STILL: f64 = 8.0;
-/// Rows that catching up may take a request, about.
+/// Rows that catching up may take a request, about, and what such a row is thought to cost, in the target's, before that was measured.
 const CATCH_UP_ROWS: f64 = 64.0;
+const CATCH_UP_ROW: f64 = 0.1;
 /// Part of its nodes from which on a draft counts as a whole one.
 const WHOLE: f64 = 0.9;
 
@@ -105,6 +106,9 @@ pub(super) struct Habits {
     drafting: f64,
     /// Cycles seen, up to where the newest ones replace the oldest.
     seen: f64,
+    /// The same of cycles after which another drafter had drafted or none, and the seconds that catching up took each request in them.
+    changes: f64,
+    catch_up_s: f64,
 }
 
 impl Habits {
@@ -113,6 +117,17 @@ impl Habits {
         for (mean, new) in [(&mut self.tokens, tokens), (&mut self.rows, rows), (&mut self.drafting, drafting)] {
             *mean += (new - *mean) / self.seen;
         }
+    }
+
+    /// Learns what catching up took each request in a cycle after others that another drafter drafted for, or none.
+    pub(super) fn observe_change(&mut self, catch_up_s: f64) {
+        self.changes = (self.changes + 1.0).min(1.0 / RENEW);
+        self.catch_up_s += (catch_up_s - self.catch_up_s) / self.changes;
+    }
+
+    /// Seconds that catching up is expected to take each request, if that was seen.
+    pub(super) fn catch_up_s(&self) -> Option<f64> {
+        (self.changes > 0.0).then_some(self.catch_up_s)
     }
 
     /// Chance of each level of this strategy's drafts to be right after those above it, as if it were the same for all; nothing if this cannot
@@ -171,6 +186,11 @@ impl Forecast {
     pub(super) fn rate(self) -> f64 {
         self.tokens / self.seconds
     }
+}
+
+/// Seconds that catching up is thought to take each of so many requests before it was seen.
+pub(super) fn catch_up_s(batch: f64, plain: &Times) -> f64 {
+    CATCH_UP_ROW * plain.seconds(batch * CATCH_UP_ROWS).unwrap_or(0.0) / batch
 }
 
 /// Tokens accepted of a draft of so many levels, each right with this chance after those above it.

@@ -367,3 +367,19 @@ fn catching_up_is_paid_for_but_not_held_against_a_strategy() {
     }
     assert_eq!(controller.choose(1, [0.5, 0.5], &|_| true), Some(STRATEGIES[0]));
 }
+
+#[test]
+fn a_trial_that_a_drafter_has_to_catch_up_for_waits_until_the_time_is_worth_it() {
+    let (mut controller, mut uniform) = (bandit(0.3, 64), Uniform(4));
+    let mut tries = Vec::new();
+    for cycle in 0..10_000 {
+        let strategy = controller.choose(16, [uniform.next(), uniform.next()], &|_| true);
+        let is_change = strategy.is_some() && tries.last() != Some(&(cycle - 1));
+        let catch_up_s = if is_change { 2.0 } else { 0.0 };
+        let (rows, seconds) = if strategy.is_some() { (80, 0.2) } else { (16, 0.04) };
+        tries.extend(strategy.map(|_| cycle));
+        controller.observe(16, strategy, Measured { catch_up_s, rows, ..measured(16, seconds + catch_up_s, 16) });
+    }
+    // Nothing is known of the price at first; then it is two seconds, of the four that 10,000 cycles may lose.
+    assert!(tries.first() > Some(&400) && (1..=3).contains(&tries.len()), "{tries:?}");
+}
