@@ -49,6 +49,7 @@ impl Drafting {
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
+        speculator.probe(vocabulary.target(), pool)?;
         let heard = earlier.as_ref().map_or(0, |e| e.heard);
         let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
         let (drafters, version) = speculator.drafters(vocabulary, pool, earlier)?;
@@ -70,7 +71,12 @@ impl Drafting {
             false => lock(&speculator.controller).choose(batch, speculator.draws(), &ready),
         };
         let began = Instant::now();
-        let cycle = self.decode(decoder, strategy)?;
+        let mut cycle = self.decode(decoder, strategy)?;
+        // After another way to draft, catching up is the price of the change. Else it is that of drafting in this way: for requests
+        // that are new, for a new version, and for those that the suffix drafter had something for until now.
+        if self.last == strategy {
+            cycle.draft_s += std::mem::take(&mut cycle.catch_up_s);
+        }
         self.last = strategy;
         cycle.waiting.iter().for_each(|id| self.left(*id));
         for answer in &cycle.ended {
@@ -106,9 +112,7 @@ impl Drafting {
         let drafter: Option<&mut dyn Drafter> = match (strategy, suffix) {
             (Some(s), Some(suffix)) => match self.drafters.get_disjoint_mut([suffix, s.drafter]) {
                 Ok([Some(suffix), Some(learned)]) => {
-                    // After another way to draft, catching up is the price of the change.
-                    let is_change = self.last != strategy;
-                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut(), is_change);
+                    hybrid = Hybrid::new(suffix.as_mut(), learned.as_mut());
                     Some(&mut hybrid)
                 }
                 _ => None,

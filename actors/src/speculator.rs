@@ -2,7 +2,7 @@
 //! learns from. All of it is on the side of *when*: losing it changes no token.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,8 @@ pub(crate) struct Speculator {
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Choices of the controller so far.
     choices: AtomicU64,
+    /// Somebody timed what rows cost in this session, or is at it.
+    is_probed: AtomicBool,
     seed: u64,
 }
 
@@ -115,6 +117,7 @@ impl Speculator {
             calibration: Arc::new(Mutex::new(calibration)),
             watchdog: Mutex::default(),
             choices: AtomicU64::new(0),
+            is_probed: AtomicBool::new(false),
             seed,
         }
     }
@@ -122,6 +125,15 @@ impl Speculator {
     /// The same, with chances of guesses that an earlier one has learned.
     pub(crate) fn calibrated(self, calibration: Arc<Mutex<Calibration>>) -> Self {
         Self { calibration, ..self }
+    }
+
+    /// Tells the controller what rows cost, once a session: the machine may be another one.
+    pub(crate) fn probe(&self, target: &Arc<Target>, pool: &Arc<Pool>) -> Result<()> {
+        if lock(&self.controller).wants_probe() && !self.is_probed.swap(true, Ordering::Relaxed) {
+            let forwards = models::probe::forwards(target, pool)?;
+            lock(&self.controller).probe(forwards);
+        }
+        Ok(())
     }
 
     /// Two numbers of 0 up to 1 for the controller's next choice.

@@ -67,7 +67,7 @@ pub trait Drafter: Send {
         false
     }
 
-    /// Seconds of the last draft that went into what earlier cycles had left undone because they drafted in another way.
+    /// Seconds of the last draft that went into what earlier cycles had left undone.
     fn catch_up_s(&self) -> f64 {
         0.0
     }

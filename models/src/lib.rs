@@ -10,6 +10,7 @@ mod layer;
 pub mod layout;
 pub mod load;
 pub mod optim;
+pub mod probe;
 pub mod request;
 pub mod sha;
 pub mod stop;

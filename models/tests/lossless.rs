@@ -187,7 +187,7 @@ fn answers_are_those_of_plain_decoding() {
                         "suffix",
                     );
                     for learned in [&mut learned, &mut third] {
-                        let mut hybrid = Hybrid::new(&mut suffix, learned, false);
+                        let mut hybrid = Hybrid::new(&mut suffix, learned);
                         let with_suffix = strategy.with_suffix(4).with_chance_min(0.05).with_budget_all(9);
                         let drafted = decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix)));
                         assert_same(&plain, &drafted, "hybrid");
@@ -220,7 +220,7 @@ fn one_tree_holds_what_is_proposed_and_what_is_guessed() {
     let requests = [request(3, &[9, 7, 8, 1, 2, 3, 4, 7, 8]), request(4, &[9, 7, 8, 1, 2, 3, 4, 5, 6])];
     let mut cycle = |requests: &[Context<'_>], strategy: &Strategy, is_right: bool| {
         let mut suffix = Suffix::new(2, 4);
-        let mut hybrid = Hybrid::new(&mut suffix, &mut learned, false);
+        let mut hybrid = Hybrid::new(&mut suffix, &mut learned);
         let trees = hybrid.draft(requests, strategy).unwrap();
         let accept = |tree: &DraftTree| {
             let guessed = (0..tree.len()).find(|node| tree.parents[*node] == ROOT && tree.tokens[*node] != 1);

@@ -32,8 +32,10 @@ struct Memory {
 }
 
 /// Rows that the drafter looks back on where it meets a request in the middle. All of them would cost a long answer more than
-/// its drafts save.
+/// its drafts save. Where it meets many at a time it looks back on fewer of each, or they would all wait for that.
 const WINDOW: usize = 192;
+const WINDOW_MIN: usize = 32;
+const WINDOWS: usize = 1024;
 
 /// What the drafter keeps of a request: keys and values of the rows already seen, and its last prediction.
 #[derive(Debug)]
@@ -120,18 +122,10 @@ impl Eagle {
         let (width, each) = (config.hidden, self.reads.width(config));
         let (mut ids, mut positions, mut owner) = (Vec::new(), Vec::new(), Vec::new());
         self.memory.kept.clear();
+        self.meet(requests);
         for (i, request) in requests.iter().enumerate() {
             let last = request.tokens.len() - 1;
-            let none = || Seen {
-                first: last.saturating_sub(WINDOW),
-                rows: KeyValues::new(self.heads),
-                prediction: Vec::new(),
-            };
-            // After a pause that is longer than the window, it is met anew.
-            if self.seen.get(&request.id).is_some_and(|s| s.first + s.rows.rows() + WINDOW < last) {
-                self.seen.remove(&request.id);
-            }
-            let seen = self.seen.entry(request.id).or_insert_with(none);
+            let Some(seen) = self.seen.get(&request.id) else { continue };
             for row in seen.first + seen.rows.rows()..last {
                 ids.push(request.tokens[row + 1]);
                 positions.push(u32::try_from(row).unwrap_or(u32::MAX));
@@ -151,6 +145,20 @@ impl Eagle {
             }
         }
         owner.len()
+    }
+
+    /// Where to look back to in requests that it has not seen; after a pause that is longer than its window, one is met anew.
+    fn meet(&mut self, requests: &[Context<'_>]) {
+        let is_known = |request: &&Context<'_>| {
+            let seen = self.seen.get(&request.id);
+            seen.is_some_and(|seen| seen.first + seen.rows.rows() + WINDOW + 1 >= request.tokens.len())
+        };
+        let new: Vec<&Context<'_>> = requests.iter().filter(|request| !is_known(request)).collect();
+        let window = (WINDOWS / new.len().max(1)).clamp(WINDOW_MIN, WINDOW);
+        for request in new {
+            let first = (request.tokens.len() - 1).saturating_sub(window);
+            self.seen.insert(request.id, Seen { first, rows: KeyValues::new(self.heads), prediction: Vec::new() });
+        }
     }
 
     /// Runs rows of known hidden states, which have entered, through the network and keeps their keys and values. Rows of a

@@ -12,14 +12,12 @@ use crate::target::Hidden;
 pub struct Hybrid<'a> {
     suffix: &'a mut dyn Drafter,
     learned: &'a mut dyn Drafter,
-    /// The cycle before drafted in another way.
-    is_change: bool,
 }
 
 impl<'a> Hybrid<'a> {
-    /// Both as one; whether the cycle before drafted in another way.
-    pub fn new(suffix: &'a mut dyn Drafter, learned: &'a mut dyn Drafter, is_change: bool) -> Self {
-        Self { suffix, learned, is_change }
+    /// Both as one.
+    pub fn new(suffix: &'a mut dyn Drafter, learned: &'a mut dyn Drafter) -> Self {
+        Self { suffix, learned }
     }
 }
 
@@ -42,9 +40,8 @@ impl Drafter for Hybrid<'_> {
         self.learned.learned(request)
     }
 
-    /// What the learned drafter catches up on after cycles in which it was not asked is part of drafting in this way, and counts.
     fn catch_up_s(&self) -> f64 {
-        if self.is_change { self.learned.catch_up_s() } else { 0.0 }
+        self.learned.catch_up_s()
     }
 
     fn left(&mut self, id: u64) {

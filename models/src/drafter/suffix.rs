@@ -96,6 +96,25 @@ impl Suffix {
     }
 }
 
+/// Cuts the longest chains until there are at most so many tokens.
+fn shorten(chains: &mut [DraftTree], budget_all: usize) {
+    let mut lengths: Vec<usize> = chains.iter().map(DraftTree::len).collect();
+    lengths.sort_unstable();
+    // The shorter ones stay whole as long as the others can be as long.
+    let (mut left, mut count) = (budget_all, lengths.len());
+    for length in lengths {
+        if length * count > left {
+            break;
+        }
+        (left, count) = (left - length, count - 1);
+    }
+    let Some(longest) = left.checked_div(count) else { return };
+    for chain in chains {
+        chain.tokens.truncate(longest);
+        chain.parents.truncate(longest);
+    }
+}
+
 impl Texts {
     fn tokens(&self) -> usize {
         self.texts.values().map(|text| text.tokens.len()).sum()
@@ -182,7 +201,12 @@ impl Drafter for Suffix {
         for request in requests {
             self.read(request.id, request.tokens, request.prompt);
         }
-        Ok(requests.iter().map(|r| self.draft_one(r, strategy.depth.min(strategy.budget))).collect())
+        let mut chains: Vec<DraftTree> =
+            requests.iter().map(|r| self.draft_one(r, strategy.depth.min(strategy.budget))).collect();
+        if strategy.budget_all > 0 {
+            shorten(&mut chains, strategy.budget_all);
+        }
+        Ok(chains)
     }
 
     fn recall(&mut self, tokens: &[u32], prompt: usize) {
@@ -218,6 +242,17 @@ mod tests {
             pairs.take_while(|(a, b)| a == b).count()
         };
         (1..tokens.len()).map(same).filter(|same| *same >= match_min).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn the_longest_chains_are_cut_to_the_budget_of_all() {
+        let shortened = |budget_all: usize| {
+            let mut chains = [5, 1, 0, 9].map(|length| DraftTree::chain(vec![7; length]));
+            shorten(&mut chains, budget_all);
+            chains.map(|chain| chain.len())
+        };
+        assert_eq!([shortened(15), shortened(14)], [[5, 1, 0, 9], [5, 1, 0, 8]]);
+        assert_eq!([shortened(10), shortened(3), shortened(1)], [[4, 1, 0, 4], [1, 1, 0, 1], [0, 0, 0, 0]]);
     }
 
     fn request(tokens: &[u32]) -> Context<'_> {

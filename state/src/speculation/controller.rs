@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{self, Strategy, TableRow};
 use arm::Arm;
 use bandit::{Bandit, Cycle, Situation};
-use prior::Times;
+use prior::{Plain, Times};
 
 pub use bandit::LOSS_MAX;
 
@@ -37,7 +37,7 @@ pub struct Measured {
     pub rows: usize,
     /// Time.
     pub seconds: f64,
-    /// Of that, spent on what earlier cycles had left undone because they drafted in another way: the price of a change, and
+    /// Of that, spent on what earlier cycles had left undone, if they drafted in another way: the price of a change, and
     /// not of the strategy.
     pub catch_up_s: f64,
     /// Of that, spent on drafting, without catching up.
@@ -53,6 +53,8 @@ pub struct Controller {
     /// Decoding as it is done lately in each bucket: a cycle of one token for each of its requests, and the time that takes.
     now: Vec<Arm>,
     window: usize,
+    /// Rows and seconds of the target's forwards, timed before anything was decoded.
+    probed: Vec<(f64, f64)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,7 +79,21 @@ impl Controller {
                 (Rule::Bandit(Bandit::new(strategies, *epsilon)), (*window).max(1))
             }
         };
-        Self { rule, plain, now, window }
+        Self { rule, plain, now, window, probed: Vec::new() }
+    }
+
+    /// Whether what rows cost would be of use to it before it is measured.
+    #[must_use]
+    pub fn wants_probe(&self) -> bool {
+        matches!(self.rule, Rule::Bandit(_))
+    }
+
+    /// Learns what rows cost, from seconds of the target's forwards over so many: it stands in for plain cycles of as many requests
+    /// until these are measured.
+    pub fn probe(&mut self, mut forwards: Vec<(f64, f64)>) {
+        forwards.retain(|(rows, seconds)| *rows >= 1.0 && *seconds > 0.0 && seconds.is_finite());
+        forwards.sort_by(|a, b| a.0.total_cmp(&b.0));
+        self.probed = forwards;
     }
 
     /// Whether it chooses by this configuration: one that was saved is of no use for another.
@@ -101,7 +117,8 @@ impl Controller {
     pub fn choose(&mut self, batch: usize, draw: [f64; 2], ready: &dyn Fn(usize) -> bool) -> Option<Strategy> {
         match &mut self.rule {
             Rule::Bandit(bandit) => {
-                let situation = Situation { batch, bucket: bucket(batch), plain: &self.plain };
+                let plain = Plain { arms: &self.plain, probed: &self.probed };
+                let situation = Situation { batch, bucket: bucket(batch), plain };
                 bandit.choose(situation, draw, ready)
             }
             Rule::Off | Rule::Fixed(_) | Rule::Table(_) => self.keep(batch, ready),
@@ -141,7 +158,8 @@ impl Controller {
         let a_token_each = Cycle { seconds: batch.max(1) as f64 / rate, ..cycle };
         self.now[bucket].observe(a_token_each, self.window);
         if let Rule::Bandit(bandit) = &mut self.rule {
-            let situation = Situation { batch, bucket, plain: &self.plain };
+            let plain = Plain { arms: &self.plain, probed: &self.probed };
+            let situation = Situation { batch, bucket, plain };
             bandit.observe(situation, strategy, (cycle, &measured), self.window);
         }
         // Without drafts, a strategy's cycle is a plain one but for the looking. Or plain decoding, while it is not in use, would be
@@ -175,7 +193,7 @@ impl Controller {
     /// together.
     fn pace(&self, batch: usize) -> Option<f64> {
         let is_known = self.now[bucket(batch)..].iter().any(|arm| arm.rate().is_some());
-        Times::of(&self.now).seconds(batch as f64).filter(|_| is_known)
+        Times::of(Plain { arms: &self.now, probed: &[] }).seconds(batch as f64).filter(|_| is_known)
     }
 
     /// Tokens per request-cycle of a strategy of the bandit at about this batch size, bonus included, if measured.

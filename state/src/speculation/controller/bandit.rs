@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, Scale, catch_up_s, hope};
+use super::prior::{Habits, Plain, Scale, catch_up_s, hope};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
@@ -58,7 +58,7 @@ pub(super) struct Bandit {
 pub(super) struct Situation<'a> {
     pub(super) batch: usize,
     pub(super) bucket: usize,
-    pub(super) plain: &'a [Arm],
+    pub(super) plain: Plain<'a>,
 }
 
 /// What one cycle measured.
@@ -130,7 +130,7 @@ impl Bandit {
             Some(Expected { drafter: strategy.drafter, rate, seconds: forecast.seconds, catch_up_s, trusted })
         };
         let expected = self.habits.iter().zip(strategies).map(expect).collect();
-        let known = Known { plain: &plain[bucket], scale, expected };
+        let known = Known { plain: &plain.arms[bucket], scale, expected };
         let chosen = self.buckets[bucket].choose(&known, &usable, self.epsilon, draw);
         chosen.map(|arm| strategies[arm])
     }
@@ -168,7 +168,7 @@ impl Bandit {
                 self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);
             }
         }
-        self.buckets[bucket].observe((&plain[bucket], &scale), arm, (cycle, took_s), window);
+        self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s), window);
     }
 
     /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level.

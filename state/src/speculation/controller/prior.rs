@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::bandit::Cycle;
-use super::batch_sizes;
+use super::{batch_sizes, bucket};
 use crate::plan::Strategy;
 
 /// Share of what a strategy did that each new cycle replaces.
@@ -31,6 +31,13 @@ const CATCH_UP_ROW: f64 = 0.1;
 /// Part of its nodes from which on a draft counts as a whole one.
 const WHOLE: f64 = 0.9;
 
+/// What is known of plain decoding: cycles by bucket, and forwards that were timed before, rows and seconds in order.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plain<'a> {
+    pub(super) arms: &'a [Arm],
+    pub(super) probed: &'a [(f64, f64)],
+}
+
 /// Seconds of a cycle by its batch size.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Times {
@@ -39,8 +46,20 @@ pub(super) struct Times {
 }
 
 impl Times {
-    pub(super) fn of(arms: &[Arm]) -> Self {
-        Self { points: arms.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() }
+    pub(super) fn of(Plain { arms, probed }: Plain<'_>) -> Self {
+        let measured = Self { points: arms.iter().filter_map(|arm| Some((arm.tokens()?, arm.seconds()?))).collect() };
+        let forwards = Self { points: probed.to_vec() };
+        // A cycle is more than a forward, and a machine has moods: forwards tell how cycles compare.
+        let ratio = |&(rows, seconds): &(f64, f64)| Some(seconds / forwards.seconds(rows)?);
+        let ratios: Vec<f64> = measured.points.iter().filter_map(ratio).collect();
+        let ratio = ratios.iter().sum::<f64>() / ratios.len() as f64;
+        let is_new = |rows: f64| arms.get(bucket(rows as usize)).is_some_and(|arm| arm.tokens().is_none());
+        let mut points = measured.points;
+        if ratio.is_finite() {
+            points.extend(probed.iter().filter(|(rows, _)| is_new(*rows)).map(|&(rows, s)| (rows, s * ratio)));
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        Self { points }
     }
 
     /// Seconds of a cycle with so many rows: between measured ones on a line, above them at the price of a row in the last
@@ -78,7 +97,7 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    pub(super) fn of(plain: &[Arm], bucket: usize) -> Self {
+    pub(super) fn of(plain: Plain<'_>, bucket: usize) -> Self {
         let (times, (min, max)) = (Times::of(plain), batch_sizes(bucket));
         let usual = times.rate((min as f64 * max.unwrap_or(2 * min) as f64).sqrt());
         Self { times, usual }
@@ -212,6 +231,7 @@ pub(super) fn hope(strategy: Strategy, batch: f64, (plain, chance): (&Times, Opt
 
 #[cfg(test)]
 mod tests {
+    use super::super::BUCKETS;
     use super::*;
 
     fn plain(points: &[(f64, f64)]) -> Times {
@@ -222,7 +242,7 @@ mod tests {
         };
         let mut arms: Vec<Arm> = points.iter().map(arm).collect();
         arms.insert(1, Arm::default());
-        Times::of(&arms)
+        Times::of(Plain { arms: &arms, probed: &[] })
     }
 
     #[test]
@@ -234,6 +254,23 @@ mod tests {
         assert_eq!([3.0, 16.0].map(|rows| plain(&[(2.0, 4.0)]).seconds(rows).unwrap()), [4.0, 8.0]);
         assert_eq!([3.0, 64.0].map(|rows| plain(&[(16.0, 4.0)]).seconds(rows).unwrap()), [4.0, 16.0]);
         assert_eq!(plain(&[(2.0, 4.0), (4.0, 3.0)]).seconds(8.0), Some(4.0), "noise");
+    }
+
+    #[test]
+    fn forwards_that_were_timed_stand_in_for_cycles() {
+        let probed = [(1.0, 1.0), (8.0, 3.0), (32.0, 9.0)];
+        let mut arms = vec![Arm::default(); BUCKETS];
+        let seconds = |arms: &[Arm], rows: [f64; 4]| {
+            let times = Times::of(Plain { arms, probed: &probed });
+            rows.map(|rows| times.seconds(rows).unwrap_or(0.0))
+        };
+        assert_eq!(seconds(&arms, [1.0; 4]), [0.0; 4], "how long a cycle takes is not known");
+        // A cycle takes twice as long as its forward.
+        arms[0].observe(Cycle { rate: 0.5, seconds: 2.0, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+        assert_eq!(seconds(&arms, [1.0, 8.0, 20.0, 32.0]), [2.0, 6.0, 12.0, 18.0]);
+        // What was measured counts, and says how the rest compares.
+        arms[3].observe(Cycle { rate: 8.0 / 12.0, seconds: 12.0, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+        assert_eq!(seconds(&arms, [1.0, 8.0, 20.0, 32.0]), [2.0, 12.0, 19.5, 27.0]);
     }
 
     #[test]
