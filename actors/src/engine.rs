@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
-use kernels::{NoiseKey, Pool};
+use kernels::Pool;
 use models::drafter::learn;
 use models::train::Workspace;
 use models::{Answer, Decoder};
@@ -120,6 +120,8 @@ pub(crate) struct Engine {
 }
 
 const STACK: usize = 8 << 20;
+/// Cycles after which it is noted what running answers have said: so much is lost with a device, at most.
+const NOTE_EVERY: u64 = 64;
 
 impl Engine {
     /// Starts a thread that reports through `report`.
@@ -289,8 +291,17 @@ impl State {
 
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize, samples: &[usize]) -> Result<()> {
         let Group { prompt, noise, .. } = &rollout.groups[group];
-        let samples: Vec<(usize, NoiseKey)> = samples.iter().map(|&sample| (sample, noise[sample])).collect();
-        Ok(self.work_on(rollout)?.decoder.admit(group, prompt, &samples)?)
+        let decoder = &mut self.work_on(rollout)?.decoder;
+        // What a lost device has begun goes on.
+        let (mut begun, mut fresh) = (Vec::new(), Vec::new());
+        for &sample in samples {
+            match rollout.noted(group, sample) {
+                Some(request) => begun.push(request),
+                None => fresh.push((sample, noise[sample])),
+            }
+        }
+        decoder.admit(group, prompt, &fresh)?;
+        begun.into_iter().try_for_each(|request| Ok(decoder.import(request)?))
     }
 
     fn lend(&mut self, rollout: &Arc<Rollout>, loan: u64) -> Vec<RequestId> {
@@ -336,6 +347,9 @@ impl State {
         self.inbox.fail_at(self.fault, Moment::Cycle(self.cycles));
         let Some(work) = self.work.as_mut() else { return Ok(()) };
         let answers = work.cycle()?;
+        if self.cycles.is_multiple_of(NOTE_EVERY) {
+            work.rollout.note(work.decoder.requests());
+        }
         if !answers.is_empty() {
             report(Report::Ended { rollout: work.rollout.number, answers });
         }

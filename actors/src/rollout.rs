@@ -7,7 +7,7 @@ use std::time::Instant;
 use kernels::NoiseKey;
 use models::data::Problem;
 use models::drafter::Vocabulary;
-use models::{Answer, Cycle, Decoding, Running, Target};
+use models::{Answer, Cycle, Decoding, Request, Running, Target};
 
 use state::metrics::{BatchMetrics, add_levels};
 use state::speculation::controller::BUCKETS;
@@ -69,6 +69,13 @@ struct Loan {
     requests: Vec<Running>,
 }
 
+/// What an answer has said: all that its further tokens depend on beside its noise.
+#[derive(Debug, Clone, Default)]
+struct Note {
+    tokens: Vec<u32>,
+    log_probs: Vec<f32>,
+}
+
 pub(crate) struct Rollout {
     /// Distinguishes this rollout from earlier ones.
     pub(crate) number: u64,
@@ -85,6 +92,8 @@ pub(crate) struct Rollout {
     answers: Vec<Mutex<Vec<Answer>>>,
     /// Requests on their way from one device to another, by loan.
     lent: Mutex<BTreeMap<u64, Loan>>,
+    /// What answers that have not ended had said when it was last noted, by group and sample.
+    notes: Mutex<BTreeMap<(usize, usize), Note>>,
     counts: Mutex<Counts>,
 }
 
@@ -98,7 +107,7 @@ impl Rollout {
     ) -> Self {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
         let vocabulary = speculator.vocabulary(&target);
-        let (lent, counts) = Default::default();
+        let (lent, notes, counts) = Default::default();
         let cache_tokens_max = 0;
         Self {
             number,
@@ -111,6 +120,7 @@ impl Rollout {
             teaches,
             answers,
             lent,
+            notes,
             counts,
         }
     }
@@ -129,8 +139,31 @@ impl Rollout {
                 self.speculator.collect(std::slice::from_ref(&answer));
             }
             answer.hidden = Vec::new();
+            lock(&self.notes).remove(&(answer.group, answer.sample));
             answers.insert(at, answer);
         }
+    }
+
+    /// Keeps what running answers have said: if their device is lost, another one goes on from there.
+    pub(crate) fn note<'a>(&self, requests: impl Iterator<Item = &'a Request>) {
+        let mut notes = lock(&self.notes);
+        for request in requests {
+            let Note { tokens, log_probs } = notes.entry((request.group, request.sample)).or_default();
+            let (known, said) = (log_probs.len(), request.log_probs.len());
+            // One that was taken for lost, and goes on for a moment, may be behind.
+            if known < said {
+                tokens.extend_from_slice(&request.tokens[request.prompt + known..]);
+                log_probs.extend_from_slice(&request.log_probs[known..]);
+            }
+        }
+    }
+
+    /// An answer as far as it was noted; nothing if it has said nothing.
+    pub(crate) fn noted(&self, group: usize, sample: usize) -> Option<Request> {
+        let Note { tokens, log_probs } = lock(&self.notes).get(&(group, sample)).cloned()?;
+        let Group { prompt, noise, .. } = &self.groups[group];
+        let (noise, tokens) = (noise[sample], [prompt.as_slice(), &tokens].concat());
+        (!log_probs.is_empty()).then_some(Request { group, sample, noise, tokens, prompt: prompt.len(), log_probs })
     }
 
     /// A device is about to be asked for requests.
@@ -159,7 +192,7 @@ impl Rollout {
         Some(lock(&self.lent).remove(&loan)?.requests)
     }
 
-    /// Forgets what is at a device that was lost: its answers begin anew.
+    /// Forgets what is at a device that was lost: its answers go on from what was noted.
     pub(crate) fn forget_loans_of(&self, device: usize) {
         lock(&self.lent).retain(|_, loan| loan.at != device);
     }

@@ -406,7 +406,7 @@ impl Session<'_> {
 
     /// Prompt and answer so far of each running request, with the place of its group among the requests.
     pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
-        self.decoder.progress()
+        self.decoder.requests().map(|request| (request.group, request.tokens.as_slice()))
     }
 
     /// Admits what there is room for, and runs one cycle.

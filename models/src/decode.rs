@@ -140,9 +140,9 @@ impl Decoder {
         self.slots.len()
     }
 
-    /// Prompt and answer so far of each request that is decoding, with its group.
-    pub fn progress(&self) -> impl Iterator<Item = (usize, &[u32])> {
-        self.slots.iter().map(|slot| (slot.request.group, slot.request.tokens.as_slice()))
+    /// The requests that are decoding, as far as they are.
+    pub fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.slots.iter().map(|slot| &slot.request)
     }
 
     /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow.

@@ -108,7 +108,7 @@ pub enum Event {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Have answers of a group decoded from the start.
+    /// Have answers of a group decoded, from the start or from where a lost device was.
     Assign {
         /// By this device.
         device: usize,

@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use kernels::NoiseKey;
 use models::data::Problem;
 use models::{Config, Decoding, Target, Weights};
 use state::plan::{self, Speculation, TinyShape};
@@ -111,6 +112,32 @@ fn lent(cache_tokens_max: usize) {
         };
         assert_eq!(parts(&alone), parts(&shared));
     }
+}
+
+/// A device that is lost in the middle of its answers has them go on where it last noted them.
+#[test]
+fn answers_of_a_lost_device_go_on_where_they_were() {
+    let (alone, shared) = (rollout(1), rollout(1));
+    let (engine, reports) = self::engine("alone");
+    decode(&engine, &alone, 0);
+    assert_eq!(ended(&reports, 4).len(), 4);
+    let cycles = |rollout: &Rollout| rollout.counts().by_batch.iter().map(|b| b.cycles).sum::<u64>();
+    let fault = Fault { device: 0, moment: Moment::Cycle(NOTE_EVERY + 3), hangs: false };
+    let (sender, reports) = channel();
+    let report = move |report| drop(sender.send(report));
+    let lost = Engine::start("lost", 1, (Arc::default(), Some(fault)), report).unwrap();
+    decode(&lost, &shared, 0);
+    assert!(matches!(reports.recv_timeout(WAIT).unwrap(), Report::Died { .. }));
+    let before = cycles(&shared);
+    let (other, reports) = self::engine("other");
+    decode(&other, &shared, 0);
+    assert_eq!(ended(&reports, 4).len(), 4);
+    let parts = |rollout: &Rollout| -> Vec<_> {
+        rollout.answers(0).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()
+    };
+    assert_eq!(parts(&alone), parts(&shared));
+    // Of each answer a few cycles were made twice.
+    assert!(before > 200 && cycles(&shared) <= cycles(&alone) + 4 * 8, "{before} {}", cycles(&shared));
 }
 
 #[test]
