@@ -134,7 +134,7 @@ impl Bench<'_> {
             let name = format!("fixed: {}", race.name(strategy));
             self.compare(race, asked, (drafter, &name, &Controller::Fixed(*strategy)))?;
         }
-        let row = |(batch_max, strategy): (usize, &Strategy)| TableRow { batch_max, strategy: *strategy };
+        let row = |(batch_max, strategy): (usize, &Strategy)| TableRow { batch_max, strategy: Some(*strategy) };
         let table = [2, 6, 20].into_iter().zip(strategies.iter().cycle()).map(row).collect();
         self.compare(race, asked, (drafter, "table", &Controller::Table(table)))?;
         let bandit = Controller::Bandit { strategies: strategies.to_vec(), epsilon: 0.2, window: 32 };
