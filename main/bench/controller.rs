@@ -41,7 +41,8 @@ pub(crate) struct Controllers {
     /// Answers that the drafter learns from.
     #[arg(long, default_value_t = 256)]
     learn_from: usize,
-    /// Seconds that it learns for in all; cycles are recorded before, in between and after.
+    /// Seconds that it learns for in all; cycles are recorded before, in between and after. Before the first ones it learns until it can
+    /// draft at all: a second, as a rule, and less than twice as long as this.
     #[arg(long, default_value_t = 60)]
     learn_s: u64,
     /// How often cycles are recorded.
@@ -94,13 +95,18 @@ pub(crate) fn controller(args: &Controllers) -> Result<ExitCode> {
 
 /// Cycles of plain decoding and of every strategy, at each age of the drafter.
 fn record(args: &Controllers, race: &mut Race, strategies: &[Strategy]) -> Result<Replay> {
-    let mut lessons = race.lessons(args.learn_from)?;
+    let (learned, mut lessons) = (race.solo.plan().speculation.learned(), race.lessons(args.learn_from)?);
     let (mut ages, mut lengths) = (Vec::new(), Vec::new());
     for age in 0..args.ages {
         // A drafter that knows nothing cannot draft: it learns a little first.
-        let learn_s = if age == 0 { 1.0 } else { args.learn_s as f64 / args.ages.saturating_sub(1).max(1) as f64 };
-        if !lessons.is_empty() || age > 0 {
-            race.solo.train(&std::mem::take(&mut lessons), learn_s)?;
+        if age == 0 {
+            race.learn_first(&std::mem::take(&mut lessons), args.learn_s as f64)?;
+        } else {
+            race.solo.train(&[], args.learn_s as f64 / (args.ages - 1) as f64)?;
+        }
+        // Cycles of strategies that cannot draft would be plain ones under their names.
+        if strategies.iter().any(|s| Some(s.drafter) == learned) && !race.solo.has_drafter() {
+            return Err(Failure::NothingLearned { path: args.model.clone() });
         }
         output::note(&format!("recording {} of {}", age + 1, args.ages));
         let way = |s: &Strategy| -> Way { (race.name(s), Controller::Fixed(*s)) };
