@@ -47,12 +47,13 @@ fn figures_are_drawn_with_their_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let (file, to) = (workflow(folder.path(), |w| w), folder.path().join("figures"));
     let small = ["--answers", "16", "--requests", "6", "--tokens", "24", "--learn-from", "8", "--learn-s", "2"];
-    completed(&[&["bench", "paper", text(&file), "--to", text(&to)], &small[..]].concat());
+    let found = json(&[&["bench", "paper", text(&file), "--json", "--to", text(&to)], &small[..]].concat());
     let rows = |name: &str| std::fs::read_to_string(to.join(format!("{name}.csv"))).unwrap().lines().count() - 1;
     assert_eq!(["grid", "width", "batch"].map(rows), [25, 5, 30]);
     assert!(rows("running") > 10 && rows("levels") > 0);
     for name in ["grid", "width", "batch", "running", "levels"] {
         assert!(std::fs::read_to_string(to.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
+        assert_eq!(found[name].as_array().unwrap().len(), rows(name), "{name}");
     }
     // One alone, and what cannot be drawn.
     let one = folder.path().join("one");
