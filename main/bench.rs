@@ -22,6 +22,10 @@ use crate::commands::Result;
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// Decode a workflow's prompts plainly and with each strategy: speed, accept length, and whether the answers are the same.
+    ///
+    /// What it calls neither target nor drafter is the share of the whole time, from the first request's admission on, that is neither in
+    /// forwards of the target, those of prompts among them, nor in drafting, where a drafter's network and its catching up count as
+    /// drafting: what is left is admitting, choosing, drawing tokens, accepting and measuring.
     Rollout(rollout::Rollout),
     /// Decode a workflow's prompts with every drafter under every controller, in several batch sizes, and while answers move between
     /// devices: is any of them not the one of plain decoding?

@@ -36,6 +36,14 @@ pub(crate) enum Failure {
     /// A model without a drafter that learned.
     #[error("{} has no drafter that learns: give it `Eagle` or `Eagle3` among `speculation.drafters`, `training`, and more of `--learn-from` and `--learn-s`", path.display())]
     NothingToDraft { path: PathBuf },
+    /// A drafter that nothing was made of yet.
+    #[error("the drafter of {} cannot draft yet: give it more of `--learn-from` and `--learn-s`, and `training` in its workflow", path.display())]
+    NothingLearned { path: PathBuf },
+    /// Ways to draft that were compared without drafts.
+    #[error(
+        "nothing was drafted by {ways}: what was compared is plain decoding; decode more (`--requests`, `--tokens`), let the drafter learn more (`--learn-from`, `--learn-s`), or give `Suffix` a smaller `match_min`"
+    )]
+    NeverDrafted { ways: String },
     /// A file that cannot be written.
     #[error("cannot write {}; check the path and free space", path.display())]
     Picture { path: PathBuf, source: std::io::Error },

@@ -1,5 +1,8 @@
 //! A prompt in, a text out.
 
+#[path = "generate/stream.rs"]
+mod stream;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +16,7 @@ use state::plan::{Controller, Plan};
 use crate::commands::{Result, load};
 use crate::failure::Failure;
 use crate::output;
+use stream::Stream;
 
 /// Separates the noise of generated texts from that of rollouts and evaluations.
 const STREAM: u32 = 3;
@@ -102,17 +106,17 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
         false => None,
     };
     let (mut session, stop) = (solo.begin(&asked, &options)?, solo.stop(&options));
-    let mut stream = (!args.json).then(|| Stream::new(&solo, stop.as_ref(), asked[0].prompt.len()));
+    let decode = |tokens: &[u32]| solo.text(tokens);
+    let mut stream = (!args.json).then(|| Stream::new(decode, stop.as_ref(), asked[0].prompt.len()));
     while !session.is_done() {
         session.cycle()?;
         if let Some(stream) = &mut stream {
-            session.progress().for_each(|(_, tokens)| stream.show(tokens));
+            session.progress().for_each(|(_, tokens)| show(&stream.grow(tokens)));
         }
     }
     let decoded = session.finish();
-    if let Some(stream) = &mut stream {
-        decoded.answers.iter().for_each(|answer| stream.show(&answer.tokens));
-        stream.finish();
+    if let Some((stream, answer)) = stream.zip(decoded.answers.first()) {
+        show(&stream.end(&answer.tokens));
     }
     tell(&Generated::of((&solo, stop.as_ref()), &decoded, plain.as_ref()), args.json)
 }
@@ -157,48 +161,11 @@ fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes an answer to stdout as it grows.
-struct Stream<'a> {
-    solo: &'a Solo,
-    /// Tokens from `from` on say what is still to be shown, and `shown` tokens of that were.
-    from: usize,
-    shown: usize,
-    stop: Option<&'a Stop>,
-    /// Text that may yet become one that ends the answer.
-    held: String,
-}
-
-impl<'a> Stream<'a> {
-    fn new(solo: &'a Solo, stop: Option<&'a Stop>, prompt: usize) -> Self {
-        Self { solo, from: prompt, shown: prompt, stop, held: String::new() }
-    }
-
-    fn show(&mut self, tokens: &[u32]) {
-        // Text of single tokens depends on those before: the last ones that were shown are read again.
-        let (before, all) = (self.solo.text(&tokens[self.from..self.shown]), self.solo.text(&tokens[self.from..]));
-        // Half a character may be there, whose other half comes with the next token.
-        let Some(new) = all.strip_prefix(&before).filter(|new| !new.ends_with(char::REPLACEMENT_CHARACTER)) else {
-            return;
-        };
-        self.held += new;
-        (self.from, self.shown) = (self.shown, tokens.len());
-        let settled = self.stop.map_or(self.held.len(), |stop| stop.settled(&self.held).len());
-        self.write(settled);
-    }
-
-    /// Nothing follows.
-    fn finish(&mut self) {
-        let rest = self.stop.map_or(self.held.len(), |stop| stop.before(&self.held).len());
-        self.write(rest);
-    }
-
-    /// Writes so much of the text that was held back.
-    fn write(&mut self, length: usize) {
-        let mut out = std::io::stdout().lock();
-        // A reader that has gone misses the rest.
-        let _ = out.write_all(&self.held.as_bytes()[..length]).and_then(|()| out.flush());
-        self.held.drain(..length);
-    }
+/// Writes a part of an answer to stdout at once.
+fn show(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone misses the rest.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 pub(crate) fn cores() -> usize {

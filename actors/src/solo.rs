@@ -150,10 +150,10 @@ impl Decoded {
         self.cycles.iter().map(|m| m.tokens).sum::<usize>() as f64 / requests.max(1) as f64
     }
 
-    /// Forwards of the target, prompts not counted.
+    /// Forwards of the target that decoded; those of prompts alone are not counted.
     #[must_use]
     pub fn forwards(&self) -> usize {
-        self.cycles.len()
+        self.cycles.iter().filter(|m| m.requests > 0).count()
     }
 }
 
@@ -479,3 +479,6 @@ impl CycleStats {
         Self { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, drafted: with_draft, strategy }
     }
 }
+
+#[cfg(test)]
+mod tests;

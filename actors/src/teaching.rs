@@ -93,8 +93,8 @@ impl Solo {
         let learner = self.fresh_learner()?;
         let all = || {
             let mut raw = learner.to_raw();
-            let frozen = self.weights().to_raw().tensors.into_iter();
-            raw.tensors.extend(frozen.filter(|(name, _)| name.contains("embed_tokens") || name.contains("lm_head")));
+            let is_read = |name: &str| name.contains("embed_tokens") || name.contains("lm_head");
+            raw.tensors.extend(self.weights().to_raw_of(is_read).tensors);
             raw
         };
         let write = || -> Result<()> {

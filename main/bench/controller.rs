@@ -41,7 +41,8 @@ pub(crate) struct Controllers {
     /// Answers that the drafter learns from.
     #[arg(long, default_value_t = 256)]
     learn_from: usize,
-    /// Seconds that it learns for in all; cycles are recorded before, in between and after.
+    /// Seconds that it learns for in all; cycles are recorded before, in between and after. Before the first ones it learns until it can
+    /// draft at all: a second, as a rule, and less than twice as long as this.
     #[arg(long, default_value_t = 60)]
     learn_s: u64,
     /// How often cycles are recorded.
@@ -94,13 +95,18 @@ pub(crate) fn controller(args: &Controllers) -> Result<ExitCode> {
 
 /// Cycles of plain decoding and of every strategy, at each age of the drafter.
 fn record(args: &Controllers, race: &mut Race, strategies: &[Strategy]) -> Result<Replay> {
-    let mut lessons = race.lessons(args.learn_from)?;
+    let (learned, mut lessons) = (race.solo.plan().speculation.learned(), race.lessons(args.learn_from)?);
     let (mut ages, mut lengths) = (Vec::new(), Vec::new());
     for age in 0..args.ages {
         // A drafter that knows nothing cannot draft: it learns a little first.
-        let learn_s = if age == 0 { 1.0 } else { args.learn_s as f64 / args.ages.saturating_sub(1).max(1) as f64 };
-        if !lessons.is_empty() || age > 0 {
-            race.solo.train(&std::mem::take(&mut lessons), learn_s)?;
+        if age == 0 {
+            race.learn_first(&std::mem::take(&mut lessons), args.learn_s as f64)?;
+        } else {
+            race.solo.train(&[], args.learn_s as f64 / (args.ages - 1) as f64)?;
+        }
+        // Cycles of strategies that cannot draft would be plain ones under their names.
+        if strategies.iter().any(|s| Some(s.drafter) == learned) && !race.solo.has_drafter() {
+            return Err(Failure::NothingLearned { path: args.model.clone() });
         }
         output::note(&format!("recording {} of {}", age + 1, args.ages));
         let way = |s: &Strategy| -> Way { (race.name(s), Controller::Fixed(*s)) };
@@ -121,7 +127,7 @@ fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller
     let mut tables = Vec::new();
     for strategy in &replay.strategies {
         for batch_max in [1, 2, 4, 8, 16].into_iter().filter(|most| *most < args.slots) {
-            let row = TableRow { batch_max, strategy: *strategy };
+            let row = TableRow { batch_max, strategy: Some(*strategy) };
             tables.push(line(format!("up to {batch_max:>2}: {}", name(strategy)), Controller::Table(vec![row])));
         }
     }
@@ -147,15 +153,14 @@ fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller
     }
 }
 
-/// The table of the best strategies at an age, up to the largest batch at which one is better than plain decoding.
+/// The table of what is best at an age for each bucket of batch sizes, a strategy or plain decoding.
 fn tuned(age: &Age, strategies: &[Strategy]) -> Vec<TableRow> {
-    let best = |bucket: usize, from: usize| age.best(batch_sizes(bucket).0, from);
-    let buckets = (0..BUCKETS).rev().skip_while(|bucket| best(*bucket, 0) == 0).collect::<Vec<_>>();
     let row = |bucket: usize| {
-        let batch_max = batch_sizes(bucket).1.unwrap_or(65_536);
-        TableRow { batch_max, strategy: strategies[best(bucket, 1) - 1] }
+        let (batch_min, batch_max) = batch_sizes(bucket);
+        let strategy = age.best(batch_min).checked_sub(1).map(|best| strategies[best]);
+        TableRow { batch_max: batch_max.unwrap_or(65_536), strategy }
     };
-    buckets.into_iter().rev().map(row).collect()
+    (0..BUCKETS).map(row).collect()
 }
 
 impl Measured {
@@ -184,5 +189,28 @@ impl Measured {
             self.compared,
             self.differences
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actors::CycleStats;
+
+    use super::*;
+
+    #[test]
+    fn a_tuned_table_is_plain_where_that_is_best() {
+        let strategy = Strategy::chain(0, 2);
+        let cycle = |(requests, tokens): (usize, usize), strategy| {
+            let (at_s, draft_s, target_s, rows, prefilled, drafted) = Default::default();
+            CycleStats { at_s, seconds: 1.0, draft_s, target_s, requests, rows, prefilled, tokens, drafted, strategy }
+        };
+        // Drafts pay for two together, not for one, nor for eight.
+        let plain = [(1, 2), (2, 2), (8, 8)].map(|of| cycle(of, None));
+        let drafted = [(1, 1), (2, 4), (8, 4)].map(|of| cycle(of, Some(strategy)));
+        let rows = tuned(&Age::new([&plain[..], &drafted[..]].into_iter()), &[strategy]);
+        let chosen: Vec<_> = rows.iter().map(|row| (row.batch_max, row.strategy)).collect();
+        assert_eq!(chosen[..4], [(1, None), (2, Some(strategy)), (4, None), (8, None)]);
+        assert_eq!(rows.len(), BUCKETS);
     }
 }

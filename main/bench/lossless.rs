@@ -8,15 +8,18 @@ use models::Answer;
 use serde::Serialize;
 use state::plan::{Controller, Drafter, DrafterShape, NetworkKind, Strategy, TableRow};
 
-use super::race::{Race, SLOTS, differences};
+use super::race::{Prompts, Race, SLOTS, differences};
 use super::rollout::at_least_one;
 use crate::commands::Result;
+use crate::failure::Failure;
 use crate::output;
 
 /// Requests decoded together.
 const BATCHES: [usize; 3] = [1, 8, 32];
 /// Cycles after which requests move between two decoders.
 const CYCLES: usize = 5;
+/// The drafter of plain decoding.
+const NONE: &str = "none";
 
 /// What is compared.
 #[derive(clap::Args)]
@@ -60,6 +63,8 @@ struct Compared {
 struct Line {
     drafter: String,
     controller: String,
+    /// Tokens drafted, in all batch sizes.
+    drafted: usize,
     /// For each batch size, then for two decoders between which requests move.
     differences: Vec<usize>,
     /// The largest of these.
@@ -71,7 +76,11 @@ pub(crate) fn lossless(args: &Lossless) -> Result<ExitCode> {
     let mut bench = Bench { args, plain: Vec::new(), compared: Compared::new(&race, args) };
     bench.measure(race)?;
     let Bench { compared, .. } = bench;
-    output::measured(args.json, &compared, &compared.text(), compared.differences == 0)
+    let code = output::measured(args.json, &compared, &compared.text(), compared.differences == 0)?;
+    match compared.silent() {
+        Some(ways) if compared.differences == 0 => Err(Failure::NeverDrafted { ways }),
+        _ => Ok(code),
+    }
 }
 
 struct Bench<'a> {
@@ -83,27 +92,36 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self, race: Race) -> Result<()> {
+        let learned = race.solo.plan().speculation.learned();
+        let races = self.networks(race)?;
+        // First, because without a drafter the rest is not worth its time.
+        for race in &races {
+            race.learn(self.args.learn_from, self.args.learn_s as f64)?;
+            if learned.is_some() && !race.solo.has_drafter() {
+                return Err(Failure::NothingLearned { path: self.args.model.clone() });
+            }
+        }
+        let Some(race) = races.first() else { return Ok(()) };
         let asked = race.measured(self.args.requests, race.group())?;
         output::note(&format!("{} answers, decoded plainly one at a time", asked.len()));
         self.plain = race.solo.decode(&asked, &race.options(&Controller::Off, 1, race.tokens_max))?.answers;
-        self.compare(&race, &asked, ("none", "off", &Controller::Off))?;
+        self.compare(race, &asked, (NONE, "off", &Controller::Off))?;
         let suffix = race.solo.plan().speculation.suffix();
         if let Some(suffix) = suffix {
-            self.controllers(&race, &asked, "suffix", &[Strategy::chain(suffix, 8)])?;
+            self.controllers(race, &asked, "suffix", &[Strategy::chain(suffix, 8)])?;
         }
-        let Some(learned) = race.solo.plan().speculation.learned() else { return Ok(()) };
-        for race in self.networks(race)? {
-            race.learn(self.args.learn_from, self.args.learn_s as f64)?;
+        let Some(learned) = learned else { return Ok(()) };
+        for race in &races {
             let name = race.solo.plan().speculation.shape().map_or("", |shape| match shape.network {
                 NetworkKind::Eagle => "eagle",
                 NetworkKind::Eagle3 => "eagle3",
             });
             let tree = Strategy::tree(learned, 4, 3, 12);
             let ways = [Strategy::chain(learned, 4), tree, tree.with_chance_min(0.1).with_budget_all(24)];
-            self.controllers(&race, &asked, name, &ways)?;
+            self.controllers(race, &asked, name, &ways)?;
             if suffix.is_some() {
                 let hybrid = ways.map(|strategy| strategy.with_suffix(8));
-                self.controllers(&race, &asked, &format!("{name} + suffix"), &hybrid)?;
+                self.controllers(race, &asked, &format!("{name} + suffix"), &hybrid)?;
             }
         }
         Ok(())
@@ -124,7 +142,7 @@ impl Bench<'_> {
             }
         }
         let solo = Solo::load(&plan, self.args.threads)?;
-        let other = Race { solo, ..race };
+        let other = Race { solo, prompts: Prompts::default(), ..race };
         Ok(vec![race, other])
     }
 
@@ -134,7 +152,7 @@ impl Bench<'_> {
             let name = format!("fixed: {}", race.name(strategy));
             self.compare(race, asked, (drafter, &name, &Controller::Fixed(*strategy)))?;
         }
-        let row = |(batch_max, strategy): (usize, &Strategy)| TableRow { batch_max, strategy: *strategy };
+        let row = |(batch_max, strategy): (usize, &Strategy)| TableRow { batch_max, strategy: Some(*strategy) };
         let table = [2, 6, 20].into_iter().zip(strategies.iter().cycle()).map(row).collect();
         self.compare(race, asked, (drafter, "table", &Controller::Table(table)))?;
         let bandit = Controller::Bandit { strategies: strategies.to_vec(), epsilon: 0.2, window: 32 };
@@ -144,8 +162,8 @@ impl Bench<'_> {
     fn compare(&mut self, race: &Race, asked: &[Asked], way: (&str, &str, &Controller)) -> Result<()> {
         let (drafter, name, controller) = way;
         output::note(&format!("{drafter}, {name}"));
-        let mut line =
-            Line { drafter: drafter.into(), controller: name.into(), differences: Vec::new(), accept_length: 0.0 };
+        let (drafted, differences, accept_length) = Default::default();
+        let mut line = Line { drafter: drafter.into(), controller: name.into(), drafted, differences, accept_length };
         for slots in BATCHES {
             let decoded = race.solo.decode(asked, &race.options(controller, slots, race.tokens_max))?;
             self.count(&mut line, &decoded);
@@ -162,6 +180,7 @@ impl Bench<'_> {
     fn count(&mut self, line: &mut Line, decoded: &Decoded) {
         let differences = differences(&self.plain, &decoded.answers);
         line.differences.push(differences);
+        line.drafted += decoded.cycles.iter().map(|m| m.rows - m.requests - m.prefilled).sum::<usize>();
         line.accept_length = line.accept_length.max(decoded.accept_length());
         self.compared.differences += differences;
         self.compared.answers += self.plain.len();
@@ -194,24 +213,52 @@ impl Compared {
         Self { temperature, requests: args.requests, answers: 0, tokens: 0, differences: 0, ways: Vec::new() }
     }
 
+    /// Ways that should have drafted and never did, if there are any: they show nothing.
+    fn silent(&self) -> Option<String> {
+        let is_silent = |line: &&Line| line.drafter != NONE && line.drafted == 0;
+        let name = |line: &Line| format!("{} ({})", line.drafter, line.controller);
+        let ways: Vec<String> = self.ways.iter().filter(is_silent).map(name).collect();
+        (!ways.is_empty()).then(|| ways.join(", "))
+    }
+
     fn text(&self) -> String {
         let batches = BATCHES.map(|batch| format!("{batch:>5}")).join("");
         let mut text = format!(
-            "\nanswers that differ from plain decoding one at a time, of {} each, T = {}\n\n  {:<16} {:<44} accept  \
+            "\nanswers that differ from plain decoding one at a time, of {} each, T = {}\n\n  {:<16} {:<44} {:>9} accept  \
              together:{batches}  moving\n",
-            self.requests, self.temperature, "drafter", "controller",
+            self.requests, self.temperature, "drafter", "controller", "drafted",
         );
         for line in &self.ways {
             let (moving, batches) = line.differences.split_last().unwrap_or((&0, &[]));
             let batches: String = batches.iter().map(|count| format!("{count:>5}")).collect();
             text += &format!(
-                "  {:<16} {:<44} {:>6.2}           {batches}  {moving:>6}\n",
-                line.drafter, line.controller, line.accept_length
+                "  {:<16} {:<44} {:>9} {:>6.2}           {batches}  {moving:>6}\n",
+                line.drafter, line.controller, line.drafted, line.accept_length
             );
         }
         let Self { answers, tokens, differences, .. } = self;
         text + &format!(
             "\n  {answers} answers of {tokens} tokens compared, log-probabilities by their bits; {differences} differ\n"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_that_never_drafted_is_told() {
+        let line = |drafter: &str, drafted| Line {
+            drafter: drafter.into(),
+            controller: "table".into(),
+            drafted,
+            differences: vec![0; 4],
+            accept_length: 1.0,
+        };
+        let compared = |ways| Compared { temperature: 1.0, requests: 9, answers: 36, tokens: 99, differences: 0, ways };
+        assert_eq!(compared(vec![line(NONE, 0), line("suffix", 3), line("eagle", 1)]).silent(), None);
+        let silent = compared(vec![line(NONE, 0), line("suffix", 0), line("eagle", 0), line("eagle3", 1)]).silent();
+        assert_eq!(silent.as_deref(), Some("suffix (table), eagle (table)"));
     }
 }

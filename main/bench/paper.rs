@@ -2,12 +2,16 @@
 
 #[path = "paper/chart.rs"]
 mod chart;
+#[path = "paper/rows.rs"]
+mod rows;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use actors::Decoded;
 use clap::ValueEnum;
+use serde::Serialize;
 use state::plan::{Controller, Strategy};
 
 use super::race::{Race, SLOTS, Way};
@@ -16,6 +20,7 @@ use crate::commands::Result;
 use crate::failure::Failure;
 use crate::output;
 use chart::{Heat, Line, Lines};
+use rows::{Row, rows};
 
 /// Levels of a draft, and tokens of it that are verified.
 const DEPTHS: [usize; 5] = [1, 2, 4, 6, 8];
@@ -64,6 +69,20 @@ pub(crate) struct Paper {
     /// Seconds that it learns for, at most.
     #[arg(long, default_value_t = 60)]
     learn_s: u64,
+    /// For machines: one JSON object, beside the files.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys of the JSON form.
+#[derive(Default, Serialize)]
+struct Measured {
+    /// Answers that were compared with those of plain decoding, and those that differ.
+    compared: usize,
+    differences: usize,
+    /// Rows of each figure's CSV.
+    #[serde(flatten)]
+    figures: BTreeMap<&'static str, Vec<Row>>,
 }
 
 /// A figure or table of the paper.
@@ -92,6 +111,7 @@ struct Bench<'a> {
     args: &'a Paper,
     race: Race,
     learned: usize,
+    measured: Measured,
 }
 
 pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
@@ -100,7 +120,7 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
         return Err(Failure::NothingToDraft { path: args.model.clone() });
     };
     std::fs::create_dir_all(&args.to).map_err(|source| Failure::Picture { path: args.to.clone(), source })?;
-    let mut bench = Bench { args, race, learned };
+    let mut bench = Bench { args, race, learned, measured: Measured::default() };
     let wanted = |figure: Figure| args.figure.is_empty() || args.figure.contains(&figure);
     let early = args.learn_s as f64 * EARLY;
     let lessons = bench.race.lessons(args.learn_from)?;
@@ -116,11 +136,11 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
         bench.race.solo.train(&[], args.learn_s as f64 - early)?;
     }
     if !bench.race.solo.has_drafter() {
-        return Err(Failure::NothingToDraft { path: args.model.clone() });
+        return Err(Failure::NothingLearned { path: args.model.clone() });
     }
     if wanted(Figure::Levels) {
         let late = bench.levels()?;
-        save(&args.to, &levels_drawn(levels.as_deref(), &late)?)?;
+        bench.save(&levels_drawn(levels.as_deref(), &late)?)?;
     }
     for figure in [Figure::Grid, Figure::Width, Figure::Batch, Figure::Running].into_iter().filter(|f| wanted(*f)) {
         let drawn = match figure {
@@ -130,23 +150,24 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
             Figure::Batch => bench.batch()?,
             Figure::Running => bench.running()?,
         };
-        save(&args.to, &drawn)?;
+        bench.save(&drawn)?;
     }
     let (compared, differences) = (bench.race.compared, bench.race.differences);
     output::note(&format!("{compared} answers compared with plain decoding, {differences} differ"));
-    Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn save(folder: &Path, drawn: &Drawn) -> Result<()> {
-    for (ending, text) in [("csv", &drawn.csv), ("svg", &drawn.svg)] {
-        let path = folder.join(format!("{}.{ending}", drawn.name));
-        std::fs::write(&path, text).map_err(|source| Failure::Picture { path: path.clone(), source })?;
-        output::note(&format!("wrote {}", path.display()));
-    }
-    Ok(())
+    output::measured(args.json, &Measured { compared, differences, ..bench.measured }, "", differences == 0)
 }
 
 impl Bench<'_> {
+    fn save(&mut self, drawn: &Drawn) -> Result<()> {
+        for (ending, text) in [("csv", &drawn.csv), ("svg", &drawn.svg)] {
+            let path = self.args.to.join(format!("{}.{ending}", drawn.name));
+            std::fs::write(&path, text).map_err(|source| Failure::Picture { path: path.clone(), source })?;
+            output::note(&format!("wrote {}", path.display()));
+        }
+        self.measured.figures.insert(drawn.name, rows(&drawn.csv));
+        Ok(())
+    }
+
     fn tree(&self, depth: usize, width: usize, budget: usize) -> Way {
         (String::new(), Controller::Fixed(Strategy::tree(self.learned, depth, width, budget)))
     }

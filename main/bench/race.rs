@@ -1,5 +1,6 @@
 //! Ways to decode that take turns every few cycles, because machines are noisy, and are compared answer by answer.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -30,6 +31,42 @@ pub(super) struct Race {
     /// Answers that were compared with those of plain decoding, and those that differ.
     pub(super) compared: usize,
     pub(super) differences: usize,
+    /// Those of all measurements.
+    pub(super) prompts: Prompts,
+}
+
+/// What a drafter learned, and from what.
+#[derive(Default)]
+pub(super) struct Learned {
+    /// Micro-batches, and the loss of the last one.
+    pub(super) batches: u64,
+    pub(super) loss: f64,
+    pub(super) seconds: f64,
+    pub(super) prompts: Prompts,
+}
+
+/// Prompts that were asked.
+#[derive(Default)]
+pub(super) struct Prompts {
+    different: BTreeSet<Vec<u32>>,
+    /// Some are those of several problems of one measurement.
+    pub(super) repeat: bool,
+}
+
+impl Prompts {
+    /// Adds those of one measurement, one a problem.
+    fn add<'a>(&mut self, prompts: impl Iterator<Item = &'a [u32]>) {
+        let mut here = BTreeSet::new();
+        for prompt in prompts {
+            self.repeat |= !here.insert(prompt);
+        }
+        self.different.extend(here.into_iter().map(<[u32]>::to_vec));
+    }
+
+    /// How many different ones.
+    pub(super) fn count(&self) -> usize {
+        self.different.len()
+    }
 }
 
 impl Race {
@@ -37,7 +74,7 @@ impl Race {
     pub(super) fn open(model: &Path, threads: usize, tokens: Option<usize>) -> Result<Self> {
         let (solo, _) = open(model, threads.max(1))?;
         let tokens_max = tokens.unwrap_or(solo.plan().sampling.tokens_max).max(1);
-        Ok(Self { solo, tokens_max, compared: 0, differences: 0 })
+        Ok(Self { solo, tokens_max, compared: 0, differences: 0, prompts: Prompts::default() })
     }
 
     pub(super) fn plain() -> Way {
@@ -75,16 +112,33 @@ impl Race {
         name
     }
 
-    /// Has the drafter learn from so many answers for at most so many seconds; micro-batches, the last loss, seconds.
-    pub(super) fn learn(&self, count: usize, seconds: f64) -> Result<(u64, f64, f64)> {
+    /// Has the drafter learn from so many answers for at most so many seconds.
+    pub(super) fn learn(&self, count: usize, seconds: f64) -> Result<Learned> {
         let answers = if seconds > 0.0 { self.lessons(count)? } else { Vec::new() };
         if answers.is_empty() {
-            return Ok((0, 0.0, 0.0));
+            return Ok(Learned::default());
         }
         output::note(&format!("the drafter learns from {} answers for {seconds} s", answers.len()));
         let began = Instant::now();
         let (batches, loss) = self.solo.train(&answers, seconds)?;
-        Ok((batches, loss, began.elapsed().as_secs_f64()))
+        let (seconds, mut prompts) = (began.elapsed().as_secs_f64(), Prompts::default());
+        prompts.add(answers.iter().map(|answer| &answer.tokens[..answer.prompt]));
+        Ok(Learned { batches, loss, seconds, prompts })
+    }
+
+    /// Has the drafter learn for a second, and for ever longer until there is one to draft with: all in all for less than twice so many
+    /// seconds.
+    pub(super) fn learn_first(&self, lessons: &[Answer], seconds_max: f64) -> Result<()> {
+        if lessons.is_empty() {
+            return Ok(());
+        }
+        let mut seconds = 1.0;
+        self.solo.train(lessons, seconds)?;
+        while !self.solo.has_drafter() && 2.0 * seconds <= seconds_max {
+            seconds *= 2.0;
+            self.solo.train(&[], seconds)?;
+        }
+        Ok(())
     }
 
     /// Answers to learn from; none if the plan has no drafter that learns.
@@ -134,6 +188,7 @@ impl Race {
     ) -> Result<Vec<(String, Decoded)>> {
         let group = if slots > 1 { self.group() } else { 1 };
         let asked = self.measured(requests, group)?;
+        self.prompts.add(asked.iter().step_by(group).map(|asked| asked.prompt.as_slice()));
         let begin = |way: &Way| self.solo.begin(&asked, &self.options(&way.1, slots, tokens_max));
         let mut sessions = ways.iter().map(begin).collect::<std::result::Result<Vec<_>, _>>()?;
         while let Some(session) =
@@ -165,4 +220,20 @@ pub(super) fn differences(plain: &[Answer], other: &[Answer]) -> usize {
     let id = |answer: &Answer| (answer.group, answer.sample);
     let is_same = |(a, b): &(&Answer, &Answer)| id(a) == id(b) && a.tokens == b.tokens && bits(a) == bits(b);
     plain.len().max(other.len()) - plain.iter().zip(other).filter(is_same).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_repeat_within_a_measurement_not_between_two() {
+        let mut prompts = Prompts::default();
+        let (one, two, three) = (&[1, 2][..], &[1][..], &[3][..]);
+        prompts.add([one, two].into_iter());
+        prompts.add([one, two, three].into_iter());
+        assert_eq!((prompts.count(), prompts.repeat), (3, false));
+        prompts.add([three, one, three].into_iter());
+        assert_eq!((prompts.count(), prompts.repeat), (3, true));
+    }
 }

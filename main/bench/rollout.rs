@@ -46,6 +46,9 @@ pub(crate) struct Rollout {
     /// Measure every strategy on the long-tailed rollout too: what would the best choice in hindsight have gained?
     #[arg(long)]
     regret: bool,
+    /// Leave out what comes last and takes as long as all the rest: trees of several sizes and shapes, with the target's noise and without.
+    #[arg(long)]
+    no_trees: bool,
     /// For machines: one JSON object.
     #[arg(long)]
     json: bool,
@@ -62,7 +65,7 @@ pub(crate) fn rollout(args: &Rollout) -> Result<ExitCode> {
 }
 
 fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
-    let (learned_batches, learned_loss, learned_s) = race.learn(args.learn_from, args.learn_s as f64)?;
+    let learned = race.learn(args.learn_from, args.learn_s as f64)?;
     let mut ways = vec![Race::plain(), race.adaptive()];
     ways.extend(race.strategies());
     let tokens_max = race.tokens_max;
@@ -73,15 +76,17 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
     output::note(&format!("{} requests, {} at a time", args.requests, args.slots));
     let some = if args.regret { &ways[..] } else { &ways[..2] };
     let tail = race.run(some, args.requests, args.slots, tokens_max)?;
-    output::note("trees with and without shared noise");
-    let trees = if race.solo.has_drafter() { trees(args, race)? } else { Vec::new() };
+    let trees = if race.solo.has_drafter() && !args.no_trees { trees(args, race)? } else { Vec::new() };
     let (regret_fixed, regret_by_batch) = regret(&tail);
     Ok(Measured {
         threads: args.threads,
         temperature: race.solo.plan().sampling.temperature,
-        learned_batches,
-        learned_loss,
-        learned_s,
+        learned_batches: learned.batches,
+        learned_loss: learned.loss,
+        learned_s: learned.seconds,
+        prompts_measured: race.prompts.count(),
+        prompts_learned: learned.prompts.count(),
+        repeat: [&race.prompts, &learned.prompts].map(|prompts| prompts.repeat),
         compared: race.compared,
         differences: race.differences,
         overhead_alone: overhead(&alone[1].1),
@@ -99,6 +104,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
 
 fn trees(args: &Rollout, race: &Race) -> Result<Vec<Tree>> {
     let Some(drafter) = race.solo.plan().speculation.learned() else { return Ok(Vec::new()) };
+    output::note("trees with and without shared noise");
     let asked = race.measured(args.alone.min(8), 1)?;
     let mut trees = Vec::new();
     let accept_length = |is_coupled: bool, (depth, width, budget): (usize, usize, usize)| -> Result<f64> {

@@ -83,8 +83,14 @@ impl Weights {
     /// The masters as a file holds them: unpacked, by name.
     #[must_use]
     pub fn to_raw(&self) -> RawWeights {
+        self.to_raw_of(|_| true)
+    }
+
+    /// The same of those whose name is wanted; others are not copied.
+    #[must_use]
+    pub fn to_raw_of(&self, is_wanted: impl Fn(&str) -> bool) -> RawWeights {
         let mut tensors = BTreeMap::new();
-        for (parameter, master) in self.layout.iter().zip(&self.masters) {
+        for (parameter, master) in self.layout.iter().zip(&self.masters).filter(|(p, _)| is_wanted(&p.name)) {
             tensors.insert(parameter.name.clone(), plain(parameter, master));
         }
         RawWeights { tensors }
@@ -233,4 +239,24 @@ fn random_values(parameter: &Parameter, index: usize, seed: u64, layers: usize) 
 /// The sum of twelve uniform numbers, centred: close to normal, and exact arithmetic everywhere.
 fn normal(key: &NoiseKey, i: usize) -> f64 {
     (0..12).map(|j| key.uniform(u32::try_from(i).unwrap_or(u32::MAX), j)).sum::<f64>() - 6.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_parameters_is_as_in_all_of_them() {
+        let parameter = |name: &str, shape| Parameter { name: name.into(), shape };
+        let layout = vec![
+            parameter("embed", ParameterShape::Matrix(5, 3)),
+            parameter("norm", ParameterShape::Vector(3)),
+            parameter("head", ParameterShape::Matrix(5, 3)),
+        ];
+        let weights = Weights::random_layout(layout, Storage::F32, 7, 1).unwrap();
+        let (all, part) = (weights.to_raw(), weights.to_raw_of(|name| name != "embed"));
+        assert_eq!(part.tensors.keys().collect::<Vec<_>>(), ["head", "norm"]);
+        assert!(part.tensors.iter().all(|(name, tensor)| all.tensors[name] == *tensor));
+        assert_eq!(all.tensors.len(), 3);
+    }
 }

@@ -33,6 +33,10 @@ fn measured_answers_are_those_of_plain_decoding() {
     assert_eq!(found["differences"], 0);
     assert!(found["compared"].as_u64().unwrap() > 6);
     assert!(found["learned_batches"].as_u64().unwrap() > 0);
+    // Sixteen groups of four in the full batch, and four lessons.
+    assert!((10..=16).contains(&found["prompts_measured"].as_u64().unwrap()), "{}", found["prompts_measured"]);
+    assert!((1..=4).contains(&found["prompts_learned"].as_u64().unwrap()), "{}", found["prompts_learned"]);
+    assert!(["overhead_alone", "overhead_tail"].iter().all(|key| (0.0..1.0).contains(&found[key].as_f64().unwrap())));
     assert_eq!(found["alone"][0]["how"], "plain");
     assert!(found["alone"].as_array().unwrap().len() > 2, "every strategy: {}", found["alone"]);
     assert!(found["trees"].as_array().unwrap().iter().all(|t| t["coupled"]["accept_length"].as_f64().unwrap() >= 1.0));
@@ -43,12 +47,13 @@ fn figures_are_drawn_with_their_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let (file, to) = (workflow(folder.path(), |w| w), folder.path().join("figures"));
     let small = ["--answers", "16", "--requests", "6", "--tokens", "24", "--learn-from", "8", "--learn-s", "2"];
-    completed(&[&["bench", "paper", text(&file), "--to", text(&to)], &small[..]].concat());
+    let found = json(&[&["bench", "paper", text(&file), "--json", "--to", text(&to)], &small[..]].concat());
     let rows = |name: &str| std::fs::read_to_string(to.join(format!("{name}.csv"))).unwrap().lines().count() - 1;
     assert_eq!(["grid", "width", "batch"].map(rows), [25, 5, 30]);
     assert!(rows("running") > 10 && rows("levels") > 0);
     for name in ["grid", "width", "batch", "running", "levels"] {
         assert!(std::fs::read_to_string(to.join(format!("{name}.svg"))).unwrap().starts_with("<svg"), "{name}");
+        assert_eq!(found[name].as_array().unwrap().len(), rows(name), "{name}");
     }
     // One alone, and what cannot be drawn.
     let one = folder.path().join("one");
@@ -131,7 +136,9 @@ fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
 #[test]
 fn every_way_to_decode_is_compared_with_plain_decoding() {
     let folder = tempfile::tempdir().unwrap();
-    let file = workflow(folder.path(), |w| w);
+    // What a token was followed by is repeated: texts of a model that knows nothing have no longer matches.
+    let drafters = "speculation: (drafters: [Eagle(), Suffix(match_min: 1)]),\n    devices:";
+    let file = workflow(folder.path(), |w| w.replace("devices:", drafters));
     let small = ["--requests", "9", "--tokens", "24", "--learn-from", "8", "--learn-s", "1"];
     let found = json(&[&["bench", "lossless", text(&file), "--json"], &small[..]].concat());
     assert_eq!(found["differences"], 0);
@@ -140,4 +147,25 @@ fn every_way_to_decode_is_compared_with_plain_decoding() {
     let drafters: std::collections::BTreeSet<_> = ways.iter().map(|way| way["drafter"].as_str().unwrap()).collect();
     assert_eq!(drafters, ["eagle", "eagle + suffix", "eagle3", "eagle3 + suffix", "none", "suffix"].into());
     assert!(ways.iter().any(|way| way["accept_length"].as_f64().unwrap() > 1.0));
+    assert!(ways.iter().all(|way| (way["drafted"].as_u64().unwrap() > 0) == (way["drafter"] != "none")), "{ways:?}");
+    // What does not draft shows nothing.
+    let few = [&small[..6], &["--learn-s", "0"]].concat();
+    assert!(refusal(&[&["bench", "lossless", text(&file)], &few[..]].concat()).contains("cannot draft yet"));
+    let none = workflow(folder.path(), |w| {
+        w.replace("devices:", "speculation: (drafters: [Suffix(match_min: 24)]), devices:")
+    });
+    let message = refusal(&[&["bench", "lossless", text(&none)], &small[..]].concat());
+    assert!(message.contains("nothing was drafted by suffix (fixed: suffix 8), suffix (table)"), "{message}");
+}
+
+#[test]
+fn strategies_are_recorded_once_there_is_a_drafter() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w);
+    let small = ["--requests", "8", "--tokens", "24", "--ages", "2", "--rollouts", "2", "--learn-s", "1"];
+    let found = json(&[&["bench", "controller", text(&file), "--learn-from", "8", "--json"], &small[..]].concat());
+    assert_eq!(found["differences"], 0);
+    assert!(found["adaptive_s"].as_f64().unwrap() > 0.0);
+    let refused = refusal(&[&["bench", "controller", text(&file), "--learn-from", "0"], &small[..]].concat());
+    assert!(refused.contains("cannot draft yet"), "{refused}");
 }

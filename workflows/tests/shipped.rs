@@ -108,6 +108,7 @@ fn spellings_that_mean_the_same_give_the_same_plan() {
     }
     let table = with("(controller: Table([(batch_max: 4, strategy: (drafter: Suffix, depth: 6))]))");
     assert_eq!(with("(controller: Threshold(batch_max: 4, strategy: (drafter: Suffix, depth: 6)))"), table);
+    assert_eq!(with("(controller: Threshold(batch_max: 4, strategy: Some((drafter: Suffix, depth: 6))))"), table);
     let training = with("(training: (lr: 0.5))").speculation.training;
     assert_eq!(with("(training: Some((lr: 0.5)))").speculation.training, training);
     assert_eq!(with("(training: Some(lr: 0.5))").speculation.training, training);
@@ -118,6 +119,16 @@ fn spellings_that_mean_the_same_give_the_same_plan() {
     assert!(with("(drafters: [])").speculation.lending && !with("(lending: false)").speculation.lending);
     assert_eq!(plan(&format!("\u{feff}#![enable(implicit_some)]\r\n{SHORT},\r\n")), plan(SHORT));
     assert_eq!(plan(&SHORT.replace("Workflow(", "(")), plan(SHORT));
+}
+
+#[test]
+fn a_row_of_a_table_may_be_plain_decoding() {
+    let rows = "(batch_max: 2, strategy: None), (batch_max: 4, strategy: (drafter: Suffix, depth: 6))";
+    let Controller::Table(rows) = with(&format!("(controller: Table([{rows}]))")).speculation.controller else {
+        panic!()
+    };
+    let depths = rows.iter().map(|row| (row.batch_max, row.strategy.map(|strategy| strategy.depth)));
+    assert_eq!(depths.collect::<Vec<_>>(), [(2, None), (4, Some(6))]);
 }
 
 #[test]

@@ -51,8 +51,8 @@ impl Age {
         nearest.map_or((0, &[]), |(batch, cycles)| (*batch, cycles.as_slice()))
     }
 
-    /// The fastest way from `from` on in the bucket of a batch size, the first of equal ones; `from` where nothing was recorded.
-    pub(super) fn best(&self, batch: usize, from: usize) -> usize {
+    /// The fastest way in the bucket of a batch size, the first of equal ones; plain decoding, which is 0, where nothing was recorded.
+    pub(super) fn best(&self, batch: usize) -> usize {
         let rate = |way: &usize| {
             let here = self.0[*way].iter().filter(|(recorded, _)| bucket(**recorded) == bucket(batch));
             let (tokens, seconds) = here
@@ -60,7 +60,7 @@ impl Age {
                 .fold((0.0, 0.0), |(tokens, seconds), m| (tokens + m.tokens as f64, seconds + m.seconds));
             if seconds > 0.0 { tokens / seconds } else { 0.0 }
         };
-        (from..self.0.len()).rev().max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or(from)
+        (0..self.0.len()).rev().max_by(|a, b| rate(a).total_cmp(&rate(b))).unwrap_or(0)
     }
 }
 
@@ -80,7 +80,7 @@ impl Replay {
 
     /// Seconds of all rollouts with the best way at each age and batch size.
     pub(super) fn hindsight(&self) -> f64 {
-        self.play(|age, batch, _| age.best(batch, 0).checked_sub(1).map(|strategy| self.strategies[strategy]))
+        self.play(|age, batch, _| age.best(batch).checked_sub(1).map(|strategy| self.strategies[strategy]))
     }
 
     /// Seconds of all rollouts; `choose` is given the cycle before.
@@ -139,6 +139,6 @@ mod tests {
         assert!((replay.seconds(&plan::Controller::Off, 0) - 3.0 * (3.0 + 4.0)).abs() < 1e-9);
         assert!((replay.seconds(&plan::Controller::Fixed(strategy), 0) - 3.0 * (4.0 + 2.0)).abs() < 1e-9);
         assert!((replay.hindsight() - 3.0 * (3.0 + 2.0)).abs() < 1e-9);
-        assert_eq!([1, 2, 9].map(|batch| replay.ages[0].best(batch, 0)), [1, 0, 0]);
+        assert_eq!([1, 2, 9].map(|batch| replay.ages[0].best(batch)), [1, 0, 0]);
     }
 }

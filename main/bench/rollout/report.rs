@@ -15,6 +15,12 @@ pub(super) struct Measured {
     pub(super) learned_batches: u64,
     pub(super) learned_loss: f64,
     pub(super) learned_s: f64,
+    /// Different prompts of the measured answers, and of those that the drafter learned from here.
+    pub(super) prompts_measured: usize,
+    pub(super) prompts_learned: usize,
+    /// Whether some of either were asked for several problems.
+    #[serde(skip)]
+    pub(super) repeat: [bool; 2],
     /// Answers that were compared with those of plain decoding, and those that differ.
     pub(super) compared: usize,
     pub(super) differences: usize,
@@ -31,7 +37,7 @@ pub(super) struct Measured {
     pub(super) regret_by_batch: Option<f64>,
     /// Accept length of trees with shared noise and without.
     pub(super) trees: Vec<Tree>,
-    /// Share of adaptive decoding that is neither target nor drafter, alone and in the rollout.
+    /// Share of adaptive decoding's time that is neither the target's forwards nor drafting, alone and in the rollout.
     pub(super) overhead_alone: f64,
     pub(super) overhead_tail: f64,
 }
@@ -129,10 +135,11 @@ pub(super) fn lines(all: &[(String, Decoded)]) -> Vec<Line> {
     all.iter().map(line).collect()
 }
 
-/// Share of the cycles' time outside the target's and the drafter's forwards.
+/// Share of the time of a whole decoding outside the target's forwards, those of prompts among them, and outside drafting, with catching
+/// up: for admitting, choosing, drawing, accepting and measuring.
 pub(super) fn overhead(decoded: &Decoded) -> f64 {
     let sum = |f: fn(&CycleStats) -> f64| decoded.cycles.iter().map(f).fold(0.0, |a, b| a + b);
-    1.0 - (sum(|m| m.draft_s) + sum(|m| m.target_s)) / sum(|m| m.seconds).max(1e-9)
+    1.0 - (sum(|m| m.draft_s) + sum(|m| m.target_s)) / decoded.seconds.max(1e-9)
 }
 
 /// Tokens and seconds in each bucket of batch sizes. Cycles of prompts alone are in none.
@@ -177,10 +184,28 @@ pub(super) fn regret(tail: &[(String, Decoded)]) -> (Option<f64>, Option<f64>) {
 }
 
 impl Measured {
+    /// How much the answers that were measured and learned from can differ.
+    fn prompts(&self) -> String {
+        let again = |repeat: bool| if repeat { " (some more than once)" } else { "" };
+        let [measured, learned] = self.repeat.map(again);
+        let mut text = format!(
+            "{} different prompts measured on{measured}, {} learned from{learned}\n",
+            self.prompts_measured, self.prompts_learned
+        );
+        if self.repeat.contains(&true) {
+            text += "note: prompts repeat, whose answers are alike; give the data more problems (`heldout` for those measured on), or ask \
+                     for fewer answers\n";
+        }
+        text
+    }
+
     pub(super) fn text(&self) -> String {
         let mut text = format!(
-            "\n{} threads, T = {}; the drafter learned {} micro-batches\n",
-            self.threads, self.temperature, self.learned_batches
+            "\n{} threads, T = {}; the drafter learned {} micro-batches\n{}",
+            self.threads,
+            self.temperature,
+            self.learned_batches,
+            self.prompts()
         );
         let parts = [("one request at a time", &self.alone), ("a full batch", &self.full), ("a long tail", &self.tail)];
         for (title, lines) in parts {
@@ -227,5 +252,23 @@ impl Measured {
             self.compared,
             self.differences
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_neither_target_nor_drafter_is_overhead() {
+        let cycle = |requests, draft_s, target_s| {
+            let (at_s, seconds, drafted, strategy) = Default::default();
+            let (rows, prefilled, tokens) = (requests, 1 - requests, requests);
+            CycleStats { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, drafted, strategy }
+        };
+        // A prompt's forward is the target's. Cycles say less of their seconds than the whole decoding took.
+        let cycles = vec![cycle(0, 0.0, 2.0), cycle(1, 1.0, 3.0), cycle(1, 0.5, 1.5)];
+        let decoded = Decoded { cycles, seconds: 10.0, ..Decoded::default() };
+        assert!((overhead(&decoded) - 0.2).abs() < 1e-12);
     }
 }

@@ -95,8 +95,8 @@ pub enum Controller {
 pub struct TableRow {
     /// Most requests decoded together that it is for.
     pub batch_max: usize,
-    /// How it drafts.
-    pub strategy: Strategy,
+    /// How it drafts; none: plain decoding.
+    pub strategy: Option<Strategy>,
 }
 
 /// One way to draft.

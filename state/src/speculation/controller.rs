@@ -131,7 +131,7 @@ impl Controller {
         let strategy = match &self.rule {
             Rule::Off => None,
             Rule::Fixed(strategy) => Some(*strategy),
-            Rule::Table(rows) => rows.iter().find(|row| batch <= row.batch_max).map(|row| row.strategy),
+            Rule::Table(rows) => rows.iter().find(|row| batch <= row.batch_max).and_then(|row| row.strategy),
             Rule::Bandit(bandit) => bandit.in_use(bucket(batch)),
         };
         strategy.filter(|strategy| ready(strategy.drafter))

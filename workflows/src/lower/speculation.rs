@@ -134,7 +134,8 @@ fn table(check: &mut Check<'_>, path: &str, given: &[spec::TableRow], words: &[W
 
 fn table_row(check: &mut Check<'_>, path: &str, row: &spec::TableRow, words: &[Word]) -> TableRow {
     check.count(&format!("{path}.batch_max"), row.batch_max, 1, 65_536);
-    let strategy = lower_strategy(check, &format!("{path}.strategy"), row.strategy, words);
+    let lower = |strategy| lower_strategy(check, &format!("{path}.strategy"), strategy, words);
+    let strategy = row.strategy.map(lower);
     TableRow { batch_max: row.batch_max, strategy }
 }
 

@@ -94,12 +94,13 @@ pub(crate) enum Controller {
     Threshold(TableRow),
 }
 
-/// A strategy for batches up to a size.
+/// A strategy for batches up to a size, or `None` for plain decoding, which must be written.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TableRow {
     pub(crate) batch_max: usize,
-    pub(crate) strategy: Strategy,
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(crate) strategy: Option<Strategy>,
 }
 
 /// A controller that measures.

@@ -92,11 +92,11 @@ fn off_and_fixed_do_not_learn_but_measure_plain_cycles() {
 #[test]
 fn a_table_is_looked_up_by_batch_size() {
     let row = |batch_max, strategy| plan::TableRow { batch_max, strategy };
-    let rows = vec![row(1, STRATEGIES[1]), row(4, STRATEGIES[0])];
+    let rows = vec![row(1, Some(STRATEGIES[1])), row(2, None), row(4, Some(STRATEGIES[0]))];
     let config = plan::Controller::Table(rows);
     let mut table = Controller::new(&config);
-    let chosen = [1, 2, 4, 5].map(|batch| table.choose(batch, [0.0, 0.0], &|_| true));
-    assert_eq!(chosen, [Some(STRATEGIES[1]), Some(STRATEGIES[0]), Some(STRATEGIES[0]), None]);
+    let chosen = [1, 2, 3, 4, 5].map(|batch| table.choose(batch, [0.0, 0.0], &|_| true));
+    assert_eq!(chosen, [Some(STRATEGIES[1]), None, Some(STRATEGIES[0]), Some(STRATEGIES[0]), None]);
     assert_eq!(table.choose(1, [0.0, 0.0], &|drafter| drafter == 0), None, "not ready");
     assert!(table.is_of(&config) && !table.is_of(&plan::Controller::Off));
 }
