@@ -46,7 +46,7 @@ impl State {
             self.group(job.dataset.problem(i), noise)
         };
         let groups = (first..first + grpo.prompts as u64).map(group).collect::<Result<_>>()?;
-        self.speculator.next_policy();
+        self.speculator.begin_policy(number);
         self.begin_rollout(groups, job.plan.sampling.temperature, true);
         Ok(())
     }
