@@ -252,6 +252,7 @@ impl State {
         m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * rated_s / plain_s } else { 0.0 };
         (m.drafter_batches, m.drafter_loss) = (counts.training.batches, counts.training.loss);
         (m.drafter_held_out, m.drafter_held_out_top3) = counts.training.held_out.unzip();
+        (m.drafter_held_out_before, m.drafter_held_out_before_top3) = counts.training.before.unzip();
         m.drafter_discarded = counts.training.discarded;
         m.lent = counts.lent;
         m.drafter_version = self.speculator.version();
