@@ -15,7 +15,7 @@ use models::drafter::buffer::Window;
 use models::drafter::learn::{Learner, Reader, Reading, Workspace, learning_rate};
 use models::optim::Gradients;
 use models::{RawWeights, Target, Weights};
-use state::drafter::{Duel, GUESSES_MIN, Publication, Verdict};
+use state::drafter::{Duel, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
@@ -49,10 +49,10 @@ pub(crate) struct Learning {
     read: usize,
     /// Tokens that a device reads in one go, at most: as many as it lately had time for.
     together: usize,
-    /// A version waits for its score.
-    is_due: bool,
     /// An exam that was begun.
     exam: Option<Box<Exam>>,
+    /// The policy by whose held-out answers the version in use was examined first.
+    first_examined: Option<u32>,
     /// Who reads an exam, if anybody does: a lost device leaves none behind.
     examiner: Weak<()>,
     /// Levels that are learned from the start, beside the first.
@@ -69,9 +69,11 @@ pub(crate) struct Learned {
     pub(crate) loss: f64,
     /// Shares of held-out tokens that the newest scored version guessed at once, and within three guesses.
     pub(crate) held_out: Option<(f64, f64)>,
+    /// The same of the version in use, before any other was published for the policy that is rolled out.
+    pub(crate) before: Option<(f64, f64)>,
     /// Versions that were worse than the one in use.
     pub(crate) discarded: u64,
-    /// The opportunity was left out: versions had stopped getting better.
+    /// The opportunity was left out, or the rest of it: versions had stopped getting better.
     pub(crate) rests: bool,
 }
 
@@ -82,6 +84,7 @@ impl Learned {
             batches: self.batches + later.batches,
             loss: if later.batches > 0 { later.loss } else { self.loss },
             held_out: later.held_out.or(self.held_out),
+            before: self.before.or(later.before),
             discarded: self.discarded + later.discarded,
             rests: later.rests,
         }
@@ -112,6 +115,8 @@ impl Learning {
         let config = target.config();
         let lr = training.lr.unwrap_or_else(|| learning_rate(config));
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, lr).ok());
+        // What versions of another one were worth says nothing.
+        let publication = if earlier.is_some() { publication } else { Publication::default() };
         // Weights from elsewhere have learned; an earlier learner knows how much.
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,
@@ -135,8 +140,8 @@ impl Learning {
             begun: VecDeque::new(),
             read: 0,
             together: training.tokens_max,
-            is_due: false,
             exam: None,
+            first_examined: None,
             examiner: Weak::new(),
             head_start,
             is_worth_it: None,
@@ -157,11 +162,14 @@ impl Learning {
     /// What one of so many devices at work is to do next. A step comes first that is due, a parameter at a time: others wait for the
     /// learner meanwhile.
     fn next(&mut self, lesson: &Lesson<'_>, at_work: usize, learned: &mut Learned) -> Task {
+        if self.is_worth_it == Some(false) {
+            return Task::Rest;
+        }
         let speculator = lesson.speculator;
         if self.step(lesson, learned) {
             return Task::Step;
         }
-        if self.is_due && !self.is_examined() {
+        if self.publication.is_due() && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
             exam.newest.get_or_insert_with(|| Newest::Learned(speculator.version() + 1, self.learner.mean()));
             return Task::Examine(exam, examiner);
@@ -180,7 +188,7 @@ impl Learning {
         let most = self.together.min(self.drawn_tokens.div_ceil(at_work.max(1)));
         let kept = self.pending.len() - fitting(self.pending.iter().rev(), most);
         let windows = self.pending.split_off(kept);
-        if windows.is_empty() { Task::Rest } else { Task::Read(windows, Box::new(self.learner.reader())) }
+        if windows.is_empty() { Task::Nothing } else { Task::Read(windows, Box::new(self.learner.reader())) }
     }
 
     /// Takes in windows that were read, or takes them back; returns gradients that are not needed any more. After an interruption fewer
@@ -217,7 +225,9 @@ impl Learning {
         self.read -= windows;
         learned.loss = self.learner.begin_step(lesson.pool);
         learned.batches += 1;
-        self.is_due |= self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator));
+        if self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator)) {
+            self.publication.fall_due();
+        }
         true
     }
 
@@ -232,10 +242,12 @@ impl Learning {
         self.examiner.strong_count() > 0
     }
 
-    /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
+    /// The exam that was begun, if it is of the version in use and this policy, or one on held-out answers; and what says that it is
+    /// being read.
     fn begin_exam(&mut self, speculator: &Speculator) -> (Box<Exam>, Arc<()>) {
-        let version = speculator.version();
-        let earlier = self.exam.take().filter(|exam| exam.published.as_ref().map_or(0, |p| p.version) == version);
+        let (version, policy) = (speculator.version(), lock(&speculator.buffer).policy());
+        // What two versions guess is compared under one policy: what was read under another one is read again.
+        let earlier = self.exam.take().filter(|exam| (exam.version(), exam.policy) == (version, policy));
         let exam = earlier.unwrap_or_else(|| {
             // Anything is better than nothing to draft with: the first version need not show what it knows.
             let held_out = || lock(&speculator.buffer).held_out(self.training.tokens_max);
@@ -244,7 +256,7 @@ impl Learning {
             let (shape, levels, calibration) =
                 (self.shape, self.training.levels, lock(&speculator.calibration).clone());
             let published = speculator.published();
-            Box::new(Exam { windows, shape, levels, calibration, published, newest, by_in_use, by_newest })
+            Box::new(Exam { policy, windows, shape, levels, calibration, published, newest, by_in_use, by_newest })
         });
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
@@ -262,19 +274,25 @@ impl Learning {
         lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
+    /// Takes note of what the version in use knows of what the policy says, the first time that this is found out: before it has been
+    /// taught by it. Of few guesses nothing is known, and nothing is published that would come first.
+    fn note_first(&mut self, exam: &Exam, learned: &mut Learned) {
+        let is_known = exam.published.is_none() || (exam.is_in_use_read() && exam.by_in_use.shares().is_some());
+        if is_known && self.first_examined.replace(exam.policy) != Some(exam.policy) {
+            learned.before = exam.by_in_use.shares();
+        }
+    }
+
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
         let Exam { published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam else {
             return;
         };
-        self.is_due = false;
+        learned.held_out = by_newest.shares().or(learned.held_out);
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
-        let [guesses, right, among_three] = newest.first;
-        if guesses >= GUESSES_MIN {
-            learned.held_out = Some((share(right, guesses), share(among_three, guesses)));
-        }
         match self.publication.judge(duel) {
+            Verdict::Leave => return,
             Verdict::Publish => {
                 // Of the version in use it is known already.
                 lock(&speculator.calibration).learn(&newest);
@@ -288,6 +306,10 @@ impl Learning {
                 }
             }
         }
+        // A tail may be longer than there is something to learn: whoever learns finds this at its next look.
+        if self.publication.has_peaked() {
+            self.is_worth_it = Some(false);
+        }
     }
 }
 
@@ -300,6 +322,8 @@ enum Task {
     /// A part of a step of the optimiser was taken.
     Step,
     /// There is nothing to learn from.
+    Nothing,
+    /// Versions have stopped getting better.
     Rest,
 }
 

@@ -209,9 +209,9 @@ impl Speculator {
         *heard = count;
     }
 
-    /// Answers that come from now on are those of another policy.
-    pub(crate) fn next_policy(&self) {
-        lock(&self.buffer).next_policy();
+    /// Answers that come from now on are those of the policy after so many steps.
+    pub(crate) fn begin_policy(&self, steps: u32) {
+        lock(&self.buffer).begin_policy(steps);
     }
 
     /// Takes in finished answers; the oldest leave when there are too many tokens.

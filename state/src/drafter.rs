@@ -1,6 +1,6 @@
 //! What becomes of a learned drafter: which of its versions devices use, and when its learning may rest.
 //!
-//! * **DRAFT-1** A version that guesses worse than the one in use is not published.
+//! * **DRAFT-1** A version that guesses worse than the one in use, or of which too little is known to tell, is not published.
 //! * **DRAFT-2** After [`ROLLBACK_AFTER`] versions in a row that are worse by more than chance explains, learning goes on from the one in
 //!   use.
 //! * **DRAFT-3** Learning rests only while its versions have stopped getting better, and never for more than
@@ -38,13 +38,15 @@ pub struct Duel {
     pub right: usize,
     /// Guesses that only the newer version had right, and only the one in use.
     pub only: (usize, usize),
+    /// None is in use: any version is better than nothing to draft with.
+    pub is_alone: bool,
 }
 
 impl Duel {
     /// Compares guess by guess. A version alone wins against one that is never right.
     #[must_use]
     pub fn of(newer: &[bool], in_use: Option<&[bool]>) -> Self {
-        let mut duel = Self { guesses: newer.len(), ..Self::default() };
+        let mut duel = Self { guesses: newer.len(), is_alone: in_use.is_none(), ..Self::default() };
         for (i, newer) in newer.iter().enumerate() {
             let old = in_use.and_then(|guesses| guesses.get(i)).copied().unwrap_or(false);
             duel.right += usize::from(*newer);
@@ -107,11 +109,15 @@ pub enum Verdict {
     Discard,
     /// It is left out, and learning goes on from the version in use.
     RollBack,
+    /// It is left out, and nothing is known of it: a later one is examined.
+    Leave,
 }
 
 /// The machine of one learned drafter.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Publication {
+    /// A version waits for its score.
+    is_due: bool,
     worse: u32,
     scores: u32,
     /// Mean share of right guesses, and by how much it rose from version to version.
@@ -123,11 +129,23 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Takes in a new version's score. One of few guesses is published: nothing speaks against it.
+    /// So many steps were taken that the newest version is to be scored.
+    pub fn fall_due(&mut self) {
+        self.is_due = true;
+    }
+
+    /// Whether a version waits for its score.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// Takes in the score of the version that was due. One of few guesses is published if none is in use: nothing speaks against it.
     #[must_use]
     pub fn judge(&mut self, duel: Duel) -> Verdict {
+        self.is_due = false;
         if duel.guesses < GUESSES_MIN {
-            return Verdict::Publish;
+            return if duel.is_alone { Verdict::Publish } else { Verdict::Leave };
         }
         let share = duel.right as f64 / duel.guesses as f64;
         if duel.is_worse() {
@@ -154,6 +172,13 @@ impl Publication {
     #[must_use]
     pub fn has_settled(&self) -> bool {
         self.scores >= SCORES_MIN && self.gain < RISING
+    }
+
+    /// Whether nothing more is to be gained from this policy's answers: versions have not got better at all lately. Where learning is under
+    /// way and costs nothing, a little is worth it.
+    #[must_use]
+    pub fn has_peaked(&self) -> bool {
+        self.scores >= SCORES_MIN && self.gain <= 0.0
     }
 
     /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one and its
@@ -186,20 +211,34 @@ mod tests {
     use super::*;
 
     fn duel(right: usize, only: (usize, usize)) -> Duel {
-        Duel { guesses: 1000, right, only }
+        Duel { guesses: 1000, right, only, is_alone: false }
     }
 
     #[test]
     fn guesses_are_compared_one_by_one() {
         let found = Duel::of(&[true, true, false, false], Some(&[true, false, true, false]));
-        assert_eq!(found, Duel { guesses: 4, right: 2, only: (1, 1) });
-        assert_eq!(Duel::of(&[true, false], None), Duel { guesses: 2, right: 1, only: (1, 0) });
+        assert_eq!(found, Duel { guesses: 4, right: 2, only: (1, 1), is_alone: false });
+        assert_eq!(Duel::of(&[true, false], None), Duel { guesses: 2, right: 1, only: (1, 0), is_alone: true });
+    }
+
+    #[test]
+    fn few_guesses_tell_nothing() {
         let mut publication = Publication::default();
         let _ = publication.judge(duel(600, (600, 0)));
         let before = publication.clone();
-        assert_eq!(publication.judge(Duel::of(&[], None)), Verdict::Publish);
-        assert_eq!(publication.judge(Duel::of(&[false; 9], Some(&[true; 9]))), Verdict::Publish);
-        assert_eq!(publication, before, "few guesses tell nothing");
+        publication.fall_due();
+        assert!(publication.is_due());
+        assert_eq!(publication.judge(Duel::of(&[], None)), Verdict::Publish, "better than nothing");
+        let few = GUESSES_MIN - 1;
+        for (newer, in_use) in
+            [(vec![], vec![]), (vec![false; few], vec![true; few]), (vec![true; few], vec![false; few])]
+        {
+            publication.fall_due();
+            assert_eq!(publication.judge(Duel::of(&newer, Some(&in_use))), Verdict::Leave);
+        }
+        assert_eq!(publication, before, "nothing is due any more");
+        let enough = Duel::of(&[true; GUESSES_MIN], Some(&[false; GUESSES_MIN]));
+        assert_eq!(publication.judge(enough), Verdict::Publish);
     }
 
     #[test]

@@ -73,6 +73,11 @@ pub struct StepMetrics {
     pub drafter_held_out: Option<f64>,
     /// The same within its first three guesses.
     pub drafter_held_out_top3: Option<f64>,
+    /// Share of held-out tokens that the version in use before the step guessed at once of what the step's policy says, as its first
+    /// exam found: what the policy's update has left of what was learned.
+    pub drafter_held_out_before: Option<f64>,
+    /// The same within its first three guesses.
+    pub drafter_held_out_before_top3: Option<f64>,
     /// Versions that were not published because they guessed worse than the one in use.
     pub drafter_discarded: u64,
     /// Whether that version was put off at the end of the step, because it guessed nothing right.
@@ -190,6 +195,12 @@ pub struct Report {
     pub acceptance_by_level: Vec<f64>,
     /// Share of held-out tokens that the drafter guesses at once, of each GRPO step in which a version was scored: step, share.
     pub drafter_held_out: Vec<(usize, f64)>,
+    /// The same within its first three guesses.
+    pub drafter_held_out_top3: Vec<(usize, f64)>,
+    /// The same of the version in use before the step, after the policy's update and before anything was learned from its answers.
+    pub drafter_held_out_before: Vec<(usize, f64)>,
+    /// The same within its first three guesses.
+    pub drafter_held_out_before_top3: Vec<(usize, f64)>,
     /// Versions of the drafter that were not published because they guessed worse than the one in use.
     pub drafter_discarded: u64,
     /// Seconds from an order to stop drafter training to its end: median and 99th percentile.

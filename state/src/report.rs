@@ -13,6 +13,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).fold(0.0, |a, b| a + b);
     let of_kind = |kind: &'static str| history.iter().filter(move |m| m.kind == kind);
     let grpo = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).collect();
+    let share = |f: fn(&StepMetrics) -> Option<f64>| of_kind("grpo").filter_map(|m| Some((m.step, f(m)?))).collect();
     // Evaluations decode too, but neither learn nor train the drafter.
     let grpo_sum = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).fold(0.0, |a, b| a + b);
     let (rollout_s, tokens) = (grpo_sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
@@ -39,7 +40,10 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         accept_length: grpo(|m| m.accept_length),
         learned_accept_length: grpo(|m| m.learned_accept_length),
         acceptance_by_level: acceptance(of_kind("grpo")),
-        drafter_held_out: of_kind("grpo").filter_map(|m| Some((m.step, m.drafter_held_out?))).collect(),
+        drafter_held_out: share(|m| m.drafter_held_out),
+        drafter_held_out_top3: share(|m| m.drafter_held_out_top3),
+        drafter_held_out_before: share(|m| m.drafter_held_out_before),
+        drafter_held_out_before_top3: share(|m| m.drafter_held_out_before_top3),
         drafter_discarded: of_kind("grpo").map(|m| m.drafter_discarded).sum(),
         preemption_s: preemption(of_kind("grpo")),
         idle_s: grpo_sum(|m| m.idle_s),

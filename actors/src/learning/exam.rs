@@ -5,9 +5,10 @@ use models::drafter::Calibration;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, guess};
 use models::optim::Mean;
+use state::drafter::GUESSES_MIN;
 use state::plan::DrafterShape;
 
-use super::{Lesson, fitting};
+use super::{Lesson, fitting, share};
 use crate::error::Result;
 use crate::speculator::Published;
 
@@ -17,6 +18,8 @@ const EXAM_TOKENS: usize = 256;
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
 /// shorter than an exam.
 pub(super) struct Exam {
+    /// The policy that was rolled out when it began.
+    pub(super) policy: u32,
     pub(super) windows: Vec<Window>,
     pub(super) shape: DrafterShape,
     pub(super) levels: usize,
@@ -51,6 +54,16 @@ impl Default for Paper {
 }
 
 impl Exam {
+    /// Number of the version in use; 0 if there is none.
+    pub(super) fn version(&self) -> u64 {
+        self.published.as_ref().map_or(0, |published| published.version)
+    }
+
+    /// Whether it is known what the version in use makes of all windows.
+    pub(super) fn is_in_use_read(&self) -> bool {
+        self.by_in_use.read >= self.windows.len()
+    }
+
     /// Goes on; whether it is over.
     pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         if !self.read_in_use(lesson, stop)? {
@@ -85,6 +98,12 @@ impl Exam {
 }
 
 impl Paper {
+    /// Shares of tokens that the version guessed at once, and within three guesses; nothing of few.
+    pub(super) fn shares(&self) -> Option<(f64, f64)> {
+        let [guesses, right, among_three] = self.guesses.first;
+        (guesses >= GUESSES_MIN).then(|| (share(right, guesses), share(among_three, guesses)))
+    }
+
     /// Goes on with a version's paper; whether it is complete.
     fn go_on(
         &mut self,

@@ -70,7 +70,7 @@ impl Shared {
         };
         let mut learned = Learned::default();
         let Some(_leaving) = self.enter(stop) else { return Ok(learned) };
-        if !self.is_worth_it(lesson, stop)? {
+        if !self.is_worth_it(lesson, &mut learned, stop)? {
             return Ok(Learned { rests: !stop() && !self.is_given_up(), ..learned });
         }
         while !stop() {
@@ -87,13 +87,18 @@ impl Shared {
                     let is_over = exam.read(lesson, stop)?;
                     let Some(mut held) = self.hold_on(stop) else { break };
                     drop(examiner);
+                    held.note_first(&exam, &mut learned);
                     match is_over {
                         true => held.judge(exam, lesson.speculator, &mut learned),
                         false => held.exam = Some(exam),
                     }
                 }
                 Task::Step => {}
-                Task::Rest => break,
+                Task::Nothing => break,
+                Task::Rest => {
+                    learned.rests = true;
+                    break;
+                }
             }
         }
         Ok(learned)
@@ -110,7 +115,12 @@ impl Shared {
 
     /// While it has settled, the version in use has to show first whether the target has moved on. An opportunity that is too
     /// short for that is used up by it. One device finds out for all that are at work.
-    pub(super) fn is_worth_it(&self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+    pub(super) fn is_worth_it(
+        &self,
+        lesson: &Lesson<'_>,
+        learned: &mut Learned,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
         loop {
             let Some(mut held) = self.hold(stop) else { return Ok(false) };
             if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
@@ -122,7 +132,7 @@ impl Shared {
             if !held.is_examined() {
                 let (exam, examiner) = held.begin_exam(lesson.speculator);
                 drop(held);
-                return self.has_moved_on((exam, examiner), lesson, stop);
+                return self.has_moved_on((exam, examiner), (lesson, learned), stop);
             }
             drop(held);
             if stop() {
@@ -135,17 +145,18 @@ impl Shared {
     fn has_moved_on(
         &self,
         (mut exam, examiner): (Box<Exam>, Arc<()>),
-        lesson: &Lesson<'_>,
+        (lesson, learned): (&Lesson<'_>, &mut Learned),
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
         let is_over = exam.read_in_use(lesson, stop)?;
         let Some(mut held) = self.hold_on(stop) else { return Ok(false) };
         drop(examiner);
+        held.note_first(&exam, learned);
         let guesses = &exam.by_in_use.guesses.right;
         let right = guesses.iter().filter(|right| **right).count();
         let share = (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()));
         // A newer version that waits for its score goes on with the same exam.
-        held.exam = (!is_over || held.is_due).then_some(exam);
+        held.exam = (!is_over || held.publication.is_due()).then_some(exam);
         if !is_over {
             return Ok(false);
         }

@@ -11,6 +11,8 @@ use super::*;
 use crate::experience::Experience;
 use crate::speculator::{Drafters, Published};
 
+mod exams;
+
 const SHAPE: DrafterShape = DrafterShape::eagle(32);
 const DRAWS: Draws = Draws { temperature: 1.0, top_p: 1.0 };
 
@@ -184,10 +186,11 @@ fn a_version_that_guesses_worse_is_not_used() {
     let spoiled = Weights::with_layout(in_use.weights.layout().to_vec(), in_use.weights.storage(), &spoiled).unwrap();
     let mut held = learning.lock();
     held.learner.restart(spoiled);
-    (held.is_due, held.exam) = (true, None);
+    held.publication.fall_due();
+    held.exam = None;
     drop(held);
     let mut learned = Learned::default();
-    while learning.lock().is_due {
+    while learning.lock().publication.is_due() {
         learned = device.teach_for(&learning, 3);
     }
     assert_eq!(learned.discarded, 1);
@@ -239,7 +242,7 @@ fn several_devices_learn_together() {
 fn an_exam_outlives_the_device_that_reads_it() {
     let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
-    while !learning.lock().is_due {
+    while !learning.lock().publication.is_due() {
         device.teach_for(&learning, 3);
     }
     let (vocabulary, mut learned) = (Vocabulary::whole(&device.target), Learned::default());
@@ -295,6 +298,14 @@ fn a_taught_drafter_learns_all_levels_at_once() {
     assert!(fresh.lock().learner.steps() <= LEVEL_AFTER + 60);
 }
 
+/// Versions that get no better.
+fn settle(publication: &mut Publication) {
+    let right: Vec<bool> = (0..1_000).map(|i| i % 2 == 0).collect();
+    while !publication.has_settled() {
+        let _ = publication.judge(Duel::of(&right, Some(&right)));
+    }
+}
+
 #[test]
 fn one_device_finds_out_for_all_whether_to_learn() {
     let device = Device::new(8);
@@ -302,13 +313,6 @@ fn one_device_finds_out_for_all_whether_to_learn() {
     while device.speculator.version() == 0 {
         device.teach_for(&learning, 8);
     }
-    // Versions that get no better.
-    let settle = |publication: &mut Publication| {
-        let right: Vec<bool> = (0..1_000).map(|i| i % 2 == 0).collect();
-        while !publication.has_settled() {
-            let _ = publication.judge(Duel::of(&right, Some(&right)));
-        }
-    };
     settle(&mut learning.lock().publication);
     let vocabulary = Vocabulary::whole(&device.target);
     let barrier = std::sync::Barrier::new(3);
@@ -319,7 +323,7 @@ fn one_device_finds_out_for_all_whether_to_learn() {
         barrier.wait();
         let mut looks = 0;
         learning
-            .is_worth_it(&lesson, &mut || {
+            .is_worth_it(&lesson, &mut Learned::default(), &mut || {
                 looks += 1;
                 looks > 100_000
             })
@@ -393,7 +397,7 @@ fn a_learner_that_is_given_up_has_another_one_go_on() {
 fn a_learner_that_was_given_up_publishes_nothing() {
     let device = Device::new(16);
     let learning = device.learning((None, Publication::default()));
-    while device.speculator.version() == 0 || !learning.lock().is_due {
+    while device.speculator.version() == 0 || !learning.lock().publication.is_due() {
         device.teach_for(&learning, 3);
     }
     let (version, steps) = (device.speculator.version(), learning.lock().learner().steps());

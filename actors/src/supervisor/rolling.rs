@@ -46,7 +46,7 @@ impl State {
             self.group(job.dataset.problem(i), noise)
         };
         let groups = (first..first + grpo.prompts as u64).map(group).collect::<Result<_>>()?;
-        self.speculator.next_policy();
+        self.speculator.begin_policy(number);
         self.begin_rollout(groups, job.plan.sampling.temperature, true);
         Ok(())
     }
@@ -252,6 +252,7 @@ impl State {
         m.plain_tokens_per_s = if plain_s > 0.0 { m.tokens_per_s * rated_s / plain_s } else { 0.0 };
         (m.drafter_batches, m.drafter_loss) = (counts.training.batches, counts.training.loss);
         (m.drafter_held_out, m.drafter_held_out_top3) = counts.training.held_out.unzip();
+        (m.drafter_held_out_before, m.drafter_held_out_before_top3) = counts.training.before.unzip();
         m.drafter_discarded = counts.training.discarded;
         m.lent = counts.lent;
         m.drafter_version = self.speculator.version();

@@ -23,7 +23,7 @@ pub struct Example {
     pub(crate) prompt: usize,
     /// What drew its tokens.
     pub(crate) noise: NoiseKey,
-    /// Which policy said it, counted from the first on.
+    /// Which policy said it: the one after so many steps.
     pub(crate) policy: u32,
 }
 
@@ -131,14 +131,23 @@ impl Buffer {
         self.tokens
     }
 
-    /// Examples from now on are those of another policy.
-    pub fn next_policy(&mut self) {
-        self.policy += 1;
+    /// Examples from now on are those of the policy after so many steps. A step that is done again has the same one.
+    pub fn begin_policy(&mut self, steps: u32) {
+        self.policy = steps;
+    }
+
+    /// The policy that is rolled out.
+    #[must_use]
+    pub fn policy(&self) -> u32 {
+        self.policy
     }
 
     /// Takes in an example, or as much of it as the buffer can hold; the oldest leave when there are too many tokens. Some are held
-    /// out, by their prompt; never the first.
+    /// out, by their prompt; never the first. One that is there already, because its step is done again, counts once.
     pub fn push(&mut self, example: Example) {
+        if self.has(&example) {
+            return;
+        }
         let (prompt, example) = (hash(example.asked()), Example { policy: self.policy, ..example });
         let is_new = || self.examples.iter().all(|other| other.asked() != example.asked());
         let is_early = self.held_out.is_empty() && self.first_held_out.is_none();
@@ -152,6 +161,12 @@ impl Buffer {
             // Not those that ended first, which are the shortest.
             self.hold_out(example);
         }
+    }
+
+    /// Whether this example is there, or as much of it as is kept. Noise tells answers of a run apart; tokens those of no run.
+    fn has(&self, example: &Example) -> bool {
+        let is_it = |other: &Arc<Example>| other.noise == example.noise && example.tokens.starts_with(&other.tokens);
+        self.examples.iter().chain(&self.held_out).any(is_it)
     }
 
     fn hold_out(&mut self, example: Example) {
@@ -217,7 +232,9 @@ impl Buffer {
 
     /// The longest answers of the policy before this one: half of its tokens.
     fn longest_before(&self) -> Vec<&Arc<Example>> {
-        let mut before = self.policy.checked_sub(1).map_or_else(Vec::new, |policy| self.of(policy));
+        // Steps of other kinds may have been between.
+        let earlier = self.examples.iter().rev().map(|example| example.policy).find(|policy| *policy < self.policy);
+        let mut before = earlier.map_or_else(Vec::new, |policy| self.of(policy));
         before.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
         let tokens: usize = before.iter().map(|example| example.tokens.len()).sum();
         let mut sum = 0;
@@ -366,9 +383,10 @@ mod tests {
             windows.iter().filter(|w| is(w.example.tokens.len())).count() as f64 / windows.len() as f64
         };
         [20, 21, 22].into_iter().for_each(|length| buffer.push(example(length)));
-        buffer.next_policy();
+        buffer.begin_policy(1);
         [30, 31, 62].into_iter().for_each(|length| buffer.push(example(length)));
-        buffer.next_policy();
+        // Supervised steps came between.
+        buffer.begin_policy(5);
         // Nothing has ended yet: a quarter is of the longest before, and an eighth of it in what is of all.
         let longest = share(&buffer, |length| length == 62);
         assert!((0.3..0.42).contains(&longest), "{longest}");
@@ -377,7 +395,36 @@ mod tests {
         assert!((0.3..0.42).contains(&this), "{this}");
         assert!((0.25..0.37).contains(&longest), "{longest}");
         let again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap();
-        assert_eq!((again.policy, again.of(2).len(), again.of(1).len()), (2, 2, 3));
+        assert_eq!((again.policy, again.of(5).len(), again.of(1).len()), (5, 2, 3));
+    }
+
+    #[test]
+    fn a_step_that_is_done_again_counts_once() {
+        let answer = |sample: u32, prompt: u32| Example {
+            noise: NoiseKey::new(1, 0, 7, prompt, sample),
+            ..self::answer(prompt, 100 + sample as usize)
+        };
+        let step = |buffer: &mut Buffer| {
+            buffer.begin_policy(7);
+            (0..20).for_each(|prompt| (0..3).for_each(|sample| buffer.push(answer(sample, prompt))));
+        };
+        let mut buffer = Buffer::new(1 << 20);
+        step(&mut buffer);
+        let count = |buffer: &Buffer| (buffer.examples.len(), buffer.held_out.len(), buffer.tokens(), buffer.policy());
+        let before = count(&buffer);
+        assert!(before.0 > 40 && before.1 > 0, "{before:?}");
+        // Stopped, and gone on with from what was kept.
+        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 20);
+        step(&mut again);
+        assert_eq!(count(&again), before);
+        // One that was too long is there as far as it fits.
+        let mut small = Buffer::new(50);
+        (0..2).for_each(|_| small.push(answer(0, 1)));
+        assert_eq!((small.examples.len(), small.tokens()), (1, 50));
+        // Another answer, and the same one of another policy, are others.
+        again.push(Example { tokens: vec![99; 100], ..answer(0, 1) });
+        again.push(Example { noise: NoiseKey::new(1, 0, 8, 1, 0), ..answer(0, 1) });
+        assert_eq!(count(&again).0, before.0 + 2);
     }
 
     #[test]
@@ -411,9 +458,9 @@ mod tests {
     fn some_examples_are_held_out() {
         let mut buffer = Buffer::new(1 << 20);
         // Three answers to each prompt.
-        let noise = |i: usize| NoiseKey::new(1, 0, 0, 0, i as u32 % 3);
-        let answer = |i: usize| Example { noise: noise(i), ..answer(i as u32 / 3, 100 + i) };
-        (0..240).for_each(|i| buffer.push(answer(i)));
+        let noise = |epoch: u32, i: usize| NoiseKey::new(1, 0, epoch, 0, i as u32 % 3);
+        let answer = |epoch: u32, i: usize| Example { noise: noise(epoch, i), ..answer(i as u32 / 3, 100 + i) };
+        (0..240).for_each(|i| buffer.push(answer(0, i)));
         assert!(buffer.held_out.iter().all(|e| e.sample() < HELD_OUT_SIBLINGS));
         let learned: Vec<usize> = buffer.examples.iter().map(|e| e.tokens.len()).collect();
         assert!((150..230).contains(&learned.len()), "{}", learned.len());
@@ -421,7 +468,7 @@ mod tests {
         assert!((1..80).all(|g| is_learned(3 * g) == is_learned(3 * g + 2)), "siblings together");
         let prompts = |buffer: &Buffer| buffer.examples.iter().skip(3).map(|e| e.tokens[0]).collect::<BTreeSet<_>>();
         let before = prompts(&buffer);
-        (3..240).for_each(|i| buffer.push(answer(i)));
+        (3..240).for_each(|i| buffer.push(answer(1, i)));
         assert_eq!(prompts(&buffer), before, "the same in every epoch");
         let windows = buffer.held_out(30);
         assert!(windows.iter().all(|w| w.tokens.len() <= 30 && !learned.contains(&w.example.tokens.len())));

@@ -82,6 +82,28 @@ fn a_killed_run_goes_on_from_its_checkpoint() {
 }
 
 #[test]
+fn what_drafters_guess_is_told_by_step() {
+    let shares = |step: usize| StepMetrics {
+        kind: "grpo".into(),
+        step,
+        drafter_held_out: Some(0.5),
+        drafter_held_out_top3: Some(0.75),
+        // Nothing was in use before the first step.
+        drafter_held_out_before: (step > 0).then_some(0.25),
+        drafter_held_out_before_top3: (step > 0).then_some(0.375),
+        ..StepMetrics::default()
+    };
+    let history = vec![shares(0), StepMetrics { drafter_held_out: None, ..shares(1) }];
+    let report = crate::report::report(&RunState { history, ..RunState::default() }, false);
+    assert_eq!(report.drafter_held_out, [(0, 0.5)]);
+    assert_eq!(report.drafter_held_out_top3, [(0, 0.75), (1, 0.75)]);
+    assert_eq!(
+        (report.drafter_held_out_before, report.drafter_held_out_before_top3),
+        (vec![(1, 0.25)], vec![(1, 0.375)])
+    );
+}
+
+#[test]
 fn a_run_that_was_stopped_goes_on_after_its_last_step() {
     let mut events = vec![
         Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 },

@@ -97,7 +97,7 @@ mod tests {
             let noise = NoiseKey::new(u64::from(i) << 40 | 9, i, i * 3, !i, i % 2);
             buffer.push(Example { tokens, hidden, prompt: 4 + i as usize % 9, noise, policy: 0 });
             if i % 50 == 0 {
-                buffer.next_policy();
+                buffer.begin_policy(buffer.policy() + 1);
             }
         }
         buffer
