@@ -116,7 +116,11 @@ impl Learning {
         let lr = training.lr.unwrap_or_else(|| learning_rate(config));
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, lr).ok());
         // What versions of another one were worth says nothing.
-        let publication = if earlier.is_some() { publication } else { Publication::default() };
+        let publication = match (&earlier, published) {
+            (Some(_), _) => publication,
+            (None, Some(_)) => Publication::of_taught(),
+            (None, None) => Publication::default(),
+        };
         // Weights from elsewhere have learned; an earlier learner knows how much.
         let learner = match (earlier, published) {
             (Some(learner), _) => learner,

@@ -1,6 +1,7 @@
 //! What becomes of a learned drafter: which of its versions devices use, and when its learning may rest.
 //!
-//! * **DRAFT-1** A version that guesses worse than the one in use, or of which too little is known to tell, is not published.
+//! * **DRAFT-1** A version that guesses worse than the one in use is not published, nor one of which nothing is known beside one of which
+//!   something is.
 //! * **DRAFT-2** After [`ROLLBACK_AFTER`] versions in a row that are worse by more than chance explains, learning goes on from the one in
 //!   use.
 //! * **DRAFT-3** Learning rests only while its versions have stopped getting better, and never for more than
@@ -118,6 +119,8 @@ pub enum Verdict {
 pub struct Publication {
     /// A version waits for its score.
     is_due: bool,
+    /// The version in use was scored, or has learned elsewhere: what nobody knows does not replace it.
+    is_proven: bool,
     worse: u32,
     scores: u32,
     /// Mean share of right guesses, and by how much it rose from version to version.
@@ -129,6 +132,12 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// Of a drafter that has learned elsewhere.
+    #[must_use]
+    pub fn of_taught() -> Self {
+        Self { is_proven: true, ..Self::default() }
+    }
+
     /// So many steps were taken that the newest version is to be scored.
     pub fn fall_due(&mut self) {
         self.is_due = true;
@@ -140,13 +149,15 @@ impl Publication {
         self.is_due
     }
 
-    /// Takes in the score of the version that was due. One of few guesses is published if none is in use: nothing speaks against it.
+    /// Takes in the score of the version that was due. One of few guesses is published if none is in use, or one of which as little is
+    /// known: the one that has learned for longer is the better guess.
     #[must_use]
     pub fn judge(&mut self, duel: Duel) -> Verdict {
         self.is_due = false;
         if duel.guesses < GUESSES_MIN {
-            return if duel.is_alone { Verdict::Publish } else { Verdict::Leave };
+            return if duel.is_alone || !self.is_proven { Verdict::Publish } else { Verdict::Leave };
         }
+        self.is_proven = true;
         let share = duel.right as f64 / duel.guesses as f64;
         if duel.is_worse() {
             self.worse += 1;
@@ -226,6 +237,9 @@ mod tests {
         let mut publication = Publication::default();
         let _ = publication.judge(duel(600, (600, 0)));
         let before = publication.clone();
+        let unknown = Duel::of(&[], Some(&[]));
+        assert_eq!(Publication::default().judge(unknown), Verdict::Publish, "as little is known of the one in use");
+        assert_eq!(Publication::of_taught().judge(unknown), Verdict::Leave);
         publication.fall_due();
         assert!(publication.is_due());
         assert_eq!(publication.judge(Duel::of(&[], None)), Verdict::Publish, "better than nothing");
