@@ -40,7 +40,7 @@ pub struct Options {
 /// Works on a plan until it is done or `interrupt` is ready. A run that was begun in the folder goes on.
 ///
 /// What is learned depends on the plan's model, data, steps, sampling and rewards alone; its devices, speculation,
-/// supervision and checkpoints may differ from those the run was begun with.
+/// supervision and checkpoints may differ from those of earlier sessions. The newest ones are recorded.
 ///
 /// Runs on a multi-threaded runtime of tokio: files are written while actors go on.
 ///
@@ -109,7 +109,8 @@ fn prepare(
     }
     let devices = device_names(plan);
     let kernels = kernels::variant().to_owned();
-    journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels })?;
+    let changed = state.plan.filter(|before| **before != *plan).map(|_| Box::new(plan.clone()));
+    journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels, plan: changed })?;
     journal.commit()?;
     let (weights, adam, mut experience) = match from {
         Some(from) => (from.weights, Some(from.adam), from.experience),

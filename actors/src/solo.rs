@@ -186,12 +186,15 @@ impl Solo {
         if let Some(habits) = &habits {
             job.seen.clone_from(&habits.seen);
         }
-        let drafter = match run::drafter_layout(&job)? {
-            Some(like) => folder.drafter(&name, &like)?,
+        let drafter = match run::drafter_layout(&job)?.map(|like| folder.drafter(&name, &like)) {
+            // One of the drafter that an earlier session of the run had.
+            Some(Err(Error::Model(models::Error::MissingTensor { .. } | models::Error::TensorShape { .. }))) => None,
+            Some(drafter) => drafter?,
             None => None,
         };
+        let has_drafter = drafter.is_some();
         let solo = Self::of(job, checkpoint.weights, drafter, threads)?;
-        if let Some(habits) = habits {
+        if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
         }
         Ok(solo)
