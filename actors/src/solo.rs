@@ -335,7 +335,7 @@ impl Solo {
         let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
         drafting.is_coupled = options.is_coupled;
         let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
-        let decoder = decoder.with_cache_max(options.cache_tokens_max);
+        let decoder = decoder.with_cache_max(options.cache_tokens_max).with_lengths(self.learning.lengths.clone());
         let (slots, decoded) = (options.slots.max(1), Decoded::default());
         Ok(Session { asked, slots, decoder, drafting, next: 0, decoded, learning })
     }
