@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::Weights;
-use models::drafter::eagle::parameters;
+use models::drafter::eagle::{parameters, reads};
 use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
@@ -175,7 +175,8 @@ fn older(name: &str, error: &Error) -> String {
 
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
 fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Experience> {
-    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref());
+    let width = job.plan.speculation.shape().map_or(0, |shape| reads(shape).width(&job.config));
+    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref().map(|like| (like, width)));
     for error in errors {
         let path = folder.checkpoint(name);
         let text = format!("a part of the drafter in {} cannot be used ({error}); it is learned again", path.display());
