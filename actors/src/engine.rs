@@ -329,6 +329,7 @@ impl State {
             self.reading.trim();
             let decoder = Decoder::new(rollout.target.clone(), rollout.decoding.clone(), self.pool.clone());
             let decoder = decoder.with_cache_max(rollout.cache_tokens_max);
+            let decoder = decoder.with_lengths(rollout.speculator.lengths.clone());
             self.put_away();
             let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;
             self.work = Some(Work { rollout: rollout.clone(), decoder, drafting });

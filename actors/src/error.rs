@@ -50,6 +50,14 @@ pub enum Error {
         /// The plan's.
         expected: usize,
     },
+    /// What a drafter learns from was kept for one that reads other hidden states.
+    #[error("its examples hold {found} numbers a token where the workflow's drafter reads {expected}")]
+    Examples {
+        /// Numbers a token that were kept.
+        found: usize,
+        /// Numbers a token that the drafter reads.
+        expected: usize,
+    },
     /// A run without a learned drafter.
     #[error(
         "{name} has no learned drafter to export; its workflow needs `Eagle` or `Eagle3` among `speculation.drafters`, and time to train it"

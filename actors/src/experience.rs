@@ -7,6 +7,7 @@ use models::drafter::Calibration;
 use models::drafter::buffer::Buffer;
 use serde::{Deserialize, Serialize};
 use state::drafter::Publication;
+use state::plan;
 use state::speculation::Controller;
 
 use crate::said::Said;
@@ -35,4 +36,21 @@ pub(crate) struct Habits {
     pub(crate) seen: Vec<u64>,
     /// What was answered lately; nothing without a drafter that repeats it.
     pub(crate) said: Said,
+    /// Tokens of answers that ended lately, the newest last.
+    pub(crate) lengths: Vec<usize>,
+    /// Choices of the controller so far, each of which has drawn numbers.
+    pub(crate) choices: u64,
+}
+
+impl Habits {
+    /// Those of a run that has made nothing yet.
+    pub(crate) fn new(controller: &plan::Controller, seen: Vec<u64>) -> Self {
+        let (publication, calibration, said, lengths, choices) = Default::default();
+        Self { controller: Controller::new(controller), publication, calibration, seen, said, lengths, choices }
+    }
+
+    /// The same without what is true of one drafter's versions only.
+    pub(crate) fn without_drafter(self) -> Self {
+        Self { publication: Publication::default(), calibration: Calibration::default(), ..self }
+    }
 }

@@ -109,16 +109,18 @@ impl RunFolder {
     }
 
     /// Reads what speculation had learned, and what is wrong with the parts that cannot be used; `like` has the layout of the
-    /// drafter's weights.
-    pub(crate) fn experience(&self, name: &str, like: Option<&Weights>) -> (Experience, Vec<Error>) {
+    /// drafter's weights, and comes with the numbers a token that the drafter reads.
+    pub(crate) fn experience(&self, name: &str, like: Option<(&Weights, usize)>) -> (Experience, Vec<Error>) {
         let (mut experience, mut errors) = (Experience::default(), Vec::new());
-        if let Some(like) = like {
+        if let Some((like, width)) = like {
             experience.published = usable(self.drafter(name, like), &mut errors);
-            experience.learner = usable(self.part(name, "learner"), &mut errors).map(Arc::new);
-            let examples = usable(self.part(name, "examples"), &mut errors);
-            experience.buffer = examples.as_ref().and_then(Buffer::from_raw).unwrap_or_default();
+            experience.learner = usable(self.learner(name, like), &mut errors).map(Arc::new);
+            experience.buffer = usable(self.buffer(name, width), &mut errors).unwrap_or_default();
         }
         experience.habits = usable(self.habits(name), &mut errors);
+        if experience.published.is_none() && experience.learner.is_none() {
+            experience.habits = experience.habits.map(Habits::without_drafter);
+        }
         (experience, errors)
     }
 
@@ -138,6 +140,21 @@ impl RunFolder {
         let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
         let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?;
         Ok(Some(Published::new(version, &weights)))
+    }
+
+    fn learner(&self, name: &str, like: &Weights) -> Result<Option<RawWeights>> {
+        let Some(raw) = self.part(name, "learner")? else { return Ok(None) };
+        Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?;
+        Ok(Some(raw))
+    }
+
+    /// What the drafter learned from, if it had so many numbers a token.
+    fn buffer(&self, name: &str, width: usize) -> Result<Option<Buffer>> {
+        let buffer = self.part(name, "examples")?.as_ref().and_then(Buffer::from_raw);
+        match buffer.as_ref().and_then(Buffer::width) {
+            Some(found) if found != width => Err(Error::Examples { found, expected: width }),
+            _ => Ok(buffer),
+        }
     }
 
     fn part(&self, name: &str, part: &str) -> Result<Option<RawWeights>> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::Weights;
-use models::drafter::eagle::parameters;
+use models::drafter::eagle::{parameters, reads};
 use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Journal, SledJournal};
@@ -40,7 +40,7 @@ pub struct Options {
 /// Works on a plan until it is done or `interrupt` is ready. A run that was begun in the folder goes on.
 ///
 /// What is learned depends on the plan's model, data, steps, sampling and rewards alone; its devices, speculation,
-/// supervision and checkpoints may differ from those the run was begun with.
+/// supervision and checkpoints may differ from those of earlier sessions. The newest ones are recorded.
 ///
 /// Runs on a multi-threaded runtime of tokio: files are written while actors go on.
 ///
@@ -109,7 +109,8 @@ fn prepare(
     }
     let devices = device_names(plan);
     let kernels = kernels::variant().to_owned();
-    journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels })?;
+    let changed = state.plan.filter(|before| **before != *plan).map(|_| Box::new(plan.clone()));
+    journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels, plan: changed })?;
     journal.commit()?;
     let (weights, adam, mut experience) = match from {
         Some(from) => (from.weights, Some(from.adam), from.experience),
@@ -174,7 +175,8 @@ fn older(name: &str, error: &Error) -> String {
 
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
 fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Experience> {
-    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref());
+    let width = job.plan.speculation.shape().map_or(0, |shape| reads(shape).width(&job.config));
+    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref().map(|like| (like, width)));
     for error in errors {
         let path = folder.checkpoint(name);
         let text = format!("a part of the drafter in {} cannot be used ({error}); it is learned again", path.display());

@@ -186,12 +186,15 @@ impl Solo {
         if let Some(habits) = &habits {
             job.seen.clone_from(&habits.seen);
         }
-        let drafter = match run::drafter_layout(&job)? {
-            Some(like) => folder.drafter(&name, &like)?,
+        let drafter = match run::drafter_layout(&job)?.map(|like| folder.drafter(&name, &like)) {
+            // One of the drafter that an earlier session of the run had.
+            Some(Err(Error::Model(models::Error::MissingTensor { .. } | models::Error::TensorShape { .. }))) => None,
+            Some(drafter) => drafter?,
             None => None,
         };
+        let has_drafter = drafter.is_some();
         let solo = Self::of(job, checkpoint.weights, drafter, threads)?;
-        if let Some(habits) = habits {
+        if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
         }
         Ok(solo)
@@ -332,7 +335,7 @@ impl Solo {
         let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
         drafting.is_coupled = options.is_coupled;
         let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
-        let decoder = decoder.with_cache_max(options.cache_tokens_max);
+        let decoder = decoder.with_cache_max(options.cache_tokens_max).with_lengths(self.learning.lengths.clone());
         let (slots, decoded) = (options.slots.max(1), Decoded::default());
         Ok(Session { asked, slots, decoder, drafting, next: 0, decoded, learning })
     }

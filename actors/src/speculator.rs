@@ -10,10 +10,11 @@ use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::{Eagle, reads};
 use models::drafter::learn::Workspace;
+use models::drafter::share::Lengths;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Hidden, Target, Weights};
-use state::drafter::{Publication, Watchdog};
+use state::drafter::Watchdog;
 use state::plan::{self, Speculation};
 use state::speculation::Controller;
 
@@ -58,7 +59,9 @@ pub(crate) struct Speculator {
     said_count: AtomicU64,
     pub(crate) calibration: Arc<Mutex<Calibration>>,
     pub(crate) watchdog: Mutex<Watchdog>,
-    /// Choices of the controller so far.
+    /// Of answers that ended lately, on whichever device.
+    pub(crate) lengths: Lengths,
+    /// Choices of the controller so far, in all sessions.
     choices: AtomicU64,
     /// Somebody timed what rows cost in this session, or is at it.
     is_probed: AtomicBool,
@@ -100,11 +103,10 @@ impl Speculator {
         let Experience { published, learner, habits, buffer } = experience;
         let buffer_tokens_max = plan.training.as_ref().map_or(0, |training| training.buffer_tokens_max);
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
-        let controller = habits.as_ref().map(|habits| &habits.controller).filter(|saved| saved.is_of(&plan.controller));
-        let controller = controller.cloned().unwrap_or_else(|| Controller::new(&plan.controller));
-        let fresh = || (seen, Publication::default(), Calibration::default(), Said::default());
-        let (seen, publication, calibration, said) =
-            habits.map_or_else(fresh, |h| (h.seen, h.publication, h.calibration, h.said));
+        let habits = habits.unwrap_or_else(|| Habits::new(&plan.controller, seen));
+        let Habits { controller, publication, calibration, seen, said, lengths, choices } = habits;
+        let is_planned = controller.is_of(&plan.controller);
+        let controller = if is_planned { controller } else { Controller::new(&plan.controller) };
         Self {
             plan: plan.clone(),
             controller: Mutex::new(controller),
@@ -116,7 +118,8 @@ impl Speculator {
             said: Mutex::new(said),
             calibration: Arc::new(Mutex::new(calibration)),
             watchdog: Mutex::default(),
-            choices: AtomicU64::new(0),
+            lengths: Lengths::of(&lengths),
+            choices: AtomicU64::new(choices),
             is_probed: AtomicBool::new(false),
             seed,
         }
@@ -295,7 +298,8 @@ impl Speculator {
         let controller = lock(&self.controller).clone();
         let said = lock(&self.said).clone();
         let calibration = lock(&self.calibration).clone();
-        let habits = Some(Habits { controller, publication, calibration, seen: self.seen(), said });
+        let (lengths, choices) = (self.lengths.to_vec(), self.choices.load(Ordering::Relaxed));
+        let habits = Some(Habits { controller, publication, calibration, seen: self.seen(), said, lengths, choices });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 
@@ -332,5 +336,20 @@ mod tests {
         assert!(lock_within(&mutex, Duration::from_millis(5)).is_none());
         drop(held);
         assert_eq!(lock_within(&mutex, PATIENCE).as_deref(), Some(&3));
+    }
+
+    #[test]
+    fn a_session_goes_on_with_what_the_one_before_drew_and_knew_of_lengths() {
+        let plan =
+            Speculation { drafters: Vec::new(), controller: plan::Controller::Off, training: None, lending: false };
+        let begin = |experience| Speculator::new(&plan, 3, experience, vec![0]);
+        let before = begin(Experience::default());
+        let drawn: Vec<[f64; 2]> = (0..3).map(|_| before.draws()).collect();
+        [7, 40].into_iter().for_each(|tokens| before.lengths.observe(tokens));
+        let kept = serde_json::to_string(&before.experience().habits).unwrap();
+        let again = begin(Experience { habits: serde_json::from_str(&kept).unwrap(), ..Experience::default() });
+        assert_eq!(again.lengths.to_vec(), [7, 40]);
+        let next = again.draws();
+        assert!(next == before.draws() && !drawn.contains(&next), "{next:?} after {drawn:?}");
     }
 }

@@ -89,7 +89,7 @@ pub struct Decoder {
     /// Prompts that have not been through the target, in the order of their admission.
     entering: VecDeque<Entering>,
     next_id: u64,
-    /// Of answers that ended here.
+    /// Of answers that ended, here and where else they are shared.
     lengths: Lengths,
     pages: Pages,
     /// Pages that are used at a time, at most.
@@ -126,6 +126,12 @@ impl Decoder {
         let pages = Pages::new(target.config());
         let memory = Memory { keeps: decoding.hidden, ..Memory::default() };
         Self { target, decoding, pool, slots, entering, next_id: 0, lengths, pages, pages_max: None, memory, new }
+    }
+
+    /// The same with lengths that it shares with others: what answers are expected to have before them. They decide what is drafted.
+    #[must_use]
+    pub fn with_lengths(self, lengths: Lengths) -> Self {
+        Self { lengths, ..self }
     }
 
     /// Requests that have not ended.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{Draws, NoiseKey, Pool, Storage};
-use models::drafter::{Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, suffix::Suffix, uncoupled::Uncoupled};
+use models::drafter::{
+    Context, Drafter, Vocabulary, eagle, hybrid::Hybrid, share::Lengths, suffix::Suffix, uncoupled::Uncoupled,
+};
 use models::tokenizer::Tokenizer;
 use models::train::{Sequence, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Hidden, Result, Stop, Target, Weights};
@@ -133,6 +135,36 @@ fn assert_same(plain: &[Answer], other: &[Answer], what: &str) {
         };
         assert_eq!(bits(a), bits(b), "{what}: bits of group {} sample {}", a.group, a.sample);
     }
+}
+
+/// Drafts nothing, and remembers how much it was told to expect.
+struct Listens(Vec<f32>);
+
+impl Drafter for Listens {
+    fn draft(&mut self, requests: &[Context<'_>], _: &Strategy) -> Result<Vec<DraftTree>> {
+        self.0.extend(requests.iter().map(|request| request.remainder));
+        Ok(vec![DraftTree::default(); requests.len()])
+    }
+}
+
+#[test]
+fn a_decoder_made_later_knows_how_long_answers_get() {
+    let (target, pool, lengths) = (target(1), Arc::new(Pool::new(1)), Lengths::default());
+    let decode = |lengths: Lengths, sample: u32| {
+        let hidden = Hidden::Nothing;
+        let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 20, eos: Vec::new(), stop: None, hidden };
+        let mut decoder = Decoder::new(target.clone(), decoding, pool.clone()).with_lengths(lengths);
+        decoder.admit(0, &[1, 2], &[(0, NoiseKey::new(1, 1, 0, 0, sample))]).unwrap();
+        let mut listens = Listens(Vec::new());
+        while decoder.running() > 0 {
+            decoder.cycle(Some((&mut listens, &Strategy::chain(0, 1)))).unwrap();
+        }
+        listens.0
+    };
+    assert_eq!(decode(lengths.clone(), 0)[..3], [1.0, 2.0, 3.0], "as much again as was said");
+    // The mean of those, and of what is left to one of 20 tokens.
+    assert_eq!(decode(lengths.clone(), 1)[..3], [10.5, 10.5, 10.5]);
+    assert_eq!(decode(Lengths::of(&lengths.to_vec()), 2)[0], 41.0 / 3.0);
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub enum Event {
         devices: Vec<String>,
         /// Kernel variant in use.
         kernels: String,
+        /// What is to be done, if that is not what the session before was told: the same is learned, in another way.
+        plan: Option<Box<Plan>>,
     },
     /// A step of a stage ended.
     StepCommitted {

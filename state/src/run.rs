@@ -3,6 +3,7 @@
 //! * **RUN-1** The position is never past what a checkpoint can restore: steps that changed the weights after the last
 //!   checkpoint are done again.
 //! * **RUN-2** A step counts once, however often it was done: the latest time.
+//! * **RUN-3** The plan is the newest session's: it may speculate otherwise than the one that the run began with.
 
 use crate::journal::Event;
 use crate::metrics::StepMetrics;
@@ -20,7 +21,7 @@ pub struct Position {
 /// What the journal says about a run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunState {
-    /// The plan, once the run began.
+    /// The plan of the newest session, once the run began.
     pub plan: Option<Box<Plan>>,
     /// Hash of the plan.
     pub plan_sha256: String,
@@ -90,8 +91,9 @@ impl RunState {
                 self.plan_sha256.clone_from(plan_sha256);
                 self.noise_version = *noise_version;
             }
-            Event::SessionStarted { n, devices, kernels } => {
+            Event::SessionStarted { n, devices, kernels, plan } => {
                 *is_ahead = false;
+                self.plan = plan.clone().or_else(|| self.plan.take());
                 self.sessions = n + 1;
                 self.is_interrupted = false;
                 self.devices.clone_from(devices);

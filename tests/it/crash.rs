@@ -146,6 +146,29 @@ fn a_run_that_is_stopped_keeps_its_last_step() {
     assert_eq!(report(&dir).weights_sha256, report(&whole).weights_sha256);
 }
 
+/// What speculates may change between sessions: the newest is what the run goes on with.
+#[test]
+fn a_drafter_that_comes_later_is_resumed_and_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let without = |w: String| {
+        let steps = w.replace("steps: 10", "steps: 120");
+        steps.replace("devices:", "speculation: (drafters: [Suffix()], lending: false),\n    devices:")
+    };
+    let kill = |arguments: &[&str], checkpoints: usize| {
+        let mut child = at_work(arguments, &dir, checkpoints);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    kill(&["run", text(&workflow(folder.path(), without)), "--out", text(&dir)], 1);
+    kill(&["run", text(&long(folder.path())), "--out", text(&dir)], 1);
+    completed(&["resume", text(&dir)]);
+    let last = report(&dir).history.iter().map(|m| m.drafter_version).max();
+    assert!(last > Some(0), "no drafter was learned");
+    completed(&["export", text(&dir), "--drafter", "sglang"]);
+    assert!(dir.join("drafter-sglang/model.safetensors").is_file());
+}
+
 #[test]
 fn a_run_at_work_is_running() {
     let folder = tempfile::tempdir().unwrap();

@@ -106,6 +106,7 @@ fn lent(cache_tokens_max: usize) {
     assert_eq!(there, away.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
     assert_eq!(ended(&lent, 4).len(), 4);
     assert_eq!(shared.counts().lent, 4);
+    assert_eq!(shared.speculator.lengths.to_vec().len(), 8, "each device knows how long answers get on the other one");
     for group in 0..2 {
         let parts = |rollout: &Rollout| -> Vec<_> {
             rollout.answers(group).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()

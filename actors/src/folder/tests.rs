@@ -1,3 +1,8 @@
+use models::drafter::learn::Learner;
+use models::drafter::{Calibration, eagle};
+use state::drafter::{Duel, Publication};
+use state::plan::DrafterShape;
+
 use super::*;
 
 /// A folder with these folders of checkpoints, and files that are not the run's.
@@ -40,22 +45,74 @@ fn what_was_just_written_stays() {
     assert_eq!(names(&folder), ["000-000004", "000-000008", "000-000010"]);
 }
 
-#[test]
-fn what_a_drafter_learns_from_is_kept() {
+/// A small target.
+fn config() -> models::Config {
     let shape = state::plan::TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 16, positions_max: 32 };
-    let config = models::Config::tiny(&shape).unwrap();
-    let weights = Weights::random(&config, 1).unwrap();
+    models::Config::tiny(&shape).unwrap()
+}
+
+/// Four tokens to learn from, with so many numbers each.
+fn examples(width: usize) -> RawWeights {
     let numbers = vec![4.0, 1.0, 0.0, 6.0, 1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0];
-    let tensors = [("examples", 12, numbers), ("tokens", 1, vec![5.0; 4]), ("hidden", 16, vec![0.5; 48])];
+    let hidden = vec![0.5; 3 * width];
+    let tensors = [("examples", 12, numbers), ("tokens", 1, vec![5.0; 4]), ("hidden", width, hidden)];
     let tensor =
         |(name, width, values): (&str, usize, Vec<f32>)| (name.to_owned(), (vec![values.len() / width, width], values));
-    let raw = RawWeights { tensors: tensors.into_iter().map(tensor).collect() };
-    let experience = Experience { buffer: Buffer::from_raw(&raw).unwrap(), ..Experience::default() };
-    assert_eq!(experience.buffer.tokens(), 4);
-    let (_dir, folder) = folder(&[]);
+    RawWeights { tensors: tensors.into_iter().map(tensor).collect() }
+}
+
+/// A folder with a checkpoint of this experience.
+fn kept(experience: Experience) -> (tempfile::TempDir, RunFolder) {
+    let weights = Weights::random(&config(), 1).unwrap();
+    let (dir, folder) = folder(&[]);
     let checkpoint = Checkpoint { adam: Arc::new(AdamW::new(&weights)), weights: Arc::new(weights), experience };
     folder.write("000-000001", &checkpoint).unwrap();
-    let (again, errors) = folder.experience("000-000001", Some(&checkpoint.weights));
+    (dir, folder)
+}
+
+fn drafter(shape: DrafterShape) -> Weights {
+    Weights::random_layout(eagle::parameters(&config(), shape), config().storage, 0, 1).unwrap()
+}
+
+#[test]
+fn what_a_drafter_learns_from_is_kept() {
+    let raw = examples(16);
+    let experience = Experience { buffer: Buffer::from_raw(&raw).unwrap(), ..Experience::default() };
+    assert_eq!(experience.buffer.tokens(), 4);
+    let (_dir, folder) = kept(experience);
+    let (again, errors) = folder.experience("000-000001", Some((&drafter(DrafterShape::eagle(0)), 16)));
     assert!(errors.is_empty(), "{errors:?}");
     assert_eq!(again.buffer.to_raw(), Some(raw));
+}
+
+#[test]
+fn another_drafter_goes_on_with_nothing_of_the_one_before() {
+    for [before, now] in
+        [[DrafterShape::eagle(24), DrafterShape::eagle3(24)], [DrafterShape::eagle3(24), DrafterShape::eagle(24)]]
+    {
+        let (config, weights) = (config(), drafter(before));
+        let width = |shape| eagle::reads(shape).width(&config);
+        let (mut publication, mut calibration) = (Publication::default(), Calibration::default());
+        let _ = publication.judge(Duel { guesses: 100, right: 50, only: (50, 0) });
+        calibration.observe(0, 1.0, true);
+        let habits = Habits::new(&state::plan::Controller::Off, vec![7]);
+        let habits = Habits { publication: publication.clone(), calibration, ..habits };
+        let (_dir, folder) = kept(Experience {
+            published: Some(Published::new(3, &weights)),
+            learner: Some(Arc::new(Learner::new(&config, before, weights.clone(), 1e-3).to_raw())),
+            habits: Some(habits),
+            buffer: Buffer::from_raw(&examples(width(before))).unwrap(),
+        });
+        let (same, errors) = folder.experience("000-000001", Some((&weights, width(before))));
+        assert!(errors.is_empty() && same.published.is_some() && same.learner.is_some(), "{errors:?}");
+        assert_eq!((same.buffer.tokens(), same.habits.unwrap().publication), (4, publication));
+        let (other, errors) = folder.experience("000-000001", Some((&drafter(now), width(now))));
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(other.published.is_none() && other.learner.is_none() && other.buffer.tokens() == 0);
+        let habits = other.habits.unwrap();
+        assert_eq!((habits.publication, habits.calibration), Default::default());
+        assert_eq!(habits.seen, [7], "what was seen is true of any");
+        let (none, errors) = folder.experience("000-000001", None);
+        assert!(errors.is_empty() && none.habits.unwrap().publication == Publication::default(), "{errors:?}");
+    }
 }

@@ -1,28 +1,51 @@
 //! How a cycle's drafted tokens are shared out among its requests: where they are likely to be right, and where much is left to say.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use state::speculation::DraftTree;
 use state::speculation::tree::ROOT;
 
-/// Answers that expectations rest on, at most.
-const LENGTHS: usize = 64;
+/// Answers that expectations rest on, at most: of the newest few of a large step all would be long.
+const LENGTHS: usize = 256;
 
-/// Lengths of answers that ended, the newest last.
+/// Lengths of answers that ended, the newest last. Clones share them: what one decoder sees end, all know.
 #[derive(Debug, Clone, Default)]
-pub struct Lengths(std::collections::VecDeque<usize>);
+pub struct Lengths(Arc<Mutex<VecDeque<usize>>>);
 
 impl Lengths {
+    /// Of answers that are known already, in tokens, the newest last.
+    #[must_use]
+    pub fn of(tokens: &[usize]) -> Self {
+        let lengths = Self::default();
+        tokens.iter().for_each(|tokens| lengths.observe(*tokens));
+        lengths
+    }
+
+    /// As they are now.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<usize> {
+        self.lock().iter().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Learns from an answer of so many tokens.
-    pub fn observe(&mut self, tokens: usize) {
-        self.0.push_back(tokens);
-        let excess = self.0.len().saturating_sub(LENGTHS);
-        self.0.drain(..excess);
+    pub fn observe(&self, tokens: usize) {
+        let mut lengths = self.lock();
+        lengths.push_back(tokens);
+        let excess = lengths.len().saturating_sub(LENGTHS);
+        lengths.drain(..excess);
     }
 
     /// Tokens that an answer of so many has before it: the mean of those that went on beyond that, and of one that doubles, as
     /// lengths with a long tail do.
     #[must_use]
     pub fn remainder(&self, tokens: usize) -> f32 {
-        let longer = self.0.iter().filter(|length| **length > tokens).map(|length| length - tokens);
+        let lengths = self.lock();
+        let longer = lengths.iter().filter(|length| **length > tokens).map(|length| length - tokens);
         let (count, sum) = longer.fold((1, tokens + 1), |(count, sum), rest| (count + 1, sum + rest));
         sum as f32 / count as f32
     }
@@ -205,9 +228,10 @@ mod tests {
 
     #[test]
     fn who_has_spoken_long_has_more_before_it() {
-        let mut lengths = Lengths::default();
+        let lengths = Lengths::default();
         assert_eq!([lengths.remainder(0), lengths.remainder(99)], [1.0, 100.0]);
-        [10, 10, 10, 200].into_iter().for_each(|length| lengths.observe(length));
+        [10, 10, 10, 200].into_iter().for_each(|length| lengths.clone().observe(length));
+        assert_eq!(Lengths::of(&lengths.to_vec()).to_vec(), [10, 10, 10, 200]);
         assert!(lengths.remainder(5) < lengths.remainder(20));
         assert_eq!(lengths.remainder(200), 201.0);
         (0..LENGTHS).for_each(|_| lengths.observe(10));

@@ -9,7 +9,6 @@
 //! names, shapes and numbers are checked here, when writing and when reading.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -43,7 +42,7 @@ const ARCHITECTURES: [(&str, NetworkKind); 3] = [
 /// The halves of `fc.weight` of an `Eagle`, side by side in this order.
 const HALVES: [&str; 2] = ["fc_token.weight", "fc_hidden.weight"];
 
-/// Writes a drafter, by way of `<folder>.partial`; an `Eagle3` with the tokens of `vocabulary`. An exported one that is there already
+/// Writes a drafter, by way of a hidden folder beside it; an `Eagle3` with the tokens of `vocabulary`. An exported one that is there already
 /// is replaced.
 ///
 /// # Errors
@@ -74,10 +73,7 @@ pub fn export_drafter(
         }
         NetworkKind::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
     }
-    export::replaceable(folder)?;
-    let partial = export::beside(folder, "partial");
-    export::remove(&partial)?;
-    export::io(&partial, fs::create_dir_all(&partial))?;
+    let partial = export::begin(folder)?;
     write_json(&partial.join("config.json"), &value)?;
     write_beside(&partial.join("model.safetensors"), &tensors, tables, precision)?;
     export::publish(&partial, folder)

@@ -1,6 +1,7 @@
 //! Writes a model as a Hugging Face folder: whole or not at all, the same bytes for the same model.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -21,8 +22,8 @@ pub enum Precision {
     F16,
 }
 
-/// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` to `folder`, by way of
-/// `<folder>.partial`. An exported model that is there already is replaced.
+/// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` to `folder`, by way of a hidden
+/// folder beside it. An exported model that is there already is replaced.
 ///
 /// # Errors
 /// If weights do not fit the shape or the precision, the folder is something else, or it cannot be written.
@@ -35,10 +36,7 @@ pub fn export(
     chat_template: Option<&str>,
 ) -> Result<()> {
     weights.check(config, &place(folder))?;
-    replaceable(folder)?;
-    let partial = beside(folder, "partial");
-    remove(&partial)?;
-    io(&partial, fs::create_dir_all(&partial))?;
+    let partial = begin(folder)?;
     write_json(&partial.join("config.json"), &config_json(config, precision))?;
     tokenizer.save(&partial.join("tokenizer.json"))?;
     write_json(&partial.join("tokenizer_config.json"), &tokenizer_json(config, tokenizer, chat_template))?;
@@ -181,13 +179,22 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Nothing, an empty folder, or an earlier export may be replaced; anything else may be somebody's work.
-pub(super) fn replaceable(folder: &Path) -> Result<()> {
+fn replaceable(folder: &Path) -> Result<()> {
     let ours = || folder.join("config.json").exists() && folder.join("model.safetensors").exists();
     let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     match !folder.exists() || ours() || empty() {
         true => Ok(()),
         false => Err(Error::ExportTarget { path: folder.into() }),
     }
+}
+
+/// An empty folder to write into, beside the one that is to be made or replaced. What an export that did not end left is removed.
+pub(super) fn begin(folder: &Path) -> Result<PathBuf> {
+    replaceable(folder)?;
+    let partial = beside(folder, "partial");
+    remove(&partial)?;
+    io(&partial, fs::create_dir_all(&partial))?;
+    Ok(partial)
 }
 
 /// Makes the files durable, then visible under their name.
@@ -211,21 +218,23 @@ fn sync(path: &Path) -> Result<()> {
     io(path, File::open(path).and_then(|file| file.sync_all()))
 }
 
-pub(super) fn remove(folder: &Path) -> Result<()> {
+fn remove(folder: &Path) -> Result<()> {
     match folder.exists() {
         true => io(folder, fs::remove_dir_all(folder)),
         false => Ok(()),
     }
 }
 
-pub(super) fn beside(folder: &Path, ending: &str) -> PathBuf {
-    let mut name = folder.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(ending);
+/// A folder of our own in the same place, `.<folder>.taper-<what>`: `<folder>.old` may be somebody's copy.
+fn beside(folder: &Path, what: &str) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(folder.file_name().unwrap_or_default());
+    name.push(".taper-");
+    name.push(what);
     folder.with_file_name(name)
 }
 
-pub(super) fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
+fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
     result.map_err(|source| Error::Io { path: path.into(), source })
 }
 
@@ -287,6 +296,32 @@ mod tests {
         let result = export(folder.path(), &config, &weights, Precision::F32, &Tokenizer::chars(), None);
         assert!(matches!(result, Err(Error::ExportTarget { .. })));
         assert!(folder.path().join("thesis.txt").exists());
+    }
+
+    #[test]
+    fn copies_beside_it_stay_and_what_a_killed_export_left_goes() {
+        let (config, weights) = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("model");
+        let export = || export(&to, &config, &weights, Precision::F16, &Tokenizer::chars(), None).unwrap();
+        let fill = |name: &str| {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("model.safetensors"), name).unwrap();
+        };
+        let mine = ["model.old", "model.partial"];
+        mine.into_iter().for_each(fill);
+        export();
+        // Killed while it wrote, and between its two moves, when there is no model.
+        fill(".model.taper-partial");
+        export();
+        fs::rename(&to, folder.path().join(".model.taper-old")).unwrap();
+        fill(".model.taper-partial");
+        export();
+        assert!(hf::load(&to).is_ok());
+        for name in mine {
+            assert_eq!(fs::read_to_string(folder.path().join(name).join("model.safetensors")).unwrap(), name);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "something was left behind");
     }
 
     #[test]

@@ -57,7 +57,28 @@ fn committed(stage: usize, step: usize, checkpoint: Option<&str>) -> Event {
 }
 
 fn session(n: u32) -> Event {
-    Event::SessionStarted { n, devices: vec!["cpu0".into()], kernels: "portable".into() }
+    Event::SessionStarted { n, devices: vec!["cpu0".into()], kernels: "portable".into(), plan: None }
+}
+
+#[test]
+fn the_plan_is_that_of_the_newest_session() {
+    let with = |n: u32, cpu: usize| {
+        let Event::SessionStarted { devices, kernels, .. } = session(n) else { unreachable!() };
+        let plan = Plan { devices: Devices { cpu, ..plan().devices }, ..plan() };
+        Event::SessionStarted { n, devices, kernels, plan: Some(Box::new(plan)) }
+    };
+    let mut events =
+        vec![Event::RunStarted { plan: Box::new(plan()), plan_sha256: "p".into(), noise_version: 1 }, session(0)];
+    let cpu = |events: &[Event]| RunState::replay(events).plan.map(|plan| plan.devices.cpu);
+    assert_eq!(cpu(&events), Some(1));
+    events.extend([committed(0, 0, None), committed(1, 0, Some("a")), with(1, 3)]);
+    assert_eq!(cpu(&events), Some(3), "RUN-3");
+    events.push(session(2));
+    assert_eq!(cpu(&events), Some(3), "RUN-3");
+    events.push(with(3, 2));
+    let state = RunState::replay(&events);
+    assert_eq!((state.plan.unwrap().devices.cpu, state.plan_sha256.as_str(), state.sessions), (2, "p", 4), "RUN-3");
+    assert_eq!((state.next, state.checkpoint.as_deref()), (Position { stage: 1, step: 1 }, Some("a")));
 }
 
 #[test]

@@ -27,8 +27,7 @@ impl Buffer {
         let learned = learned.into_iter().rev().map(|example| (example, false));
         let all: Vec<(&Arc<Example>, bool)> =
             learned.chain(self.held_out.iter().map(|example| (example, true))).collect();
-        let (first, _) = all.first()?;
-        let width = first.hidden.len() / (first.tokens.len() - 1);
+        let width = self.width()?;
         let mut raw = RawWeights::default();
         let mut insert = |name: &str, width: usize, values: Vec<f32>| {
             raw.tensors.insert(name.into(), (vec![values.len() / width.max(1), width], values));
@@ -37,6 +36,13 @@ impl Buffer {
         insert("tokens", 1, all.iter().flat_map(|(example, _)| &example.tokens).map(|token| *token as f32).collect());
         insert("hidden", width, all.iter().flat_map(|(example, _)| &example.hidden).copied().collect());
         Some(raw)
+    }
+
+    /// Numbers a token of the hidden states that it holds, see [`Hidden::width`](crate::Hidden::width); nothing of an empty buffer.
+    #[must_use]
+    pub fn width(&self) -> Option<usize> {
+        let first = self.examples.front().or(self.held_out.front())?;
+        Some(first.hidden.len() / (first.tokens.len() - 1))
     }
 
     /// A buffer of what [`Buffer::to_raw`] kept, with room for more; nothing if that is of another shape.
@@ -108,6 +114,7 @@ mod tests {
         let buffer = buffer();
         let again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap();
         assert_eq!(again.held_out, buffer.held_out);
+        assert_eq!((again.width(), Buffer::new(100).width()), (Some(2), None));
         let newest: VecDeque<Arc<Example>> =
             buffer.examples.iter().skip(buffer.examples.len() - again.examples.len()).cloned().collect();
         assert_eq!(again.examples, newest);

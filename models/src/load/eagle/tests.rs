@@ -1,5 +1,6 @@
 //! What is written is what engines look for, and what loads again.
 
+use std::fs;
 use std::sync::Arc;
 
 use kernels::Storage;
