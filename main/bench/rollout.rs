@@ -12,7 +12,7 @@ use state::plan::{Controller, Strategy};
 use super::race::{Race, SLOTS};
 use crate::commands::Result;
 use crate::output;
-use report::{Lengths, Measured, Shape, Tree, by_batch, lines, overhead, regret};
+use report::{Lengths, Measured, Shape, Tree, by_batch, in_short, lines, overhead, regret};
 
 /// Nodes of the trees that are compared with and without shared noise.
 const BUDGETS: [usize; 4] = [4, 8, 16, 32];
@@ -71,11 +71,14 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
     let tokens_max = race.tokens_max;
     output::note("one request at a time");
     let alone = race.run(&ways, args.alone, 1, tokens_max)?;
+    output::note(&in_short(&alone));
     output::note(&format!("{SLOTS} at a time"));
     let full = race.run(&ways[..2], 2 * SLOTS, SLOTS, tokens_max.min(96))?;
+    output::note(&in_short(&full));
     output::note(&format!("{} requests, {} at a time", args.requests, args.slots));
     let some = if args.regret { &ways[..] } else { &ways[..2] };
     let tail = race.run(some, args.requests, args.slots, tokens_max)?;
+    output::note(&in_short(&tail));
     let trees = if race.solo.has_drafter() && !args.no_trees { trees(args, race)? } else { Vec::new() };
     let (regret_fixed, regret_by_batch) = regret(&tail);
     Ok(Measured {

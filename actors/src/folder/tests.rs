@@ -93,7 +93,7 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         let (config, weights) = (config(), drafter(before));
         let width = |shape| eagle::reads(shape).width(&config);
         let (mut publication, mut calibration) = (Publication::default(), Calibration::default());
-        let _ = publication.judge(Duel { guesses: 100, right: 50, only: (50, 0) });
+        let _ = publication.judge(Duel { guesses: 100, right: 50, only: (50, 0), is_alone: false });
         calibration.observe(0, 1.0, true);
         let habits = Habits::new(&state::plan::Controller::Off, vec![7]);
         let habits = Habits { publication: publication.clone(), calibration, ..habits };

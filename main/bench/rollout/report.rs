@@ -135,6 +135,13 @@ pub(super) fn lines(all: &[(String, Decoded)]) -> Vec<Line> {
     all.iter().map(line).collect()
 }
 
+/// A line for who waits for the rest: plain decoding, and the others beside it.
+pub(super) fn in_short(all: &[(String, Decoded)]) -> String {
+    let lines = lines(all);
+    let ratios: Vec<String> = lines.iter().skip(1).map(|l| format!("{} {:.2}x", l.how, l.ratio)).collect();
+    format!("  plain {:.1} tokens/s; {}", lines[0].tokens_per_s, ratios.join("; "))
+}
+
 /// Share of the time of a whole decoding outside the target's forwards, those of prompts among them, and outside drafting, with catching
 /// up: for admitting, choosing, drawing, accepting and measuring.
 pub(super) fn overhead(decoded: &Decoded) -> f64 {
