@@ -292,10 +292,11 @@ impl State {
     fn admit(&mut self, rollout: &Arc<Rollout>, group: usize, samples: &[usize]) -> Result<()> {
         let Group { prompt, noise, .. } = &rollout.groups[group];
         let decoder = &mut self.work_on(rollout)?.decoder;
-        // What a lost device has begun goes on.
+        // What a lost device has begun goes on, unless to have a prompt once for all is worth more than what they had said.
+        let pays = |said: usize| samples.len() == 1 || said >= prompt.len();
         let (mut begun, mut fresh) = (Vec::new(), Vec::new());
         for &sample in samples {
-            match rollout.noted(group, sample) {
+            match rollout.noted(group, sample).filter(|request| pays(request.log_probs.len())) {
                 Some(request) => begun.push(request),
                 None => fresh.push((sample, noise[sample])),
             }

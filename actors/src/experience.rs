@@ -51,6 +51,7 @@ impl Habits {
 
     /// The same without what is true of one drafter's versions only.
     pub(crate) fn without_drafter(self) -> Self {
-        Self { publication: Publication::default(), calibration: Calibration::default(), ..self }
+        let (publication, calibration) = Default::default();
+        Self { controller: self.controller.with_other_drafters(), publication, calibration, ..self }
     }
 }

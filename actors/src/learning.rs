@@ -31,6 +31,10 @@ const FIRST_AFTER: u32 = 8;
 const LEVEL_AFTER: u32 = 400;
 /// Tokens of the shortest windows that are made of longer ones.
 const WINDOW_MIN: usize = 64;
+/// Held-out tokens of a policy that say enough alone.
+const OWN_MIN: usize = 512;
+/// Versions of an opportunity, together no better than those before, after which the rest of it is left out.
+const TRIES: u32 = 16;
 
 /// The learner of a drafter, and what becomes of its versions.
 pub(crate) struct Learning {
@@ -51,6 +55,8 @@ pub(crate) struct Learning {
     together: usize,
     /// An exam that was begun.
     exam: Option<Box<Exam>>,
+    /// Windows of an exam, at most: as many as there lately was time for under one policy.
+    windows_max: usize,
     /// The policy by whose held-out answers the version in use was examined first.
     first_examined: Option<u32>,
     /// Who reads an exam, if anybody does: a lost device leaves none behind.
@@ -59,6 +65,14 @@ pub(crate) struct Learning {
     head_start: u32,
     /// What one of the devices that learn found out for all.
     is_worth_it: Option<bool>,
+    tries: Tries,
+}
+
+/// Versions of the opportunity that were scored, and how many more of the guesses they had right than the one in use, as shares.
+#[derive(Debug, Default)]
+struct Tries {
+    count: u32,
+    gain: f64,
 }
 
 /// What an opportunity to learn was used for.
@@ -145,10 +159,12 @@ impl Learning {
             read: 0,
             together: training.tokens_max,
             exam: None,
+            windows_max: usize::MAX,
             first_examined: None,
             examiner: Weak::new(),
             head_start,
             is_worth_it: None,
+            tries: Tries::default(),
         })
     }
 
@@ -173,6 +189,7 @@ impl Learning {
         if self.step(lesson, learned) {
             return Task::Step;
         }
+        self.drop_outdated(speculator);
         if self.publication.is_due() && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
             exam.newest.get_or_insert_with(|| Newest::Learned(speculator.version() + 1, self.learner.mean()));
@@ -250,12 +267,10 @@ impl Learning {
     /// being read.
     fn begin_exam(&mut self, speculator: &Speculator) -> (Box<Exam>, Arc<()>) {
         let (version, policy) = (speculator.version(), lock(&speculator.buffer).policy());
-        // What two versions guess is compared under one policy: what was read under another one is read again.
-        let earlier = self.exam.take().filter(|exam| (exam.version(), exam.policy) == (version, policy));
-        let exam = earlier.unwrap_or_else(|| {
+        self.drop_outdated(speculator);
+        let exam = self.exam.take().filter(|exam| exam.version() == version).unwrap_or_else(|| {
             // Anything is better than nothing to draft with: the first version need not show what it knows.
-            let held_out = || lock(&speculator.buffer).held_out(self.training.tokens_max);
-            let windows = if version > 0 { held_out() } else { Vec::new() };
+            let windows = if version > 0 { self.held_out(speculator, policy) } else { Vec::new() };
             let (newest, by_in_use, by_newest) = Default::default();
             let (shape, levels, calibration) =
                 (self.shape, self.training.levels, lock(&speculator.calibration).clone());
@@ -265,6 +280,33 @@ impl Learning {
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
         (exam, examiner)
+    }
+
+    /// What two versions guess is compared under one policy. An exam for which there was no time until it was updated is given up, so that
+    /// learning goes on: a later version sits the next one, which is as short as there was time for.
+    fn drop_outdated(&mut self, speculator: &Speculator) {
+        let policy = lock(&speculator.buffer).policy();
+        if let Some(exam) = self.exam.take_if(|exam| exam.policy != policy) {
+            self.windows_max = exam.read_by_each().max(1);
+            if exam.newest.is_some() {
+                self.publication.pass_over();
+            }
+        }
+    }
+
+    /// The newest of what is held out, of this policy alone if it has said enough.
+    fn held_out(&self, speculator: &Speculator, policy: u32) -> Vec<Window> {
+        let mut windows = lock(&speculator.buffer).held_out(self.training.tokens_max);
+        let own: Vec<Window> = windows.iter().filter(|window| window.policy() == policy).cloned().collect();
+        if own.iter().map(Window::size).sum::<usize>() >= OWN_MIN {
+            windows = own;
+        }
+        windows.split_off(windows.len().saturating_sub(self.windows_max))
+    }
+
+    /// There was time for an exam: the next one may be longer.
+    fn end_exam(&mut self) {
+        self.windows_max = self.windows_max.saturating_mul(2);
     }
 
     /// The windows of the next micro-batch.
@@ -278,20 +320,23 @@ impl Learning {
         lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
-    /// Takes note of what the version in use knows of what the policy says, the first time that this is found out: before it has been
-    /// taught by it. Of few guesses nothing is known, and nothing is published that would come first.
+    /// Takes note of what the version in use knows of what the policy says, the first time that this is found out: before one that was
+    /// taught by it is published.
     fn note_first(&mut self, exam: &Exam, learned: &mut Learned) {
+        let is_own = exam.windows.iter().all(|window| window.policy() == exam.policy);
         let is_known = exam.published.is_none() || (exam.is_in_use_read() && exam.by_in_use.shares().is_some());
-        if is_known && self.first_examined.replace(exam.policy) != Some(exam.policy) {
+        if is_own && is_known && self.first_examined.replace(exam.policy) != Some(exam.policy) {
             learned.before = exam.by_in_use.shares();
         }
     }
 
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
-        let Exam { published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam else {
+        let Exam { policy, published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam
+        else {
             return;
         };
+        self.end_exam();
         learned.held_out = by_newest.shares().or(learned.held_out);
         let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
         let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
@@ -301,6 +346,7 @@ impl Learning {
                 // Of the version in use it is known already.
                 lock(&speculator.calibration).learn(&newest);
                 speculator.publish(version);
+                self.first_examined = Some(policy);
             }
             Verdict::Discard => learned.discarded += 1,
             Verdict::RollBack => {
@@ -311,7 +357,9 @@ impl Learning {
             }
         }
         // A tail may be longer than there is something to learn: whoever learns finds this at its next look.
-        if self.publication.has_peaked() {
+        let Tries { count, gain } = &mut self.tries;
+        (*count, *gain) = (*count + 1, *gain + duel.gain());
+        if *count >= TRIES && *gain <= 0.0 && self.publication.has_settled() {
             self.is_worth_it = Some(false);
         }
     }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::experience::Experience;
 use crate::folder::RunFolder;
 use crate::job::Job;
+use crate::learning::Learned;
 use crate::past::inspect;
 use crate::run;
 use crate::speculator::{Published, Speculator, lock};
@@ -322,7 +323,7 @@ impl Solo {
         let speculator = Arc::new(speculator.calibrated(calibration.clone()));
         let learning = (options.is_coupled && options.controller == plan.controller).then(|| self.learning.clone());
         if let Some(learning) = &learning {
-            lock(&speculator.controller).clone_from(&lock(&learning.controller));
+            speculator.go_on_from(&lock(&learning.controller));
         }
         let decoding = Decoding {
             temperature: options.temperature,
@@ -364,7 +365,15 @@ impl Solo {
         let stop = || began.elapsed().as_secs_f64() >= seconds;
         let plan::Sampling { temperature, top_p, .. } = self.job.plan.sampling;
         let (draws, mut workspace) = (Draws { temperature, top_p }, models::drafter::learn::Workspace::default());
-        let learned = self.learning.train((&self.pool, &vocabulary), (draws, &mut workspace), stop)?;
+        let mut learned = Learned::default();
+        // It rests where versions get no better; here nobody waits, and later ones may.
+        while !stop() {
+            let more = self.learning.train((&self.pool, &vocabulary), (draws, &mut workspace), stop)?;
+            learned = learned.and(more);
+            if more.batches == 0 && !more.rests {
+                break;
+            }
+        }
         Ok((learned.batches, learned.loss))
     }
 

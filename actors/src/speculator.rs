@@ -130,6 +130,12 @@ impl Speculator {
         Self { calibration, ..self }
     }
 
+    /// Chooses as this controller would, on the machine it has measured.
+    pub(crate) fn go_on_from(&self, controller: &Controller) {
+        lock(&self.controller).clone_from(controller);
+        self.is_probed.store(controller.is_probed(), Ordering::Relaxed);
+    }
+
     /// Tells the controller what rows cost, once a session: the machine may be another one.
     pub(crate) fn probe(&self, target: &Arc<Target>, pool: &Arc<Pool>) -> Result<()> {
         if lock(&self.controller).wants_probe() && !self.is_probed.swap(true, Ordering::Relaxed) {

@@ -100,9 +100,6 @@ pub struct Decoder {
 
 /// Rows that attend together.
 const ATTEND_ROWS: usize = 16;
-/// Drafted tokens of a cycle, at most, whatever its strategy allows each request: a forward over more takes long, and their logits
-/// much memory.
-const DRAFTED_MAX: usize = 512;
 
 /// What the last forward made of its batch; memory that forwards reuse.
 #[derive(Debug, Default)]
@@ -317,7 +314,7 @@ impl Decoder {
             return Err(Error::Hidden { reads, kept });
         }
         let requests: Vec<drafter::Context<'_>> = self.slots.iter().map(|s| self.context(s)).collect();
-        let budget_all = if strategy.budget_all > 0 { strategy.budget_all.min(DRAFTED_MAX) } else { DRAFTED_MAX };
+        let budget_all = strategy.drafted_max();
         let trees = drafter.draft(&requests, &strategy.with_budget_all(budget_all))?;
         debug_assert!(trees.iter().map(DraftTree::len).sum::<usize>() <= budget_all, "drafts are within their budget");
         for (tree, request) in trees.iter().zip(&requests) {

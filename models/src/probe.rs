@@ -14,6 +14,8 @@ use crate::target::{Hidden, Target};
 
 /// Rows of the forwards that are timed.
 const ROWS: [usize; 3] = [1, 8, 32];
+/// How often; the shortest counts.
+const TIMES: usize = 2;
 
 /// Drafts as many tokens as it is asked for, whichever.
 struct Anything;
@@ -35,16 +37,22 @@ pub fn forwards(target: &Arc<Target>, pool: &Arc<Pool>) -> Result<Vec<(f64, f64)
     let decoding = Decoding { temperature: 0.0, top_p: 1.0, tokens_max, eos: Vec::new(), stop: None, hidden };
     let mut decoder = Decoder::new(target.clone(), decoding, pool.clone());
     decoder.admit(0, &[0], &[(0, NoiseKey::new(0, 0, 0, 0, 0))])?;
-    // The first one waits for memory, and for a processor that rests.
+    // It waits for a processor that rests.
     decoder.cycle(None)?;
     let mut forwards: Vec<(f64, f64)> = Vec::new();
     for rows in ROWS {
-        let cycle = decoder.cycle(Some((&mut Anything, &Strategy::chain(0, rows - 1))))?;
-        // Where little is left to say, fewer go along.
-        if cycle.rows == rows {
-            forwards.push((rows as f64, cycle.target_s));
+        // The first of each size waits for memory, too.
+        let mut shortest = f64::INFINITY;
+        for _ in 0..TIMES {
+            let cycle = decoder.cycle(Some((&mut Anything, &Strategy::chain(0, rows - 1))))?;
+            // Where little is left to say, fewer go along.
+            if cycle.rows == rows {
+                shortest = shortest.min(cycle.target_s);
+            }
         }
+        forwards.push((rows as f64, shortest));
     }
+    forwards.retain(|(_, seconds)| seconds.is_finite());
     Ok(forwards)
 }
 

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 pub const ROLLBACK_AFTER: u32 = 4;
 /// Opportunities to learn that are left out in a row, at most.
 pub const PAUSE_MAX: u32 = 8;
+/// Versions in a row that are left out because nothing is known of them, at most: where little is ever held out, what was known of the one in
+/// use is soon old.
+const UNKNOWN_MAX: u32 = 8;
 /// Deviations that chance explains.
 const CHANCE: f64 = 2.0;
 /// Guesses from which on a score tells something.
@@ -55,6 +58,12 @@ impl Duel {
             duel.only.1 += usize::from(old && !*newer);
         }
         duel
+    }
+
+    /// By how much more of the guesses the newer version had right, as a share of them.
+    #[must_use]
+    pub fn gain(self) -> f64 {
+        (self.only.0 as f64 - self.only.1 as f64) / self.guesses as f64
     }
 
     /// Whether the newer version is worse by more than chance explains: the sign test, by its normal approximation.
@@ -121,6 +130,8 @@ pub struct Publication {
     is_due: bool,
     /// The version in use was scored, or has learned elsewhere: what nobody knows does not replace it.
     is_proven: bool,
+    /// Versions in a row of which nothing was known.
+    unknown: u32,
     worse: u32,
     scores: u32,
     /// Mean share of right guesses, and by how much it rose from version to version.
@@ -149,15 +160,22 @@ impl Publication {
         self.is_due
     }
 
+    /// There was no time to score the version that was due: a later one will be.
+    pub fn pass_over(&mut self) {
+        self.is_due = false;
+    }
+
     /// Takes in the score of the version that was due. One of few guesses is published if none is in use, or one of which as little is
-    /// known: the one that has learned for longer is the better guess.
+    /// known, or if that goes on: the one that has learned for longer is the better guess.
     #[must_use]
     pub fn judge(&mut self, duel: Duel) -> Verdict {
         self.is_due = false;
         if duel.guesses < GUESSES_MIN {
-            return if duel.is_alone || !self.is_proven { Verdict::Publish } else { Verdict::Leave };
+            self.unknown += 1;
+            let is_best = duel.is_alone || !self.is_proven || self.unknown > UNKNOWN_MAX;
+            return if is_best { Verdict::Publish } else { Verdict::Leave };
         }
-        self.is_proven = true;
+        (self.is_proven, self.unknown) = (true, 0);
         let share = duel.right as f64 / duel.guesses as f64;
         if duel.is_worse() {
             self.worse += 1;
@@ -168,7 +186,7 @@ impl Publication {
             return Verdict::RollBack;
         }
         self.worse = 0;
-        let gain = (duel.only.0 as f64 - duel.only.1 as f64) / duel.guesses as f64;
+        let gain = duel.gain();
         if self.scores == 0 {
             (self.share, self.gain) = (share, gain);
         }
@@ -183,13 +201,6 @@ impl Publication {
     #[must_use]
     pub fn has_settled(&self) -> bool {
         self.scores >= SCORES_MIN && self.gain < RISING
-    }
-
-    /// Whether nothing more is to be gained from this policy's answers: versions have not got better at all lately. Where learning is under
-    /// way and costs nothing, a little is worth it.
-    #[must_use]
-    pub fn has_peaked(&self) -> bool {
-        self.scores >= SCORES_MIN && self.gain <= 0.0
     }
 
     /// An opportunity to learn: a device has run dry. `share` are the right guesses of the version in use, if there is one and its
@@ -250,7 +261,11 @@ mod tests {
             publication.fall_due();
             assert_eq!(publication.judge(Duel::of(&newer, Some(&in_use))), Verdict::Leave);
         }
-        assert_eq!(publication, before, "nothing is due any more");
+        let unknown = publication.unknown;
+        assert_eq!(Publication { unknown: before.unknown, ..publication.clone() }, before, "nothing is due any more");
+        let verdicts: Vec<Verdict> =
+            (unknown..=UNKNOWN_MAX).map(|_| publication.judge(Duel::of(&[], Some(&[])))).collect();
+        assert!(verdicts.starts_with(&[Verdict::Leave; 4]) && verdicts.ends_with(&[Verdict::Publish]), "{verdicts:?}");
         let enough = Duel::of(&[true; GUESSES_MIN], Some(&[false; GUESSES_MIN]));
         assert_eq!(publication.judge(enough), Verdict::Publish);
     }

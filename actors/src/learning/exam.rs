@@ -15,8 +15,8 @@ use crate::speculator::Published;
 /// Tokens of an exam that are read together, unless one window has more or there is no time for as many.
 const EXAM_TOKENS: usize = 256;
 
-/// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions: idle times may be
-/// shorter than an exam.
+/// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions, but no update of the
+/// policy.
 pub(super) struct Exam {
     /// The policy that was rolled out when it began.
     pub(super) policy: u32,
@@ -57,6 +57,11 @@ impl Exam {
     /// Number of the version in use; 0 if there is none.
     pub(super) fn version(&self) -> u64 {
         self.published.as_ref().map_or(0, |published| published.version)
+    }
+
+    /// Windows that each of the two has read, on average.
+    pub(super) fn read_by_each(&self) -> usize {
+        self.by_in_use.read.midpoint(self.by_newest.read)
     }
 
     /// Whether it is known what the version in use makes of all windows.

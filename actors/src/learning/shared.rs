@@ -8,7 +8,7 @@ use std::time::Duration;
 use state::drafter::GUESSES_MIN;
 
 use super::exam::Exam;
-use super::{Learned, Learning, Lesson, Task, share};
+use super::{Learned, Learning, Lesson, Task, Tries, share};
 use crate::error::Result;
 use crate::speculator::{lock_until, lock_within};
 
@@ -105,10 +105,11 @@ impl Shared {
     }
 
     /// The first device to come has an opportunity that nobody knows anything of.
-    fn enter(&self, stop: &mut dyn FnMut() -> bool) -> Option<Leaving<'_>> {
+    pub(super) fn enter(&self, stop: &mut dyn FnMut() -> bool) -> Option<Leaving<'_>> {
         let mut held = self.hold(stop)?;
         if self.at_work.fetch_add(1, Ordering::Relaxed) == 0 {
             held.is_worth_it = None;
+            held.tries = Tries::default();
         }
         Some(Leaving(&self.at_work))
     }
@@ -160,6 +161,7 @@ impl Shared {
         if !is_over {
             return Ok(false);
         }
+        held.end_exam();
         let takes = held.publication.takes(share);
         held.is_worth_it = Some(takes);
         Ok(takes)
@@ -167,7 +169,7 @@ impl Shared {
 }
 
 /// A device at work; it leaves also when it is lost.
-struct Leaving<'a>(&'a AtomicUsize);
+pub(super) struct Leaving<'a>(&'a AtomicUsize);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {

@@ -53,6 +53,11 @@ impl Device {
     }
 
     fn answers(&self) -> Vec<Answer> {
+        self.answers_of(0)
+    }
+
+    /// With the noise of this step.
+    fn answers_of(&self, step: u32) -> Vec<Answer> {
         let decoding = Decoding {
             temperature: 1.0,
             top_p: 1.0,
@@ -64,7 +69,7 @@ impl Device {
         let mut decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
         for group in 0..64 {
             let prompt = [1, 2 + group % 17, 2 + group / 17];
-            decoder.admit(group as usize, &prompt, &[(0, NoiseKey::new(3, 1, 0, group, 0))]).unwrap();
+            decoder.admit(group as usize, &prompt, &[(0, NoiseKey::new(3, 1, step, group, 0))]).unwrap();
         }
         let mut answers = Vec::new();
         while answers.len() < 64 {

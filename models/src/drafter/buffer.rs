@@ -47,6 +47,12 @@ impl Window {
         [Self { tokens: start..middle, ..self }, second]
     }
 
+    /// The policy that said it.
+    #[must_use]
+    pub fn policy(&self) -> u32 {
+        self.example.policy
+    }
+
     /// Tokens in it.
     #[must_use]
     pub fn size(&self) -> usize {

@@ -99,6 +99,9 @@ pub struct TableRow {
     pub strategy: Option<Strategy>,
 }
 
+/// Drafted tokens of a cycle, at most, whatever its strategy allows each request.
+const DRAFTED_MAX: usize = 512;
+
 /// One way to draft.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,7 +120,7 @@ pub struct Strategy {
     /// The learned drafter leaves out tokens with a smaller estimated chance to be accepted, 0 to 1.
     pub chance_min: f32,
     /// Tokens that the learned drafter drafts for all requests of a cycle together, at most: where they are likely to be right, and
-    /// where much is left to say; 0: as many as `budget` allows each.
+    /// where much is left to say; 0: as many as `budget` allows each, up to 512 together.
     pub budget_all: usize,
 }
 
@@ -144,6 +147,13 @@ impl Strategy {
     #[must_use]
     pub const fn with_chance_min(self, chance_min: f32) -> Self {
         Self { chance_min, ..self }
+    }
+
+    /// Tokens that it drafts for all requests of a cycle together, at most: a forward over very many takes long, and their logits much
+    /// memory.
+    #[must_use]
+    pub const fn drafted_max(&self) -> usize {
+        if self.budget_all > 0 && self.budget_all < DRAFTED_MAX { self.budget_all } else { DRAFTED_MAX }
     }
 
     /// The same, with at most so many tokens for all requests together.

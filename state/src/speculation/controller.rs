@@ -82,10 +82,25 @@ impl Controller {
         Self { rule, plain, now, window, probed: Vec::new() }
     }
 
-    /// Whether what rows cost would be of use to it before it is measured.
+    /// The same where the strategies' drafters are others now: of plain decoding it still knows.
+    #[must_use]
+    pub fn with_other_drafters(mut self) -> Self {
+        if let Rule::Bandit(bandit) = &mut self.rule {
+            *bandit = bandit.anew();
+        }
+        self
+    }
+
+    /// Whether it would be of use to know what rows cost before that is measured.
     #[must_use]
     pub fn wants_probe(&self) -> bool {
         matches!(self.rule, Rule::Bandit(_))
+    }
+
+    /// Whether it was told.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        !self.probed.is_empty()
     }
 
     /// Learns what rows cost, from seconds of the target's forwards over so many: it stands in for plain cycles of as many requests

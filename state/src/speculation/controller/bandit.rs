@@ -107,6 +107,11 @@ impl Bandit {
         Self { strategies: strategies.to_vec(), epsilon, buckets, habits }
     }
 
+    /// The same that has measured nothing.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(&self.strategies, self.epsilon)
+    }
+
     pub(super) fn is_of(&self, strategies: &[Strategy], epsilon: f64) -> bool {
         self.strategies == strategies && self.epsilon == epsilon
     }
@@ -164,7 +169,8 @@ impl Bandit {
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
-            if self.buckets[bucket].is_change(&self.strategies, arm) {
+            // Nothing was to be caught up on where this drafter was asked in the cycle before, for a trial as well.
+            if cycle.catch_up_s > 0.0 && self.buckets[bucket].is_change(&self.strategies, arm) {
                 self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);
             }
         }

@@ -223,7 +223,7 @@ fn accepted(chance: f64, levels: f64) -> f64 {
 /// target would have to compute too many rows, it is not worth a try.
 pub(super) fn hope(strategy: Strategy, batch: f64, (plain, chance): (&Times, Option<f64>)) -> Option<Forecast> {
     let each = strategy.budget as f64;
-    let drafted = if strategy.budget_all > 0 { each.min(strategy.budget_all as f64 / batch) } else { each };
+    let drafted = each.min(strategy.drafted_max() as f64 / batch);
     let levels = drafted.min(strategy.depth as f64);
     let accepted = chance.map_or(ACCEPTED * levels, |chance| accepted(chance + MORE * (1.0 - chance), levels));
     Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
