@@ -20,6 +20,8 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const CYCLES: usize = 5;
 /// The drafter of plain decoding.
 const NONE: &str = "none";
+/// The controller that may find that nothing pays.
+const BANDIT: &str = "bandit";
 
 /// What is compared.
 #[derive(clap::Args)]
@@ -156,7 +158,7 @@ impl Bench<'_> {
         let table = [2, 6, 20].into_iter().zip(strategies.iter().cycle()).map(row).collect();
         self.compare(race, asked, (drafter, "table", &Controller::Table(table)))?;
         let bandit = Controller::Bandit { strategies: strategies.to_vec(), epsilon: 0.2, window: 32 };
-        self.compare(race, asked, (drafter, "bandit", &bandit))
+        self.compare(race, asked, (drafter, BANDIT, &bandit))
     }
 
     fn compare(&mut self, race: &Race, asked: &[Asked], way: (&str, &str, &Controller)) -> Result<()> {
@@ -215,7 +217,7 @@ impl Compared {
 
     /// Ways that should have drafted and never did, if there are any: they show nothing.
     fn silent(&self) -> Option<String> {
-        let is_silent = |line: &&Line| line.drafter != NONE && line.drafted == 0;
+        let is_silent = |line: &&Line| line.drafter != NONE && line.controller != BANDIT && line.drafted == 0;
         let name = |line: &Line| format!("{} ({})", line.drafter, line.controller);
         let ways: Vec<String> = self.ways.iter().filter(is_silent).map(name).collect();
         (!ways.is_empty()).then(|| ways.join(", "))
