@@ -169,8 +169,8 @@ impl Bandit {
         {
             let rows = measured.rows as f64 / measured.requests as f64;
             self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
-            // Nothing was to be caught up on where this drafter was asked in the cycle before, for a trial as well.
-            if cycle.catch_up_s > 0.0 && self.buckets[bucket].is_change(&self.strategies, arm) {
+            // Also where there was nothing to catch up on: some drafters never have, and a trial may follow another one.
+            if self.buckets[bucket].is_change(&self.strategies, arm) {
                 self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);
             }
         }
