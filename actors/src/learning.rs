@@ -129,19 +129,17 @@ impl Learning {
         let config = target.config();
         let lr = training.lr.unwrap_or_else(|| learning_rate(config));
         let earlier = learner.and_then(|raw| Learner::from_raw((config, shape), raw, lr).ok());
-        // What versions of another one were worth says nothing.
-        let publication = match (&earlier, published) {
-            (Some(_), _) => publication,
-            (None, Some(_)) => Publication::of_taught(),
-            (None, None) => Publication::default(),
-        };
-        // Weights from elsewhere have learned; an earlier learner knows how much.
-        let learner = match (earlier, published) {
-            (Some(learner), _) => learner,
+        // Weights from elsewhere have learned; an earlier learner knows how much. What versions of another one were worth says nothing.
+        let (learner, publication) = match (earlier, published) {
+            (Some(learner), _) => (learner, publication),
             (None, Some(weights)) => {
-                Learner::new(config, shape, weights.clone(), lr).taught().with_levels(training.levels)
+                let learner = Learner::new(config, shape, weights.clone(), lr).taught();
+                (learner.with_levels(training.levels), Publication::of_taught())
             }
-            (None, None) => Learner::new(config, shape, Learner::fresh(target, shape, seed)?, lr),
+            (None, None) => {
+                let fresh = Learner::fresh(target, shape, seed)?;
+                (Learner::new(config, shape, fresh, lr), Publication::default())
+            }
         };
         let levels = u32::try_from(learner.levels()).unwrap_or(u32::MAX);
         let head_start = (levels - 1).saturating_sub(learner.steps() / LEVEL_AFTER);

@@ -104,9 +104,8 @@ fn record(args: &Controllers, race: &mut Race, strategies: &[Strategy]) -> Resul
         } else {
             race.solo.train(&[], args.learn_s as f64 / (args.ages - 1) as f64)?;
         }
-        // Cycles of strategies that cannot draft would be plain ones under their names.
-        if strategies.iter().any(|s| Some(s.drafter) == learned) && !race.solo.has_drafter() {
-            return Err(Failure::NothingLearned { path: args.model.clone() });
+        if strategies.iter().any(|s| Some(s.drafter) == learned) {
+            race.needs_drafter(&args.model)?;
         }
         output::note(&format!("recording {} of {}", age + 1, args.ages));
         let way = |s: &Strategy| -> Way { (race.name(s), Controller::Fixed(*s)) };

@@ -99,8 +99,8 @@ impl Bench<'_> {
         // First, because without a drafter the rest is not worth its time.
         for race in &races {
             race.learn(self.args.learn_from, self.args.learn_s as f64)?;
-            if learned.is_some() && !race.solo.has_drafter() {
-                return Err(Failure::NothingLearned { path: self.args.model.clone() });
+            if learned.is_some() {
+                race.needs_drafter(&self.args.model)?;
             }
         }
         let Some(race) = races.first() else { return Ok(()) };

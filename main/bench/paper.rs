@@ -135,9 +135,7 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
         }
         bench.race.solo.train(&[], args.learn_s as f64 - early)?;
     }
-    if !bench.race.solo.has_drafter() {
-        return Err(Failure::NothingLearned { path: args.model.clone() });
-    }
+    bench.race.needs_drafter(&args.model)?;
     if wanted(Figure::Levels) {
         let late = bench.levels()?;
         bench.save(&levels_drawn(levels.as_deref(), &late)?)?;

@@ -10,6 +10,7 @@ use models::Answer;
 use state::plan::{Controller, Strategy};
 
 use crate::commands::Result;
+use crate::failure::Failure;
 use crate::generate::open;
 use crate::output;
 
@@ -124,6 +125,11 @@ impl Race {
         let (seconds, mut prompts) = (began.elapsed().as_secs_f64(), Prompts::default());
         prompts.add(answers.iter().map(|answer| &answer.tokens[..answer.prompt]));
         Ok(Learned { batches, loss, seconds, prompts })
+    }
+
+    /// An error as long as the drafter of this model cannot draft: what is measured of its strategies would be plain decoding.
+    pub(super) fn needs_drafter(&self, model: &Path) -> Result<()> {
+        if self.solo.has_drafter() { Ok(()) } else { Err(Failure::NothingLearned { path: model.to_owned() }) }
     }
 
     /// Has the drafter learn for a second, and for ever longer until there is one to draft with: all in all for less than twice so many

@@ -50,9 +50,10 @@ pub fn forwards(target: &Arc<Target>, pool: &Arc<Pool>) -> Result<Vec<(f64, f64)
                 shortest = shortest.min(cycle.target_s);
             }
         }
-        forwards.push((rows as f64, shortest));
+        if shortest.is_finite() {
+            forwards.push((rows as f64, shortest));
+        }
     }
-    forwards.retain(|(_, seconds)| seconds.is_finite());
     Ok(forwards)
 }
 

@@ -49,8 +49,17 @@ fn rollout_with(
 }
 
 fn engine(name: &str) -> (Engine, Receiver<Report>) {
+    engine_with(name, None)
+}
+
+fn engine_with(name: &str, fault: Option<Fault>) -> (Engine, Receiver<Report>) {
     let (sender, reports) = channel();
-    (Engine::start(name, 1, (Arc::default(), None), move |report| drop(sender.send(report))).unwrap(), reports)
+    (Engine::start(name, 1, (Arc::default(), fault), move |report| drop(sender.send(report))).unwrap(), reports)
+}
+
+/// What a rollout made of a group.
+fn parts(rollout: &Rollout, group: usize) -> Vec<(usize, Vec<u32>, Vec<f32>, bool)> {
+    rollout.answers(group).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()
 }
 
 fn send(engine: &Engine, command: Command) {
@@ -108,10 +117,7 @@ fn lent(cache_tokens_max: usize) {
     assert_eq!(shared.counts().lent, 4);
     assert_eq!(shared.speculator.lengths.to_vec().len(), 8, "each device knows how long answers get on the other one");
     for group in 0..2 {
-        let parts = |rollout: &Rollout| -> Vec<_> {
-            rollout.answers(group).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()
-        };
-        assert_eq!(parts(&alone), parts(&shared));
+        assert_eq!(parts(&alone, group), parts(&shared, group));
     }
 }
 
@@ -124,19 +130,14 @@ fn answers_of_a_lost_device_go_on_where_they_were() {
     assert_eq!(ended(&reports, 4).len(), 4);
     let cycles = |rollout: &Rollout| rollout.counts().by_batch.iter().map(|b| b.cycles).sum::<u64>();
     let fault = Fault { device: 0, moment: Moment::Cycle(NOTE_EVERY + 3), hangs: false };
-    let (sender, reports) = channel();
-    let report = move |report| drop(sender.send(report));
-    let lost = Engine::start("lost", 1, (Arc::default(), Some(fault)), report).unwrap();
+    let (lost, reports) = engine_with("lost", Some(fault));
     decode(&lost, &shared, 0);
     assert!(matches!(reports.recv_timeout(WAIT).unwrap(), Report::Died { .. }));
     let before = cycles(&shared);
     let (other, reports) = self::engine("other");
     decode(&other, &shared, 0);
     assert_eq!(ended(&reports, 4).len(), 4);
-    let parts = |rollout: &Rollout| -> Vec<_> {
-        rollout.answers(0).into_iter().map(|a| (a.sample, a.tokens, a.log_probs, a.truncated)).collect()
-    };
-    assert_eq!(parts(&alone), parts(&shared));
+    assert_eq!(parts(&alone, 0), parts(&shared, 0));
     // Of each answer a few cycles were made twice.
     assert!(before > 200 && cycles(&shared) <= cycles(&alone) + 4 * 8, "{before} {}", cycles(&shared));
 }

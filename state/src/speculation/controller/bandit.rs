@@ -132,10 +132,10 @@ impl Bandit {
             };
             let catch_up_s = batch * self.catch_up_s(strategy).unwrap_or_else(|| catch_up_s(batch, &scale.times));
             let rate = scale.of_rate(forecast.rate(), batch);
-            Some(Expected { drafter: strategy.drafter, rate, seconds: forecast.seconds, catch_up_s, trusted })
+            Some(Expected { rate, seconds: forecast.seconds, catch_up_s, trusted })
         };
         let expected = self.habits.iter().zip(strategies).map(expect).collect();
-        let known = Known { plain: &plain.arms[bucket], scale, expected };
+        let known = Known { strategies, plain: &plain.arms[bucket], scale, expected };
         let chosen = self.buckets[bucket].choose(&known, &usable, self.epsilon, draw);
         chosen.map(|arm| strategies[arm])
     }
@@ -203,7 +203,6 @@ impl Bandit {
 
 /// What a strategy's cycle is expected to do.
 struct Expected {
-    drafter: usize,
     /// Tokens a second at the bucket's usual batch size.
     rate: f64,
     seconds: f64,
@@ -213,8 +212,9 @@ struct Expected {
     trusted: f64,
 }
 
-/// What is known beside a bucket's own measurements of its strategies: plain decoding there, and what is expected of each.
+/// What is known beside a bucket's own measurements: the strategies, plain decoding there, and what is expected of each.
 struct Known<'a> {
+    strategies: &'a [Strategy],
     plain: &'a Arm,
     scale: Scale,
     expected: Vec<Option<Expected>>,
@@ -302,10 +302,8 @@ impl Bucket {
 
     /// Seconds that the drafter of an arm has to catch up for, because the incumbent does not ask it.
     fn catch_up_s(&self, known: &Known<'_>, arm: Option<usize>) -> f64 {
-        let expected = |arm: Option<usize>| known.expected[arm?].as_ref();
-        let Some(wanted) = expected(arm) else { return 0.0 };
-        let is_asked = expected(self.incumbent).is_some_and(|incumbent| incumbent.drafter == wanted.drafter);
-        if is_asked { 0.0 } else { wanted.catch_up_s }
+        let arm = arm.filter(|arm| self.is_change(known.strategies, *arm));
+        arm.and_then(|arm| known.expected[arm].as_ref()).map_or(0.0, |expected| expected.catch_up_s)
     }
 
     /// By how much less an arm is believed, as a share, as far as what was measured of it is trusted: of many arms one always looks good
