@@ -15,7 +15,7 @@ use models::drafter::buffer::Window;
 use models::drafter::learn::{Learner, Reader, Reading, Workspace, learning_rate};
 use models::optim::Gradients;
 use models::{RawWeights, Target, Weights};
-use state::drafter::{Duel, Publication, Verdict};
+use state::drafter::{GUESSES_MIN, Publication, Verdict};
 use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
@@ -55,8 +55,8 @@ pub(crate) struct Learning {
     together: usize,
     /// An exam that was begun.
     exam: Option<Box<Exam>>,
-    /// Windows of an exam, at most: as many as there lately was time for under one policy.
-    windows_max: usize,
+    /// The policy was updated before anything was known of a version that is due: the next one is its last chance.
+    sits_again: bool,
     /// The policy by whose held-out answers the version in use was examined first.
     first_examined: Option<u32>,
     /// Who reads an exam, if anybody does: a lost device leaves none behind.
@@ -157,7 +157,7 @@ impl Learning {
             read: 0,
             together: training.tokens_max,
             exam: None,
-            windows_max: usize::MAX,
+            sits_again: false,
             first_examined: None,
             examiner: Weak::new(),
             head_start,
@@ -187,7 +187,7 @@ impl Learning {
         if self.step(lesson, learned) {
             return Task::Step;
         }
-        self.drop_outdated(speculator);
+        self.end_outdated(speculator, learned);
         if self.publication.is_due() && !self.is_examined() {
             let (mut exam, examiner) = self.begin_exam(speculator);
             exam.newest.get_or_insert_with(|| Newest::Learned(speculator.version() + 1, self.learner.mean()));
@@ -246,6 +246,7 @@ impl Learning {
         learned.batches += 1;
         if self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator)) {
             self.publication.fall_due();
+            self.sits_again = false;
         }
         true
     }
@@ -261,11 +262,9 @@ impl Learning {
         self.examiner.strong_count() > 0
     }
 
-    /// The exam that was begun, if it is of the version in use and this policy, or one on held-out answers; and what says that it is
-    /// being read.
+    /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
     fn begin_exam(&mut self, speculator: &Speculator) -> (Box<Exam>, Arc<()>) {
         let (version, policy) = (speculator.version(), lock(&speculator.buffer).policy());
-        self.drop_outdated(speculator);
         let exam = self.exam.take().filter(|exam| exam.version() == version).unwrap_or_else(|| {
             // Anything is better than nothing to draft with: the first version need not show what it knows.
             let windows = if version > 0 { self.held_out(speculator, policy) } else { Vec::new() };
@@ -280,15 +279,17 @@ impl Learning {
         (exam, examiner)
     }
 
-    /// What two versions guess is compared under one policy. An exam for which there was no time until it was updated is given up, so that
-    /// learning goes on: a later version sits the next one, which is as short as there was time for.
-    fn drop_outdated(&mut self, speculator: &Speculator) {
+    /// What two versions guess is compared under one policy. An exam that was not over until it was updated ends with what was read; if
+    /// that says nothing, the newest version sits another one, but not a third, so that learning goes on.
+    fn end_outdated(&mut self, speculator: &Speculator, learned: &mut Learned) {
         let policy = lock(&speculator.buffer).policy();
-        if let Some(exam) = self.exam.take_if(|exam| exam.policy != policy) {
-            self.windows_max = exam.read_by_each().max(1);
-            if exam.newest.is_some() {
-                self.publication.pass_over();
-            }
+        let Some(exam) = self.exam.take_if(|exam| exam.policy != policy) else { return };
+        match exam.newest {
+            None if exam.is_in_use_read() || self.is_worth_it.is_some() => {}
+            None => self.is_worth_it = Some(self.publication.takes(exam.share_in_use())),
+            Some(_) if exam.duel().guesses < GUESSES_MIN && !std::mem::replace(&mut self.sits_again, true) => {}
+            Some(Newest::Learned(..)) => self.publication.pass_over(),
+            Some(Newest::Drafting(_)) => self.judge(exam, speculator, learned),
         }
     }
 
@@ -299,12 +300,7 @@ impl Learning {
         if own.iter().map(Window::size).sum::<usize>() >= OWN_MIN {
             windows = own;
         }
-        windows.split_off(windows.len().saturating_sub(self.windows_max))
-    }
-
-    /// There was time for an exam: the next one may be longer.
-    fn end_exam(&mut self) {
-        self.windows_max = self.windows_max.saturating_mul(2);
+        windows
     }
 
     /// The windows of the next micro-batch.
@@ -322,7 +318,7 @@ impl Learning {
     /// taught by it is published.
     fn note_first(&mut self, exam: &Exam, learned: &mut Learned) {
         let is_own = exam.windows.iter().all(|window| window.policy() == exam.policy);
-        let is_known = exam.published.is_none() || (exam.is_in_use_read() && exam.by_in_use.shares().is_some());
+        let is_known = exam.published.is_none() || exam.by_in_use.shares().is_some();
         if is_own && is_known && self.first_examined.replace(exam.policy) != Some(exam.policy) {
             learned.before = exam.by_in_use.shares();
         }
@@ -330,19 +326,14 @@ impl Learning {
 
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
-        let Exam { policy, published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam
-        else {
-            return;
-        };
-        self.end_exam();
+        let duel = exam.duel();
+        let Exam { policy, published, newest: Some(Newest::Drafting(version)), by_newest, .. } = *exam else { return };
         learned.held_out = by_newest.shares().or(learned.held_out);
-        let (newest, in_use) = (by_newest.guesses, by_in_use.guesses);
-        let duel = Duel::of(&newest.right, published.as_ref().map(|_| in_use.right.as_slice()));
         match self.publication.judge(duel) {
             Verdict::Leave => return,
             Verdict::Publish => {
                 // Of the version in use it is known already.
-                lock(&speculator.calibration).learn(&newest);
+                lock(&speculator.calibration).learn(&by_newest.guesses);
                 speculator.publish(version);
                 self.first_examined = Some(policy);
             }

@@ -21,6 +21,8 @@ pub const PAUSE_MAX: u32 = 8;
 const UNKNOWN_MAX: u32 = 8;
 /// Deviations that chance explains.
 const CHANCE: f64 = 2.0;
+/// The same where it is looked at again and again.
+const CLEAR: f64 = 4.0;
 /// Guesses from which on a score tells something.
 pub const GUESSES_MIN: usize = 64;
 /// Versions before learning may rest.
@@ -63,7 +65,15 @@ impl Duel {
     /// By how much more of the guesses the newer version had right, as a share of them.
     #[must_use]
     pub fn gain(self) -> f64 {
-        (self.only.0 as f64 - self.only.1 as f64) / self.guesses as f64
+        (self.only.0 as f64 - self.only.1 as f64) / self.guesses.max(1) as f64
+    }
+
+    /// Whether more guesses would hardly change which version is better. It may be asked again and again, and the levels of a draft
+    /// are right or wrong together: both need more than one look at guesses that have nothing to do with each other.
+    #[must_use]
+    pub fn is_clear(self) -> bool {
+        let (won, lost) = (self.only.0 as f64, self.only.1 as f64);
+        self.guesses >= GUESSES_MIN && (won - lost).abs() > CLEAR * (won + lost).sqrt()
     }
 
     /// Whether the newer version is worse by more than chance explains: the sign test, by its normal approximation.
@@ -241,6 +251,15 @@ mod tests {
         let found = Duel::of(&[true, true, false, false], Some(&[true, false, true, false]));
         assert_eq!(found, Duel { guesses: 4, right: 2, only: (1, 1), is_alone: false });
         assert_eq!(Duel::of(&[true, false], None), Duel { guesses: 2, right: 1, only: (1, 0), is_alone: true });
+    }
+
+    #[test]
+    fn it_is_clear_who_is_better_where_luck_would_have_to_be_great() {
+        let is_clear = |only| duel(300, only).is_clear();
+        assert!(is_clear((17, 0)) && is_clear((0, 17)) && is_clear((129, 4)) && is_clear((0, 1000)));
+        assert!(![(0, 0), (16, 0), (28, 26), (60, 30)].into_iter().any(is_clear));
+        assert!(!Duel { guesses: GUESSES_MIN - 1, ..duel(0, (40, 0)) }.is_clear(), "too few guesses");
+        assert_eq!(Duel::of(&[], Some(&[])).gain(), 0.0);
     }
 
     #[test]

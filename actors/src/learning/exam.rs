@@ -5,18 +5,18 @@ use models::drafter::Calibration;
 use models::drafter::buffer::Window;
 use models::drafter::learn::{Guesses, guess};
 use models::optim::Mean;
-use state::drafter::GUESSES_MIN;
+use state::drafter::{Duel, GUESSES_MIN};
 use state::plan::DrafterShape;
 
 use super::{Lesson, fitting, share};
 use crate::error::Result;
 use crate::speculator::Published;
 
-/// Tokens of an exam that are read together, unless one window has more or there is no time for as many.
-const EXAM_TOKENS: usize = 256;
+/// Tokens that one version reads before it is the other one's turn, unless one window has more or there is no time for as many.
+const EXAM_TOKENS: usize = 128;
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions, but no update of the
-/// policy.
+/// policy, and is over as soon as it is clear which of the two is better.
 pub(super) struct Exam {
     /// The policy that was rolled out when it began.
     pub(super) policy: u32,
@@ -59,9 +59,11 @@ impl Exam {
         self.published.as_ref().map_or(0, |published| published.version)
     }
 
-    /// Windows that each of the two has read, on average.
-    pub(super) fn read_by_each(&self) -> usize {
-        self.by_in_use.read.midpoint(self.by_newest.read)
+    /// Share of its guesses that the version in use has right, if they are enough to tell something.
+    pub(super) fn share_in_use(&self) -> Option<f64> {
+        let guesses = &self.by_in_use.guesses.right;
+        let right = guesses.iter().filter(|right| **right).count();
+        (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()))
     }
 
     /// Whether it is known what the version in use makes of all windows.
@@ -69,11 +71,30 @@ impl Exam {
         self.by_in_use.read >= self.windows.len()
     }
 
-    /// Goes on; whether it is over.
+    /// How the two compare on the windows that both have read.
+    pub(super) fn duel(&self) -> Duel {
+        let in_use = self.published.as_ref().map(|_| self.by_in_use.guesses.right.as_slice());
+        Duel::of(&self.by_newest.guesses.right, in_use)
+    }
+
+    /// Goes on, one version after the other; whether it is over.
     pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        if !self.read_in_use(lesson, stop)? {
-            return Ok(false);
+        loop {
+            if !self.read_newest(lesson, stop)? {
+                return Ok(false);
+            }
+            if self.is_in_use_read() || self.duel().is_clear() {
+                return Ok(true);
+            }
+            let read = self.by_in_use.read;
+            if !self.read_in_use(read + fitting(self.windows[read..].iter(), EXAM_TOKENS), lesson, stop)? {
+                return Ok(false);
+            }
         }
+    }
+
+    /// Whether the newest version has read as much as the one in use.
+    fn read_newest(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         // Here, and not where the learner is held, for which others wait: numbers may be rounded for it.
         if let Some(Newest::Learned(version, mean)) = &self.newest {
             if stop() {
@@ -82,23 +103,20 @@ impl Exam {
             self.newest = Some(Newest::Drafting(Published::new(*version, &mean.weights())));
         }
         let Some(Newest::Drafting(newest)) = &self.newest else { return Ok(false) };
-        self.by_newest.go_on(
-            (&newest.to_draft, self.shape, self.levels),
-            (&self.windows, &self.calibration),
-            lesson,
-            stop,
-        )
+        let version = (&newest.to_draft, self.shape, self.levels);
+        self.by_newest.go_on(version, (&self.windows[..self.by_in_use.read], &self.calibration), lesson, stop)
     }
 
-    /// The same with the version in use alone.
-    pub(super) fn read_in_use(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+    /// The version in use reads on alone, up to the end of so many windows; whether it has.
+    pub(super) fn read_in_use(
+        &mut self,
+        windows: usize,
+        lesson: &Lesson<'_>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
         let Some(published) = &self.published else { return Ok(true) };
-        self.by_in_use.go_on(
-            (&published.to_draft, self.shape, self.levels),
-            (&self.windows, &self.calibration),
-            lesson,
-            stop,
-        )
+        let version = (&published.to_draft, self.shape, self.levels);
+        self.by_in_use.go_on(version, (&self.windows[..windows], &self.calibration), lesson, stop)
     }
 }
 
@@ -109,7 +127,7 @@ impl Paper {
         (guesses >= GUESSES_MIN).then(|| (share(right, guesses), share(among_three, guesses)))
     }
 
-    /// Goes on with a version's paper; whether it is complete.
+    /// A version reads these windows, as far as it has not; whether it has read all.
     fn go_on(
         &mut self,
         version: (&Weights, DrafterShape, usize),

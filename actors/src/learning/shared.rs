@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use state::drafter::GUESSES_MIN;
-
 use super::exam::Exam;
-use super::{Learned, Learning, Lesson, Task, Tries, share};
+use super::{Learned, Learning, Lesson, Task, Tries};
 use crate::error::Result;
 use crate::speculator::{lock_until, lock_within};
 
@@ -87,9 +85,11 @@ impl Shared {
                     let is_over = exam.read(lesson, stop)?;
                     let Some(mut held) = self.hold_on(stop) else { break };
                     drop(examiner);
-                    held.note_first(&exam, &mut learned);
                     match is_over {
-                        true => held.judge(exam, lesson.speculator, &mut learned),
+                        true => {
+                            held.note_first(&exam, &mut learned);
+                            held.judge(exam, lesson.speculator, &mut learned);
+                        }
                         false => held.exam = Some(exam),
                     }
                 }
@@ -124,6 +124,7 @@ impl Shared {
     ) -> Result<bool> {
         loop {
             let Some(mut held) = self.hold(stop) else { return Ok(false) };
+            held.end_outdated(lesson.speculator, learned);
             if held.is_worth_it.is_none() && (!held.publication.has_settled() || lesson.speculator.version() == 0) {
                 held.is_worth_it = Some(held.publication.takes(None));
             }
@@ -149,19 +150,18 @@ impl Shared {
         (lesson, learned): (&Lesson<'_>, &mut Learned),
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
-        let is_over = exam.read_in_use(lesson, stop)?;
+        let is_over = exam.read_in_use(exam.windows.len(), lesson, stop)?;
         let Some(mut held) = self.hold_on(stop) else { return Ok(false) };
         drop(examiner);
-        held.note_first(&exam, learned);
-        let guesses = &exam.by_in_use.guesses.right;
-        let right = guesses.iter().filter(|right| **right).count();
-        let share = (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()));
+        let share = exam.share_in_use();
+        if is_over {
+            held.note_first(&exam, learned);
+        }
         // A newer version that waits for its score goes on with the same exam.
         held.exam = (!is_over || held.publication.is_due()).then_some(exam);
         if !is_over {
             return Ok(false);
         }
-        held.end_exam();
         let takes = held.publication.takes(share);
         held.is_worth_it = Some(takes);
         Ok(takes)

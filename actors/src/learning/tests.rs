@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use models::drafter::Calibration;
 use models::{Answer, Config, Decoder, Decoding, Hidden};
+use state::drafter::Duel;
 use state::plan::{self, Speculation, TinyShape};
 
 use super::*;

@@ -343,8 +343,8 @@ impl Learner {
 /// What one version of a drafter makes of held-out answers.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Guesses {
-    /// For each token, level by level, whether it and all before it at earlier levels were the drafter's first choices: together as
-    /// many as a draft would have right.
+    /// For each token, one after the other, and each level, whether it and all before it at earlier levels were the drafter's first
+    /// choices: together as many as a draft would have right.
     pub right: Vec<bool>,
     /// Tokens guessed from true hidden states, those of them that were its first choice, and those among its first three.
     pub first: [usize; 3],
@@ -380,13 +380,17 @@ pub fn guess(
         let Workspace { passes, used, logits, .. } = workspace;
         let batch = Batch::new(windows, target, shape, levels.max(1));
         batch.forward(pool, &network, vocabulary, passes)?;
-        let (mut guesses, mut right) = (Guesses::default(), batch.rows_right());
+        let (mut guesses, mut right, mut rows) = (Guesses::default(), batch.rows_right(), Vec::new());
         for (level, pass) in passes.iter().enumerate() {
             used.clear();
             batch.used_into(level, &pass.predicted, used);
             vocabulary.logits_into(pool, &network.leave(pool, used), logits);
             level_guesses(pool, (&batch, level), vocabulary, (logits, belief), &mut right, &mut guesses)?;
+            rows.extend(batch.drawn(level).map(|(row, _)| (row, right[row])));
         }
+        // Stable. Whichever windows are read together, guesses of two versions stand side by side.
+        rows.sort_by_key(|(row, _)| *row);
+        guesses.right = rows.into_iter().map(|(_, is_right)| is_right).collect();
         Some(guesses)
     };
     Ok(pool.interruptibly(guess).flatten())
@@ -413,7 +417,6 @@ fn level_guesses(
             None
         };
         right[row] = place == Some(0);
-        guesses.right.push(right[row]);
         if level == 0 {
             let found = [true, place == Some(0), place.is_some()];
             guesses.first.iter_mut().zip(found).for_each(|(sum, is)| *sum += usize::from(is));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::experience::Habits;
+use crate::learning::exam::Newest;
 
 /// A device that has drafted with a version, and a learner that has one due.
 fn due(device: &Device) -> Shared {
@@ -12,14 +13,75 @@ fn due(device: &Device) -> Shared {
     learning
 }
 
-/// Reads so much of the exam that the version in use is through with it, and the newest one is not.
+/// Goes on with the exam.
+fn go_on<R>(device: &Device, learning: &Shared, read: impl FnOnce(&mut Exam, &Lesson<'_>) -> R) -> R {
+    let (vocabulary, mut workspace) = (Vocabulary::whole(&device.target), Workspace::default());
+    let lesson = device.lesson(&device.pool, &vocabulary, &mut workspace);
+    let (mut exam, _) = learning.lock().begin_exam(&device.speculator);
+    let found = read(&mut exam, &lesson);
+    learning.lock().exam = Some(exam);
+    found
+}
+
+/// The version in use reads all of the exam, the newest one nothing.
 fn read_in_use(device: &Device, learning: &Shared) {
-    let is_read = || learning.lock().exam.as_ref().is_some_and(|exam| exam.is_in_use_read());
-    // At the second look a part of it is read, at the third it stops.
-    while !is_read() {
-        device.teach_for(learning, 3);
-    }
-    assert!(learning.lock().publication.is_due(), "the newest one has been through, too");
+    go_on(device, learning, |exam, lesson| {
+        assert!(exam.read_in_use(exam.windows.len(), lesson, &mut || false).unwrap() && exam.is_in_use_read());
+    });
+}
+
+/// A version that is made of the one in use, all of its weights so many times as large.
+fn times(device: &Device, factor: f32) -> Published {
+    let in_use = device.speculator.published().unwrap();
+    let mut raw = in_use.weights.to_raw();
+    raw.tensors.values_mut().flat_map(|(_, values)| values).for_each(|value| *value *= factor);
+    let (layout, storage) = (in_use.weights.layout().to_vec(), in_use.weights.storage());
+    Published::new(in_use.version + 1, &Weights::with_layout(layout, storage, &raw).unwrap())
+}
+
+#[test]
+fn an_exam_is_over_once_it_is_clear_who_is_better() {
+    let device = Device::new(16);
+    let learning = due(&device);
+    let read = |factor: f32| {
+        learning.lock().exam = None;
+        go_on(&device, &learning, |exam, lesson| {
+            exam.newest = Some(Newest::Drafting(times(&device, factor)));
+            assert!(exam.read(lesson, &mut || false).unwrap());
+            let Duel { guesses, only, .. } = exam.duel();
+            assert_eq!((exam.by_newest.guesses.right.len(), exam.by_in_use.guesses.right.len()), (guesses, guesses));
+            (guesses, only)
+        })
+    };
+    let (all, none) = read(1.0);
+    assert!(all > 300 && none == (0, 0), "they are the same: {all} guesses, {none:?}");
+    let (some, (won, lost)) = read(-3.0);
+    assert!(some < all / 2 && lost > won + 20, "{some} of {all} guesses, {won} and {lost}");
+}
+
+#[test]
+fn what_was_read_before_an_update_counts() {
+    let device = Device::new(16);
+    let learning = due(&device);
+    let version = device.speculator.version();
+    let guesses = go_on(&device, &learning, |exam, lesson| {
+        exam.newest = Some(Newest::Drafting(times(&device, 1.0)));
+        // The version in use reads three times and the newest one twice.
+        let mut looks = 0;
+        let stop = &mut || {
+            looks += 1;
+            looks > 5
+        };
+        assert!(!exam.read(lesson, stop).unwrap() && !exam.is_in_use_read());
+        exam.duel().guesses
+    });
+    assert!(guesses >= GUESSES_MIN && guesses < learning.lock().exam.as_ref().unwrap().by_in_use.guesses.right.len());
+    device.speculator.begin_policy(1);
+    let mut learned = Learned::default();
+    learning.lock().end_outdated(&device.speculator, &mut learned);
+    let held = learning.lock();
+    assert_eq!(device.speculator.version(), version + 1, "it is as good");
+    assert!(!held.publication.is_due() && held.exam.is_none() && learned.held_out.is_some());
 }
 
 #[test]
@@ -30,6 +92,7 @@ fn an_exam_is_of_one_policy() {
     let begin = |policy: u32| {
         device.speculator.begin_policy(policy);
         let mut held = learning.lock();
+        held.end_outdated(&device.speculator, &mut Learned::default());
         let (exam, _) = held.begin_exam(&device.speculator);
         let found = (exam.policy, exam.is_in_use_read(), exam.by_in_use.guesses.right.len());
         held.exam = Some(exam);
@@ -183,18 +246,57 @@ fn what_the_update_has_left_of_a_version_is_found_once_a_policy() {
 }
 
 #[test]
-fn an_exam_that_there_is_never_time_for_gets_shorter() {
-    let device = Device::new(2);
+fn a_version_whose_exam_there_is_no_time_for_has_a_second_one() {
+    let device = Device::new(16);
     let learning = due(&device);
     let (version, steps) = (device.speculator.version(), learning.lock().learner.steps());
-    let (mut policy, mut shortest, mut scored) = (0, usize::MAX, 0);
-    while scored < 3 {
+    let is_due_under = |policy: u32| {
+        device.speculator.begin_policy(policy);
+        let mut held = learning.lock();
+        held.end_outdated(&device.speculator, &mut Learned::default());
+        let (mut exam, _) = held.begin_exam(&device.speculator);
+        exam.newest = Some(Newest::Learned(version + 1, held.learner.mean()));
+        held.exam = Some(exam);
+        held.publication.is_due()
+    };
+    assert_eq!([1, 2, 3].map(is_due_under), [true, true, false]);
+    learning.lock().exam = None;
+    let mut policy = 3;
+    while learning.lock().learner.steps() < steps + 16 {
         policy += 1;
         device.speculator.begin_policy(policy);
-        scored += u32::from(device.teach_for(&learning, 9).held_out.is_some());
-        shortest = shortest.min(learning.lock().windows_max);
-        assert!(policy < 1_000, "each update of the policy begins it again");
+        device.teach_for(&learning, 3);
+        assert!(policy < 10_000, "learning goes on");
     }
-    assert!(shortest < usize::MAX && learning.lock().learner.steps() > steps, "{shortest}");
-    assert!(device.speculator.version() >= version);
+    // Where there is time for a part of an exam, versions follow each other.
+    while device.speculator.version() < version + 2 {
+        policy += 1;
+        device.speculator.begin_policy(policy);
+        device.teach_for(&learning, 9);
+        assert!(policy < 20_000, "what was read counts");
+    }
+}
+
+#[test]
+fn whether_to_learn_is_found_out_from_what_there_was_time_for() {
+    let device = Device::new(16);
+    let learning = due(&device);
+    let find_out = |policy: u32, mut looks: u32| {
+        device.speculator.begin_policy(policy);
+        let (vocabulary, mut workspace) = (Vocabulary::whole(&device.target), Workspace::default());
+        let lesson = device.lesson(&device.pool, &vocabulary, &mut workspace);
+        learning.lock().is_worth_it = None;
+        let stop = &mut || {
+            looks = looks.saturating_sub(1);
+            looks == 0
+        };
+        let is_worth_it = learning.is_worth_it(&lesson, &mut Learned::default(), stop).unwrap();
+        (is_worth_it, learning.lock().exam.is_some())
+    };
+    learning.lock().exam = None;
+    learning.lock().publication = Publication::default();
+    settle(&mut learning.lock().publication);
+    // It guesses far worse than those that settled, but there is no time to read all of the exam.
+    assert_eq!(find_out(1, 2), (false, true));
+    assert_eq!(find_out(2, 100), (true, false), "a part of it was read under the policy before");
 }

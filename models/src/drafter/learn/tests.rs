@@ -1,5 +1,6 @@
 //! Gradients against differences of the loss, and what a drafter guesses.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -167,20 +168,27 @@ fn guesses_are_those_of_the_drafts() {
     }
 }
 
-/// What is right at a level is right at those above it, and level by level there are fewer guesses: the ends of windows.
+/// What is right at a level is right at those above it, and level by level there are fewer guesses: the ends of windows. Those of a token
+/// stand side by side, whichever windows are read together.
 #[test]
 fn a_wrong_guess_ends_what_is_said_ahead() {
     for shape in SHAPES {
         let (target, windows) = classroom(shape);
         let vocabulary = Vocabulary::whole(&target);
         let weights = Learner::fresh(&target, shape, 9).unwrap();
-        let of = |levels| guesses_of(&vocabulary, (&weights, shape, levels), &windows);
-        let (one, three) = (of(1), of(3));
+        let of = |windows: &[Window], levels| guesses_of(&vocabulary, (&weights, shape, levels), windows);
+        let (one, three) = (of(&windows, 1), of(&windows, 3));
         assert_eq!((one.right.len(), three.right.len()), (13, 13 + 13 + 13 - 2));
-        assert!(three.right[..13] == one.right && three.first == one.first);
-        let right = |guesses: &[bool]| guesses.iter().filter(|right| **right).count();
-        assert!(right(&three.right[13..26]) <= right(&three.right[..13]));
-        assert!(right(&three.right[26..]) <= right(&three.right[13..26]));
+        let batch = Batch::new(&windows, target.config(), shape, 3);
+        let level = |level| batch.drawn(level).map(move |(row, _)| (row, level));
+        let places: BTreeSet<(usize, usize)> = (0..3).flat_map(level).collect();
+        let right: BTreeMap<(usize, usize), bool> = places.into_iter().zip(three.right.iter().copied()).collect();
+        let first: Vec<bool> = right.iter().filter(|((_, level), _)| *level == 0).map(|(_, right)| *right).collect();
+        assert_eq!((first, three.first), (one.right, one.first));
+        let above = |(row, level): (usize, usize)| level.checked_sub(1).and_then(|above| right.get(&(row, above)));
+        assert!(right.iter().all(|(place, is_right)| !is_right || above(*place) != Some(&false)), "{right:?}");
+        let apart: Vec<bool> = windows.iter().flat_map(|window| of(std::slice::from_ref(window), 3).right).collect();
+        assert_eq!(three.right, apart);
     }
 }
 
