@@ -30,6 +30,20 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The model or the data is not what the run in the folder began with.
+    #[error("the {input} {} is not what the run in {} began with (SHA-256 {found}, then {expected}): put it back as it was, name another folder with --out, or begin anew with --fresh", path.display(), dir.display())]
+    OtherInput {
+        /// The folder.
+        dir: PathBuf,
+        /// Which of the two.
+        input: &'static str,
+        /// Its file or folder.
+        path: PathBuf,
+        /// SHA-256 of what the run began with.
+        expected: String,
+        /// SHA-256 of what is there now.
+        found: String,
+    },
     /// The drafter to begin with is of another kind than the plan's.
     #[error("the drafter in {} is an `{found:?}` where the workflow says `{expected:?}`; write `{found:?}(…)` among `speculation.drafters`, and in strategies", path.display())]
     DrafterNetwork {

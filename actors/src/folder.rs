@@ -61,6 +61,7 @@ impl RunFolder {
     pub(crate) fn write(&self, name: &str, checkpoint: &Checkpoint) -> Result<()> {
         let (place, partial) = (self.checkpoints().join(name), self.checkpoints().join(format!("{name}{PARTIAL}")));
         remove(&partial)?;
+        let is_first = !self.checkpoints().is_dir();
         fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
         let written = self.write_parts(&partial, checkpoint);
         if written.is_err() {
@@ -70,7 +71,8 @@ impl RunFolder {
         written?;
         remove(&place)?;
         fs::rename(&partial, &place).map_err(Error::io("create", &place))?;
-        sync(&self.checkpoints())
+        sync(&self.checkpoints())?;
+        if is_first { sync(&self.dir) } else { Ok(()) }
     }
 
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {

@@ -11,7 +11,8 @@ use models::load::eagle::load_drafter;
 use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
-use models::{Config, Stop, Target, Weights};
+use models::{Config, Stop, Target, Weights, sha};
+use state::journal::Inputs;
 use state::plan::{Compute, Model, Plan, Source, Step};
 
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ pub(crate) struct Job {
     pub(crate) drafter: Option<Weights>,
     /// How often each token stands in the data, as far as it is listed.
     pub(crate) seen: Vec<u64>,
+    /// SHA-256 of the listed problems and of their tokens.
+    data_sha256: String,
 }
 
 impl Job {
@@ -70,9 +73,28 @@ impl Job {
         let plan = plan.clone();
         let tokenizer = Arc::new(tokenizer);
         let stop = Stop::new(&plan.sampling.stop, &tokenizer);
-        let mut job = Self { plan, config, tokenizer, stop, chat_source, chat, dataset, rope, initial, drafter, seen };
+        let data_sha256 = String::new();
+        let mut job = Self {
+            plan,
+            config,
+            tokenizer,
+            stop,
+            chat_source,
+            chat,
+            dataset,
+            rope,
+            initial,
+            drafter,
+            seen,
+            data_sha256,
+        };
         job.read_problems()?;
         Ok(job)
+    }
+
+    /// What was read from outside the run's folder.
+    pub(crate) fn inputs(&self) -> Inputs {
+        Inputs { model_sha256: self.initial.sha256(), data_sha256: self.data_sha256.clone() }
     }
 
     /// The drafter that devices use before any was trained.
@@ -88,7 +110,7 @@ impl Job {
     /// Finds problems that would stop the run later on, and counts tokens.
     fn read_problems(&mut self) -> Result<()> {
         let Source::Jsonl(path) = &self.plan.data.source else { return Ok(()) };
-        let mut seen = std::mem::take(&mut self.seen);
+        let (mut seen, mut hashes) = (std::mem::take(&mut self.seen), String::new());
         for (i, problem) in self.dataset.listed().iter().enumerate() {
             let tokens = self.tokens(problem).map_err(|error| match error {
                 Error::Model(reason) => Error::Model(models::Error::Problem {
@@ -100,8 +122,12 @@ impl Job {
                 other => other,
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
+            let Problem { question, answer, solution } = problem;
+            // Texts and numbers: nothing in them could fail.
+            let read = serde_json::to_vec(&(question, answer, solution, tokens)).unwrap_or_default();
+            hashes.push_str(&sha::of_bytes(&read));
         }
-        self.seen = seen;
+        (self.seen, self.data_sha256) = (seen, sha::of_bytes(hashes.as_bytes()));
         Ok(())
     }
 

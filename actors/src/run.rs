@@ -8,8 +8,8 @@ use models::Weights;
 use models::drafter::eagle::{parameters, reads};
 use models::sha;
 use ractor::Actor;
-use state::journal::{Event, Journal, SledJournal};
-use state::plan::Plan;
+use state::journal::{Event, Inputs, Journal, SledJournal};
+use state::plan::{Model, Plan, Source};
 use state::run::{Position, RunState};
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
@@ -87,6 +87,7 @@ fn prepare(
     if SledJournal::is_in_use(&folder.journal()) {
         return Err(state::Error::InUse { dir: folder.journal() }.into());
     }
+    let mut began_with = None;
     if !options.fresh {
         let past = Past::read(&folder)?;
         check(&past.state, plan, &options.dir)?;
@@ -95,9 +96,12 @@ fn prepare(
             return Ok(None);
         }
         past.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
+        began_with = past.state.plan.is_some().then_some(past.state.inputs);
     }
     // Then the model and the data: a mistake there leaves no folder behind, and an earlier run as it was.
     let job = Arc::new(Job::load(plan)?);
+    let inputs = job.inputs();
+    check_inputs(began_with.as_ref(), &inputs, plan, &options.dir)?;
     std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
     let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
     let events = journal.events()?;
@@ -105,7 +109,8 @@ fn prepare(
     let (position, from) = start(&folder, &job, &events, &observer)?;
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
-        journal.append(&Event::RunStarted { plan: Box::new(plan.clone()), plan_sha256: hash(plan), noise_version })?;
+        let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan));
+        journal.append(&Event::RunStarted { plan, plan_sha256, noise_version, inputs })?;
     }
     let devices = device_names(plan);
     let kernels = kernels::variant().to_owned();
@@ -159,7 +164,10 @@ fn start(
                 damaged.get_or_insert(Error::Checkpoint { path, source: Box::new(source) });
             }
         }
-        let is_older = |event: &Event| matches!(event, Event::StepCommitted { checkpoint: Some(c), .. } if *c != name);
+        let is_older = |event: &Event| match event {
+            Event::StepCommitted { checkpoint: Some(c), .. } | Event::Interrupted { checkpoint: Some(c) } => *c != name,
+            _ => false,
+        };
         events = &events[..events.iter().rposition(is_older).map_or(0, |at| at + 1)];
     }
 }
@@ -197,6 +205,23 @@ fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
         return Err(Error::Noise { dir: dir.into(), found, supported });
     }
     Ok(())
+}
+
+/// What a run reads beside its folder has to be what it was when it began.
+fn check_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
+    let Some(then) = began_with.filter(|then| *then != now) else { return Ok(()) };
+    let (input, hashes, path) = if then.model_sha256 == now.model_sha256 {
+        let path = if let Source::Jsonl(path) = &plan.data.source { Some(path) } else { None };
+        ("data", [&then.data_sha256, &now.data_sha256], path)
+    } else {
+        let path = match &plan.model {
+            Model::Tiny { weights, .. } => weights.as_ref(),
+            Model::HuggingFace(path) | Model::Gguf(path) => Some(path),
+        };
+        ("model", [&then.model_sha256, &now.model_sha256], path)
+    };
+    let [expected, found] = hashes.map(Clone::clone);
+    Err(Error::OtherInput { dir: dir.into(), input, path: path.cloned().unwrap_or_default(), expected, found })
 }
 
 /// Hash of the parts of a plan that decide what is learned.

@@ -87,7 +87,7 @@ enum Activity {
     Updating(Updating),
     /// Waiting for records to be durable; then the next step, or the end.
     Recording {
-        then: Option<Ended>,
+        then: Option<Result<Ended>>,
     },
 }
 
@@ -246,8 +246,10 @@ impl State {
         let seat = &mut self.seats[device];
         let effects = seat.machine.apply(event);
         if let [device::Effect::Refused(refused)] = effects[..] {
-            tracing::error!(device, ?refused, "a device was asked for what it cannot do");
-            return;
+            // Nothing would come of it, and the run would wait for good.
+            let reason =
+                format!("device {device} was asked for what it cannot do now ({refused:?}): please report this");
+            return self.give_up(Error::Runtime { reason });
         }
         seat.timeline.enter(seat.machine.phase(), self.began.elapsed().as_secs_f64());
         self.send(device, command);
@@ -343,7 +345,7 @@ impl State {
                 self.without(device);
             }
             Decision::Escalate { reason: why } => {
-                self.end(Err(Error::Device { reason: format!("{why}; the last time: {reason}") }));
+                self.give_up(Error::Device { reason: format!("{why}; the last time: {reason}") });
             }
         }
     }
@@ -367,10 +369,26 @@ impl State {
     }
 
     fn interrupt(&mut self) {
-        let checkpoint = self.unsaved.take().map(|name| (name, self.checkpoint()));
-        self.record(Record::Interruption { checkpoint });
-        self.activity = Activity::Recording { then: Some(Ended::Interrupted) };
         self.observer.tell(Progress::Stopping);
+        self.stop(Ok(Ended::Interrupted));
+    }
+
+    /// The run cannot go on. The same command may, once the cause is gone.
+    fn give_up(&mut self, error: Error) {
+        self.stop(Err(error));
+    }
+
+    /// Ends the run once what was done is durable.
+    fn stop(&mut self, ended: Result<Ended>) {
+        if matches!(self.activity, Activity::Recording { then: Some(_) }) {
+            return;
+        }
+        let checkpoint = self.unsaved.take().map(|name| (name, self.checkpoint()));
+        if ended.is_ok() || checkpoint.is_some() {
+            self.record(Record::Interruption { checkpoint });
+        }
+        self.activity = Activity::Recording { then: Some(ended) };
+        self.go_on();
     }
 
     fn end(&mut self, result: Result<Ended>) {

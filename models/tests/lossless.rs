@@ -415,16 +415,21 @@ fn requests_that_wait_for_memory_say_the_same() {
             }
             let from = turn / 5 % 2;
             if moves && turn % 5 == 4 {
+                let before = decoders[from].running();
                 for running in decoders[from].halve() {
                     drafters[from].left(running.id());
                     decoders[1 - from].take_over(running).unwrap();
                 }
+                assert!(decoders[from].running() > 0 || before == 0, "who lends goes on");
             }
         }
         assert!(decoders.iter().all(|decoder| decoder.cached_tokens() == 0));
         ended.sort_by_key(|a| (a.group, a.sample));
         (ended, waited, most)
     };
+    let mut one = Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(1))).with_cache_max(1);
+    one.admit(0, &[1, 2], &[(0, NoiseKey::new(5, 1, 0, 0, 0))]).unwrap();
+    assert_eq!((one.halve().len(), one.running()), (0, 1), "there is nothing to halve");
     let (plain, waited, all) = decode(0, false);
     assert_eq!((plain.len(), waited), (18, 0));
     // One token alone is less than anything needs: one after the other.

@@ -32,6 +32,8 @@ pub enum Event {
         plan_sha256: String,
         /// Version of the noise function that tokens are drawn with.
         noise_version: u32,
+        /// What it is done with.
+        inputs: Inputs,
     },
     /// A process took up the run.
     SessionStarted {
@@ -74,6 +76,15 @@ pub enum Event {
         /// Folder name of the checkpoint made after the last step, if that had none.
         checkpoint: Option<String>,
     },
+}
+
+/// What a run reads from outside its folder. The plan has only the names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// SHA-256 of the first weights, lower-case hex.
+    pub model_sha256: String,
+    /// SHA-256 of the problems as the model reads them, lower-case hex.
+    pub data_sha256: String,
 }
 
 /// Where events go.

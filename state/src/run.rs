@@ -5,7 +5,7 @@
 //! * **RUN-2** A step counts once, however often it was done: the latest time.
 //! * **RUN-3** The plan is the newest session's: it may speculate otherwise than the one that the run began with.
 
-use crate::journal::Event;
+use crate::journal::{Event, Inputs};
 use crate::metrics::StepMetrics;
 use crate::plan::{Plan, Step};
 
@@ -27,6 +27,8 @@ pub struct RunState {
     pub plan_sha256: String,
     /// Version of the noise the run draws with.
     pub noise_version: u32,
+    /// What it began with.
+    pub inputs: Inputs,
     /// What to do next.
     pub next: Position,
     /// Folder name of the checkpoint to start from; none: the plan's own weights.
@@ -86,10 +88,11 @@ impl RunState {
 
     fn apply(&mut self, event: &Event, is_ahead: &mut bool) {
         match event {
-            Event::RunStarted { plan, plan_sha256, noise_version } => {
+            Event::RunStarted { plan, plan_sha256, noise_version, inputs } => {
                 self.plan = Some(plan.clone());
                 self.plan_sha256.clone_from(plan_sha256);
                 self.noise_version = *noise_version;
+                self.inputs.clone_from(inputs);
             }
             Event::SessionStarted { n, devices, kernels, plan } => {
                 *is_ahead = false;
@@ -122,7 +125,8 @@ impl RunState {
 
     fn commit(&mut self, metrics: &StepMetrics, checkpoint: Option<&String>, is_ahead: &mut bool) {
         let at = Position { stage: metrics.stage, step: metrics.step };
-        self.history.retain(|m| Position { stage: m.stage, step: m.step } < at);
+        // What is done again takes the place of what was done.
+        while self.history.pop_if(|m| Position { stage: m.stage, step: m.step } >= at).is_some() {}
         self.history.push(metrics.clone());
         let Some(plan) = &self.plan else { return };
         let changes_weights = matches!(plan.steps.get(at.stage), Some(Step::Sft(_) | Step::Grpo(_)));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kernels::NoiseKey;
 use taper::Report;
 
-use super::{at_work, checkpoints_of, completed, long, message, report, signalled, taper, text, workflow};
+use super::{at_step, at_work, checkpoints_of, completed, long, message, report, signalled, taper, text, workflow};
 
 #[test]
 fn a_run_killed_ten_times_ends_with_the_same_weights() {
@@ -121,17 +121,7 @@ fn a_run_that_is_stopped_keeps_its_last_step() {
     let (whole, dir) = (folder.path().join("whole"), folder.path().join("run"));
     completed(&["run", text(&file), "--out", text(&whole)]);
     // Only the stages before GRPO end with a checkpoint.
-    let run = ["run", text(&file), "--out", text(&dir)];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_taper")).args(run).stderr(Stdio::piped()).spawn().unwrap();
-    // A run that has just begun has nothing to report.
-    let steps = || {
-        let output = taper(&["report", text(&dir), "--json"]);
-        serde_json::from_slice::<Report>(&output.stdout).map_or(0, |report| report.steps)
-    };
-    while steps() < 20 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let child = at_step(&["run", text(&file), "--out", text(&dir)], &dir, 20);
     assert_eq!(signalled(child, "INT").status.code(), Some(130));
     // Eight steps of SFT come before.
     let steps = report(&dir).steps;

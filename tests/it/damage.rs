@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, workflow};
+use super::{
+    at_step, at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, workflow,
+};
 
 /// A run that was stopped in the middle.
 fn stopped(folder: &Path) -> (PathBuf, PathBuf) {
@@ -133,6 +135,59 @@ fn an_older_checkpoint_stands_in_for_a_damaged_one() {
     fs::write(other.join("checkpoints").join(&kept[0]).join("manifest.json"), "{").unwrap();
     let message = refusal(&["resume", text(&other)]);
     assert!(message.contains(&kept[1]) && message.contains("--fresh"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_made_on_stopping_stands_in_for_a_damaged_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 120").replace("every: 2", "every: 1000"));
+    let [dir, whole] = ["run", "whole"].map(|name| folder.path().join(name));
+    completed(&["run", text(&file), "--out", text(&whole)]);
+    signalled(at_step(&["run", text(&file), "--out", text(&dir)], &dir, 20), "INT");
+    let steps = report(&dir).steps;
+    signalled(at_step(&["resume", text(&dir)], &dir, steps + 10), "INT");
+    let kept = checkpoints_of(&dir);
+    assert!(kept.len() == 2 && kept[0].starts_with("002-"), "{kept:?}");
+    spoil(&dir.join("checkpoints").join(&kept[1]).join("weights.safetensors"));
+    let warnings = resumed(&["resume", text(&dir)]);
+    assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
+    assert_eq!(
+        (report(&dir).weights_sha256, report(&dir).steps),
+        (report(&whole).weights_sha256, report(&whole).steps)
+    );
+}
+
+#[test]
+fn other_data_or_weights_are_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |i: usize| format!("{{\"question\": \"{}+{}?\", \"answer\": \"{}\"}}\n", i / 6, i % 6, i / 6 + i % 6);
+    let (data, weights) = (folder.path().join("sums.jsonl"), folder.path().join("weights.safetensors"));
+    fs::write(&data, (0..54).map(line).collect::<String>()).unwrap();
+    completed(&["run", text(&workflow(folder.path(), Into::into)), "--out", text(&folder.path().join("first"))]);
+    fs::copy(folder.path().join("first/model/model.safetensors"), &weights).unwrap();
+    let file = workflow(folder.path(), |w| {
+        let (start, end) = (w.find("data:").unwrap(), w.find("steps:").unwrap());
+        let source = "data: Jsonl(path: \"sums.jsonl\", heldout: 10),\n    ";
+        let w = format!("{}{source}{}", &w[..start], &w[end..]).replace("steps: 10", "steps: 200");
+        w.replace("positions_max: 160", "positions_max: 160, weights: \"weights.safetensors\"")
+    });
+    let dir = folder.path().join("run");
+    signalled(at_work(&["run", text(&file), "--out", text(&dir)], &dir, 1), "INT");
+    for (input, changed) in [(&data, line(55).into_bytes()), (&weights, Vec::new())] {
+        let before = fs::read(input).unwrap();
+        if changed.is_empty() {
+            // A number of a tensor; what stands before them stays.
+            let mut bytes = before.clone();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(input, bytes).unwrap();
+        } else {
+            fs::write(input, [before.clone(), changed].concat()).unwrap();
+        }
+        let message = refusal(&["resume", text(&dir)]);
+        assert!(message.contains(text(input)) && message.contains("--fresh"), "{message}");
+        fs::write(input, before).unwrap();
+    }
+    completed(&["resume", text(&dir)]);
 }
 
 #[test]

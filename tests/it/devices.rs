@@ -38,6 +38,27 @@ fn a_device_lost_in_training_costs_time_only() {
     is_as_without(&text, &moments);
 }
 
+#[test]
+fn a_run_that_is_given_up_keeps_its_last_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = parse(&super::WORKFLOW.replace("\\#", "#"), Path::new("/")).unwrap();
+    (plan.supervision.restarts_max, plan.checkpoint.every) = (0, 1000);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let run = |name: &str, fault| {
+        let options = Options { dir: folder.path().join(name), fault, ..Options::default() };
+        runtime.block_on(taper::run(&plan, options, |_| {}, std::future::pending()))
+    };
+    let fault = Fault { device: 1, moment: Moment::MicroBatch(40), hangs: false };
+    let error = run("run", Some(fault)).unwrap_err().to_string();
+    assert!(error.contains("restarts_max 0"), "{error}");
+    let state = taper::inspect(&folder.path().join("run")).unwrap();
+    let grpo = state.history.iter().filter(|step| step.stage == 2).count();
+    assert!(grpo > 0 && state.checkpoint == Some(format!("002-{grpo:06}")), "{grpo}: {:?}", state.checkpoint);
+    assert_eq!([run("run", None), run("whole", None)].map(Result::unwrap), [Ended::Complete; 2]);
+    let [one, other] = ["run", "whole"].map(|name| taper::inspect(&folder.path().join(name)).unwrap().weights_sha256);
+    assert_eq!(one, other);
+}
+
 /// Runs a workflow as it is, and with a device that fails at each of these moments, by hanging or by a panic.
 fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
     let folder = tempfile::tempdir().unwrap();

@@ -81,6 +81,21 @@ fn at_work(arguments: &[&str], dir: &Path, checkpoints: usize) -> Child {
     child
 }
 
+/// A run at work that has done so many steps.
+fn at_step(arguments: &[&str], dir: &Path, wanted: usize) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_taper")).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    // A run that has just begun has nothing to report.
+    let steps = || {
+        let output = taper(&["report", text(dir), "--json"]);
+        serde_json::from_slice::<Report>(&output.stdout).map_or(0, |report| report.steps)
+    };
+    while steps() < wanted {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
 /// Names in the folder of checkpoints, oldest first.
 fn checkpoints_of(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir.join("checkpoints")) else { return Vec::new() };

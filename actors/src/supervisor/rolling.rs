@@ -78,7 +78,7 @@ impl State {
         };
         let target = match Target::new(&job.config, &self.weights, &job.rope) {
             Ok(target) => Arc::new(target),
-            Err(error) => return self.end(Err(Error::Model(error))),
+            Err(error) => return self.give_up(Error::Model(error)),
         };
         let size = Size {
             groups: groups.len(),
@@ -169,9 +169,11 @@ impl State {
     }
 
     pub(super) fn lent(&mut self, device: usize, epoch: u64, rollout: u64, loan: u64, requests: Vec<RequestId>) {
-        if self.machine_of(rollout).is_some() {
-            self.advance(Event::Lent { device, epoch, loan, requests });
+        let Some(machine) = self.machine_of(rollout) else { return };
+        if machine.held(device) == requests.len() {
+            self.note(device, device::Event::Drained { epoch });
         }
+        self.advance(Event::Lent { device, epoch, loan, requests });
     }
 
     /// The machine of this rollout, if it is going on.
@@ -214,7 +216,7 @@ impl State {
                 Ok(items) => self.begin_policy_update(grpo, items),
                 Err((rollouts, reason)) => {
                     let state::run::Position { stage, step } = self.position;
-                    self.end(Err(Error::NothingScored { stage, step, rollouts, reason }));
+                    self.give_up(Error::NothingScored { stage, step, rollouts, reason });
                 }
             },
             _ => self.commit(),

@@ -70,7 +70,7 @@ impl State {
             Step::Export(to) => tokio::task::block_in_place(|| self.export(to)),
         };
         if let Err(error) = begun {
-            self.end(Err(error));
+            self.give_up(error);
         }
     }
 
@@ -116,7 +116,7 @@ impl State {
 
     fn complete(&mut self) {
         self.record(Record::End { weights: self.weights.clone() });
-        self.activity = Activity::Recording { then: Some(Ended::Complete) };
+        self.activity = Activity::Recording { then: Some(Ok(Ended::Complete)) };
     }
 
     pub(super) fn record(&mut self, record: Record) {
@@ -130,10 +130,11 @@ impl State {
     }
 
     /// Ends what waits for records, if they are durable as far as it needs.
-    fn go_on(&mut self) {
-        let Activity::Recording { then } = &self.activity else { return };
-        match *then {
-            Some(ended) if self.unrecorded == 0 => self.end(Ok(ended)),
+    pub(super) fn go_on(&mut self) {
+        let Activity::Recording { then } = &mut self.activity else { return };
+        match then.take_if(|_| self.unrecorded == 0) {
+            Some(ended) => self.end(ended),
+            None if then.is_some() => {}
             None if self.unrecorded <= self.unrecorded_max => {
                 self.waited_s = self.waiting_from.elapsed().as_secs_f64();
                 self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));

@@ -53,7 +53,7 @@ impl State {
             // The weights that the run started from.
             false => match Target::new(&job.config, &job.initial, &job.rope) {
                 Ok(target) => Some(Arc::new(target)),
-                Err(error) => return self.end(Err(Error::Model(error))),
+                Err(error) => return self.give_up(Error::Model(error)),
             },
         };
         let objective = Objective::Reward { grpo: grpo.clone(), reference };
@@ -61,7 +61,7 @@ impl State {
         let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
         if let Err(error) = self.begin_update(objective, items, grpo.micro_batch, inverse, &grpo.optimizer, grpo.steps)
         {
-            self.end(Err(error));
+            self.give_up(error);
         }
     }
 
@@ -151,7 +151,7 @@ impl State {
         self.metrics.loss = outcome.loss;
         if !outcome.norm.is_finite() {
             let Position { stage, step } = self.position;
-            return self.end(Err(Error::NotFinite { stage, step, norm: outcome.norm }));
+            return self.give_up(Error::NotFinite { stage, step, norm: outcome.norm });
         }
         (self.weights, self.adam) = (outcome.weights, outcome.adam);
         self.append_timeline(now_s);

@@ -63,11 +63,14 @@ impl Decoder {
         self.entering.iter().take_while(|prompt| prompt.done() > 0).count()
     }
 
-    /// Half of the requests that wait for memory, rounded up, the last ones: for another device, which makes them again.
+    /// Half of the requests that wait for memory, the last ones: for another device, which makes them again. Rounded up, unless nothing else
+    /// is left here.
     pub(super) fn halve_waiting(&mut self) -> Vec<Request> {
         let (begun, mut out) = (self.begun(), Vec::new());
         let waiting: usize = self.entering.iter().skip(begun).map(|prompt| prompt.requests.len()).sum();
-        while self.pages_max.is_some() && out.len() < waiting.div_ceil(2) {
+        let is_all = begun == 0 && self.slots.is_empty();
+        let half = if is_all { waiting / 2 } else { waiting.div_ceil(2) };
+        while self.pages_max.is_some() && out.len() < half {
             let Some(request) = self.pop_entering() else { break };
             out.push(request);
         }

@@ -160,7 +160,7 @@ impl Copy {
     /// when the copy is opened.
     pub(super) fn of(dir: &Path) -> Result<Self, Error> {
         fs::metadata(dir).map_err(Error::io("read the folder", dir))?;
-        let copy = Self { path: fresh_path() };
+        let copy = Self { path: fresh_folder()? };
         create(&copy.path.join("blobs"))?;
         let mut files = list(dir)?;
         files.retain(|file| is_own(&name_of(file)));
@@ -194,9 +194,15 @@ fn copy_if_there(from: &Path, to: &Path) -> Result<(), Error> {
     }
 }
 
-/// A path no other journal of this machine uses.
-fn fresh_path() -> PathBuf {
+/// An empty folder of its own. One that a killed process has left, whose number may be this one's, stays as it is.
+fn fresh_folder() -> Result<PathBuf, Error> {
     static COPIES: AtomicU64 = AtomicU64::new(0);
-    let number = COPIES.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("taper-journal-{}-{number}", std::process::id()))
+    loop {
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("taper-journal-{}-{number}", std::process::id()));
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| path.clone()).map_err(Error::io("create", &path)),
+        }
+    }
 }
