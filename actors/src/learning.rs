@@ -20,7 +20,7 @@ use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
 use crate::speculator::{Speculator, lock};
-use exam::{Exam, Newest};
+use exam::{EXAM_TOKENS, Exam, Newest};
 pub(crate) use shared::Shared;
 
 /// Separates the noise that draws micro-batches from others.
@@ -262,12 +262,17 @@ impl Learning {
         self.examiner.strong_count() > 0
     }
 
-    /// The exam that was begun, if it is of the version in use, or one on held-out answers; and what says that it is being read.
+    /// The exam that was begun, if it is of the version in use and this policy, or one on held-out answers; and what says that it is
+    /// being read.
     fn begin_exam(&mut self, speculator: &Speculator) -> (Box<Exam>, Arc<()>) {
         let (version, policy) = (speculator.version(), lock(&speculator.buffer).policy());
-        let exam = self.exam.take().filter(|exam| exam.version() == version).unwrap_or_else(|| {
-            // Anything is better than nothing to draft with: the first version need not show what it knows.
-            let windows = if version > 0 { self.held_out(speculator, policy) } else { Vec::new() };
+        let earlier = self.exam.take().filter(|exam| (exam.version(), exam.policy) == (version, policy));
+        let exam = earlier.unwrap_or_else(|| {
+            let mut windows = self.held_out(speculator, policy);
+            // Anything is better than nothing to draft with: what the first version knows is only for the controller.
+            if version == 0 {
+                windows.truncate(fitting(windows.iter(), EXAM_TOKENS));
+            }
             let (newest, by_in_use, by_newest) = Default::default();
             let (shape, levels, calibration) =
                 (self.shape, self.training.levels, lock(&speculator.calibration).clone());
@@ -280,26 +285,30 @@ impl Learning {
     }
 
     /// What two versions guess is compared under one policy. An exam that was not over until it was updated ends with what was read; if
-    /// that says nothing, the newest version sits another one, but not a third, so that learning goes on.
+    /// that says nothing, the newest version sits another one, but not a third, so that learning goes on. And where there was no time to find
+    /// out whether there is something to learn, there is now.
     fn end_outdated(&mut self, speculator: &Speculator, learned: &mut Learned) {
         let policy = lock(&speculator.buffer).policy();
         let Some(exam) = self.exam.take_if(|exam| exam.policy != policy) else { return };
+        let is_alone = exam.published.is_none();
+        let is_known = is_alone || exam.duel().guesses >= GUESSES_MIN;
         match exam.newest {
             None if exam.is_in_use_read() || self.is_worth_it.is_some() => {}
-            None => self.is_worth_it = Some(self.publication.takes(exam.share_in_use())),
-            Some(_) if exam.duel().guesses < GUESSES_MIN && !std::mem::replace(&mut self.sits_again, true) => {}
-            Some(Newest::Learned(..)) => self.publication.pass_over(),
-            Some(Newest::Drafting(_)) => self.judge(exam, speculator, learned),
+            None => self.is_worth_it = Some(self.publication.takes(None)),
+            Some(Newest::Drafting(_)) if is_known || self.sits_again => self.judge(exam, speculator, learned),
+            Some(Newest::Learned(..)) if self.sits_again && !is_alone => self.publication.pass_over(),
+            Some(_) => self.sits_again = true,
         }
     }
 
-    /// The newest of what is held out, of this policy alone if it has said enough.
+    /// What is held out, the newest first, of this policy alone if it has said enough.
     fn held_out(&self, speculator: &Speculator, policy: u32) -> Vec<Window> {
         let mut windows = lock(&speculator.buffer).held_out(self.training.tokens_max);
         let own: Vec<Window> = windows.iter().filter(|window| window.policy() == policy).cloned().collect();
         if own.iter().map(Window::size).sum::<usize>() >= OWN_MIN {
             windows = own;
         }
+        windows.reverse();
         windows
     }
 
@@ -327,9 +336,14 @@ impl Learning {
     /// Scores the newest version against the one in use, and does what follows.
     fn judge(&mut self, exam: Box<Exam>, speculator: &Speculator, learned: &mut Learned) {
         let duel = exam.duel();
-        let Exam { policy, published, newest: Some(Newest::Drafting(version)), by_newest, .. } = *exam else { return };
+        let Exam { policy, published, newest: Some(Newest::Drafting(version)), by_in_use, by_newest, .. } = *exam
+        else {
+            return;
+        };
         learned.held_out = by_newest.shares().or(learned.held_out);
-        match self.publication.judge(duel) {
+        let verdict = self.publication.judge(duel);
+        speculator.examined(if verdict == Verdict::Publish { &by_newest.guesses } else { &by_in_use.guesses });
+        match verdict {
             Verdict::Leave => return,
             Verdict::Publish => {
                 // Of the version in use it is known already.

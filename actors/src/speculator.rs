@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kernels::{Draws, NoiseKey, Pool};
 use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::{Eagle, reads};
-use models::drafter::learn::Workspace;
+use models::drafter::learn::{Guesses, Workspace};
 use models::drafter::share::Lengths;
 use models::drafter::vocabulary::{Vocabulary, frequent};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
@@ -320,6 +320,13 @@ impl Speculator {
     /// The learner, if there is one already.
     pub(crate) fn at_work(&self) -> Option<Arc<Shared>> {
         lock(&self.learner).made()
+    }
+
+    /// Tells the controller what the learned drafter has shown to know.
+    pub(crate) fn examined(&self, guesses: &Guesses) {
+        if let Some((drafter, skill)) = self.plan.learned().zip(guesses.skill()) {
+            lock(&self.controller).examined(drafter, skill);
+        }
     }
 
     /// Devices are to use this version; an older one comes too late.

@@ -68,12 +68,12 @@ impl Duel {
         (self.only.0 as f64 - self.only.1 as f64) / self.guesses.max(1) as f64
     }
 
-    /// Whether more guesses would hardly change which version is better. It may be asked again and again, and the levels of a draft
-    /// are right or wrong together: both need more than one look at guesses that have nothing to do with each other.
+    /// Whether more guesses would hardly change which version is better. It may be asked again and again. Guesses at so many levels
+    /// ahead of a token are right or wrong together: at worst they count as one.
     #[must_use]
-    pub fn is_clear(self) -> bool {
+    pub fn is_clear(self, levels: usize) -> bool {
         let (won, lost) = (self.only.0 as f64, self.only.1 as f64);
-        self.guesses >= GUESSES_MIN && (won - lost).abs() > CLEAR * (won + lost).sqrt()
+        self.guesses >= GUESSES_MIN * levels && (won - lost).abs() > CLEAR * ((won + lost) * levels as f64).sqrt()
     }
 
     /// Whether the newer version is worse by more than chance explains: the sign test, by its normal approximation.
@@ -182,7 +182,7 @@ impl Publication {
         self.is_due = false;
         if duel.guesses < GUESSES_MIN {
             self.unknown += 1;
-            let is_best = duel.is_alone || !self.is_proven || self.unknown > UNKNOWN_MAX;
+            let is_best = duel.is_alone || !self.is_proven || (self.unknown > UNKNOWN_MAX && !duel.is_worse());
             return if is_best { Verdict::Publish } else { Verdict::Leave };
         }
         (self.is_proven, self.unknown) = (true, 0);
@@ -255,10 +255,11 @@ mod tests {
 
     #[test]
     fn it_is_clear_who_is_better_where_luck_would_have_to_be_great() {
-        let is_clear = |only| duel(300, only).is_clear();
+        let is_clear = |only| duel(300, only).is_clear(1);
         assert!(is_clear((17, 0)) && is_clear((0, 17)) && is_clear((129, 4)) && is_clear((0, 1000)));
         assert!(![(0, 0), (16, 0), (28, 26), (60, 30)].into_iter().any(is_clear));
-        assert!(!Duel { guesses: GUESSES_MIN - 1, ..duel(0, (40, 0)) }.is_clear(), "too few guesses");
+        assert!(!duel(300, (48, 0)).is_clear(3) && duel(300, (49, 0)).is_clear(3), "they may be one token's");
+        assert!(!Duel { guesses: 3 * GUESSES_MIN - 1, ..duel(0, (90, 0)) }.is_clear(3), "too few guesses");
         assert_eq!(Duel::of(&[], Some(&[])).gain(), 0.0);
     }
 

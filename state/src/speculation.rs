@@ -6,5 +6,5 @@
 pub mod controller;
 pub mod tree;
 
-pub use controller::{Controller, Measured};
+pub use controller::{Controller, Measured, Skill};
 pub use tree::{Accepted, DraftTree, accept};

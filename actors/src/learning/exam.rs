@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::speculator::Published;
 
 /// Tokens that one version reads before it is the other one's turn, unless one window has more or there is no time for as many.
-const EXAM_TOKENS: usize = 128;
+pub(super) const EXAM_TOKENS: usize = 128;
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions, but no update of the
 /// policy, and is over as soon as it is clear which of the two is better.
@@ -66,9 +66,14 @@ impl Exam {
         (guesses.len() >= GUESSES_MIN).then(|| share(right, guesses.len()))
     }
 
-    /// Whether it is known what the version in use makes of all windows.
+    /// Whether it is known what the version in use, if there is one, makes of all windows.
     pub(super) fn is_in_use_read(&self) -> bool {
-        self.by_in_use.read >= self.windows.len()
+        self.read_in_use_to() >= self.windows.len()
+    }
+
+    /// Windows that the version in use has read: where there is none, the newest one has them for itself.
+    fn read_in_use_to(&self) -> usize {
+        if self.published.is_some() { self.by_in_use.read } else { self.windows.len() }
     }
 
     /// How the two compare on the windows that both have read.
@@ -80,21 +85,32 @@ impl Exam {
     /// Goes on, one version after the other; whether it is over.
     pub(super) fn read(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         loop {
-            if !self.read_newest(lesson, stop)? {
+            let in_use = self.read_in_use_to();
+            if !self.read_newest(self.turn(self.by_newest.read).min(in_use), lesson, stop)? {
                 return Ok(false);
             }
-            if self.is_in_use_read() || self.duel().is_clear() {
+            if self.duel().is_clear(self.levels) {
                 return Ok(true);
             }
-            let read = self.by_in_use.read;
-            if !self.read_in_use(read + fitting(self.windows[read..].iter(), EXAM_TOKENS), lesson, stop)? {
+            if self.by_newest.read < in_use {
+                continue;
+            }
+            if self.is_in_use_read() {
+                return Ok(true);
+            }
+            if !self.read_in_use(self.turn(self.by_in_use.read), lesson, stop)? {
                 return Ok(false);
             }
         }
     }
 
-    /// Whether the newest version has read as much as the one in use.
-    fn read_newest(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+    /// The end of the windows that a version reads in its turn, from this one on.
+    fn turn(&self, from: usize) -> usize {
+        from + fitting(self.windows[from..].iter(), EXAM_TOKENS)
+    }
+
+    /// The newest version reads on up to the end of so many windows; whether it has.
+    fn read_newest(&mut self, windows: usize, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
         // Here, and not where the learner is held, for which others wait: numbers may be rounded for it.
         if let Some(Newest::Learned(version, mean)) = &self.newest {
             if stop() {
@@ -104,10 +120,10 @@ impl Exam {
         }
         let Some(Newest::Drafting(newest)) = &self.newest else { return Ok(false) };
         let version = (&newest.to_draft, self.shape, self.levels);
-        self.by_newest.go_on(version, (&self.windows[..self.by_in_use.read], &self.calibration), lesson, stop)
+        self.by_newest.go_on(version, (&self.windows[..windows], &self.calibration), lesson, stop)
     }
 
-    /// The version in use reads on alone, up to the end of so many windows; whether it has.
+    /// The same with the version in use.
     pub(super) fn read_in_use(
         &mut self,
         windows: usize,

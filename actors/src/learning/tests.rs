@@ -168,9 +168,9 @@ fn versions_come_when_they_are_due_and_the_loss_falls() {
         }
         (learned.held_out, learned.loss)
     };
-    // Nothing to draft with is worse than a young drafter, which is not examined.
+    // Nothing to draft with is worse than a young drafter, whatever it knows.
     let (examined, first) = until(&learning, 1);
-    assert_eq!(examined, None);
+    assert!(examined.is_some());
     let steps = learning.lock().learner.steps();
     assert!((FIRST_AFTER..FIRST_AFTER + 4).contains(&steps), "{steps} steps");
     let (examined, last) = until(&learning, 9);

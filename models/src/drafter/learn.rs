@@ -4,7 +4,9 @@
 //! "EAGLE", section 4.2). Embedding and head stay the target's.
 
 use kernels::{Draws, Pool};
+use state::drafter::GUESSES_MIN;
 use state::plan::{DrafterShape, NetworkKind, Optimizer, Schedule};
+use state::speculation::Skill;
 
 use super::buffer::Window;
 use super::eagle;
@@ -340,6 +342,9 @@ impl Learner {
     }
 }
 
+/// Guesses of a level from which on their chance is told.
+const LEVEL_MIN: usize = 16;
+
 /// What one version of a drafter makes of held-out answers.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Guesses {
@@ -348,6 +353,8 @@ pub struct Guesses {
     pub right: Vec<bool>,
     /// Tokens guessed from true hidden states, those of them that were its first choice, and those among its first three.
     pub first: [usize; 3],
+    /// For each level how many guesses had been right at all earlier ones, and how many of them were right here too.
+    pub levels: Vec<[usize; 2]>,
     /// How far logits were to be believed.
     pub(super) sharpness: Sharpness,
 }
@@ -357,7 +364,21 @@ impl Guesses {
     pub fn extend(&mut self, other: Self) {
         self.right.extend(other.right);
         self.first.iter_mut().zip(other.first).for_each(|(sum, own)| *sum += own);
+        self.levels.resize(self.levels.len().max(other.levels.len()), [0; 2]);
+        for (sum, own) in self.levels.iter_mut().zip(other.levels) {
+            *sum = [sum[0] + own[0], sum[1] + own[1]];
+        }
         self.sharpness.extend(&other.sharpness);
+    }
+
+    /// What they let strategies hope for; nothing if they are few.
+    #[must_use]
+    pub fn skill(&self) -> Option<Skill> {
+        let [guesses, right, among_three] = self.first;
+        let told = self.levels.iter().take_while(|[guesses, _]| *guesses >= LEVEL_MIN);
+        let levels = told.map(|[guesses, right]| *right as f64 / *guesses as f64).collect();
+        let runners_up = (among_three - right) as f64 / (guesses - right).max(1) as f64;
+        (guesses >= GUESSES_MIN).then_some(Skill { levels, runners_up })
     }
 }
 
@@ -405,10 +426,12 @@ fn level_guesses(
     right: &mut [bool],
     guesses: &mut Guesses,
 ) -> Option<()> {
+    let mut counts = [0; 2];
     for (logits, (row, drawn)) in logits.chunks_exact(vocabulary.size()).zip(batch.drawn(level)) {
         pool.goes_on()?;
         let Drawn { token, noise, position } = drawn;
-        let place = if right[row] {
+        let is_to_decide = right[row];
+        let place = if is_to_decide {
             let place = Place { draws, noise, position: *position, sharpness: calibration.sharpness.value(level) };
             let best = vocabulary.best(logits, &place, CANDIDATES);
             guesses.sharpness.observe_among(level, &best, *token);
@@ -417,11 +440,14 @@ fn level_guesses(
             None
         };
         right[row] = place == Some(0);
+        counts[0] += usize::from(is_to_decide);
+        counts[1] += usize::from(right[row]);
         if level == 0 {
             let found = [true, place == Some(0), place.is_some()];
             guesses.first.iter_mut().zip(found).for_each(|(sum, is)| *sum += usize::from(is));
         }
     }
+    guesses.levels.push(counts);
     Some(())
 }
 

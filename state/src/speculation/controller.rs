@@ -11,6 +11,7 @@
 mod arm;
 mod bandit;
 mod prior;
+mod skill;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ use bandit::{Bandit, Cycle, Situation};
 use prior::{Plain, Times};
 
 pub use bandit::LOSS_MAX;
+pub use skill::Skill;
 
 /// Batch sizes are told apart by these buckets: 1, 2, 3–4, 5–8, 9–16, 17–32, 33 and more.
 pub const BUCKETS: usize = 7;
@@ -109,6 +111,13 @@ impl Controller {
         forwards.retain(|(rows, seconds)| *rows >= 1.0 && *seconds > 0.0 && seconds.is_finite());
         forwards.sort_by(|a, b| a.0.total_cmp(&b.0));
         self.probed = forwards;
+    }
+
+    /// Learns what an exam says of a drafter (an index into the plan's list): it stands in for what strategies have not shown yet.
+    pub fn examined(&mut self, drafter: usize, skill: Skill) {
+        if let Rule::Bandit(bandit) = &mut self.rule {
+            bandit.examined(drafter, skill);
+        }
     }
 
     /// Whether it chooses by this configuration: one that was saved is of no use for another.

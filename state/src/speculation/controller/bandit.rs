@@ -6,10 +6,13 @@
 //! training gets better; and what an arm does at other batch sizes stands in for measurements that are missing
 //! ([`prior`](super::prior)).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::prior::{Habits, Plain, Scale, catch_up_s, hope};
+use super::skill::{Hoped, Skill};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
 
@@ -52,6 +55,9 @@ pub(super) struct Bandit {
     buckets: Vec<Bucket>,
     /// Of each strategy.
     habits: Vec<Habits>,
+    /// What exams said of drafters, by their index in the plan.
+    #[serde(default)]
+    skills: BTreeMap<usize, Skill>,
 }
 
 /// The batch that is chosen for, and what is known of plain decoding.
@@ -104,7 +110,7 @@ impl Bandit {
         let count = strategies.len();
         let bucket = Bucket { arms: vec![Arm::default(); count], lost_s: vec![0.0; 1 + count], ..Bucket::default() };
         let (buckets, habits) = (vec![bucket; BUCKETS], vec![Habits::default(); count]);
-        Self { strategies: strategies.to_vec(), epsilon, buckets, habits }
+        Self { strategies: strategies.to_vec(), epsilon, buckets, habits, skills: BTreeMap::new() }
     }
 
     /// The same that has measured nothing.
@@ -128,7 +134,7 @@ impl Bandit {
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
             let (forecast, trusted) = match habits.forecast(batch, &scale.times) {
                 Some(forecast) => (forecast, TRUST),
-                None => (hope(*strategy, batch, (&scale.times, self.chance(strategy)))?, TRUST_HOPE),
+                None => (hope(*strategy, batch, (&scale.times, self.hoped(strategy).as_ref()))?, TRUST_HOPE),
             };
             let catch_up_s = batch * self.catch_up_s(strategy).unwrap_or_else(|| catch_up_s(batch, &scale.times));
             let rate = scale.of_rate(forecast.rate(), batch);
@@ -177,11 +183,18 @@ impl Bandit {
         self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s), window);
     }
 
-    /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level.
-    fn chance(&self, of: &Strategy) -> Option<f64> {
+    /// Learns what an exam says of a drafter.
+    pub(super) fn examined(&mut self, drafter: usize, skill: Skill) {
+        self.skills.insert(drafter, skill);
+    }
+
+    /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level; or what an
+    /// exam says of the drafter.
+    fn hoped(&self, of: &Strategy) -> Option<Hoped> {
         let tells = |strategy: &Strategy| strategy.drafter == of.drafter && strategy.width <= of.width;
         let like = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| tells(strategy));
-        like.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp)
+        let seen = like.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp);
+        seen.map(Hoped::like).or_else(|| self.skills.get(&of.drafter)?.hoped(of))
     }
 
     /// Seconds that the drafter of a strategy takes for each request after cycles in which it was not asked, if that was seen.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::bandit::Cycle;
+use super::skill::{Hoped, accepted};
 use super::{batch_sizes, bucket};
 use crate::plan::Strategy;
 
@@ -19,10 +20,8 @@ const SEEN_MIN: f64 = 4.0;
 const FREE_ROWS: f64 = 8.0;
 /// Beyond what was measured a row costs what the last ones did: at most this part of the largest batch is told apart from smaller ones.
 const FLAT: f64 = 4.0;
-/// Share of a draft that is hoped to be accepted while nothing is known of the drafter; and of what a level of its drafts still lacks
-/// otherwise, since another shape may find more.
+/// Share of a draft that is hoped to be accepted while nothing is known of the drafter.
 const ACCEPTED: f64 = 0.75;
-const MORE: f64 = 0.25;
 /// Times as long as usual from which on a cycle's time is not its strategy's doing.
 const STOOD_STILL: f64 = 8.0;
 /// Rows that catching up may take a request, about, and what such a row is thought to cost, in the target's, before that was measured.
@@ -159,7 +158,7 @@ impl Habits {
         let (mut low, mut high) = (0.0, 1.0);
         for _ in 0..10 {
             let middle = f64::midpoint(low, high);
-            match accepted(middle, strategy.depth as f64) < self.tokens - 1.0 {
+            match accepted(strategy.depth as f64, |_| middle) < self.tokens - 1.0 {
                 true => low = middle,
                 false => high = middle,
             }
@@ -212,20 +211,15 @@ pub(super) fn catch_up_s(batch: f64, plain: &Times) -> f64 {
     CATCH_UP_ROW * plain.seconds(batch * CATCH_UP_ROWS).unwrap_or(0.0) / batch
 }
 
-/// Tokens accepted of a draft of so many levels, each right with this chance after those above it.
-fn accepted(chance: f64, levels: f64) -> f64 {
-    let whole = levels.floor();
-    (1..=whole as i32).map(|level| chance.powi(level)).sum::<f64>() + (levels - whole) * chance.powf(whole + 1.0)
-}
-
-/// What a strategy that never drafted is expected to do: what it would do if its drafts cost nothing and most of them were accepted, or a few more
-/// than of the drafter's other drafts, whose levels have this chance. Where even that is slower than plain decoding, because the
-/// target would have to compute too many rows, it is not worth a try.
-pub(super) fn hope(strategy: Strategy, batch: f64, (plain, chance): (&Times, Option<f64>)) -> Option<Forecast> {
-    let each = strategy.budget as f64;
-    let drafted = each.min(strategy.drafted_max() as f64 / batch);
-    let levels = drafted.min(strategy.depth as f64);
-    let accepted = chance.map_or(ACCEPTED * levels, |chance| accepted(chance + MORE * (1.0 - chance), levels));
+/// What a strategy that never drafted is expected to do: what it would do if its drafts cost nothing and most of them were accepted, or as many as
+/// is known of its drafter. Where even that is slower than plain decoding, because the target would have to compute too many rows, it is
+/// not worth a try.
+pub(super) fn hope(strategy: Strategy, batch: f64, (plain, hoped): (&Times, Option<&Hoped>)) -> Option<Forecast> {
+    let most = (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch);
+    let depth = most.min(strategy.depth as f64);
+    let levels = hoped.map_or(depth, |hoped| hoped.likely(strategy.chance_min.into(), depth));
+    let drafted = if strategy.width == 1 { levels } else { most };
+    let accepted = hoped.map_or(ACCEPTED * levels, |hoped| hoped.accepted(levels));
     Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
 }
 
@@ -324,10 +318,14 @@ mod tests {
             "the suffix drafter's tokens may be among them"
         );
         // At 20 requests a chain of 5 is worth a try only if its drafter is good.
-        let gain = |chance: Option<f64>| {
-            hope(long, 20.0, (&cycles, chance)).unwrap().rate() * cycles.seconds(20.0).unwrap() / 20.0
+        let gain = |strategy: Strategy, chance: Option<f64>| {
+            let hoped = chance.map(Hoped::like);
+            hope(strategy, 20.0, (&cycles, hoped.as_ref())).unwrap().rate() * cycles.seconds(20.0).unwrap() / 20.0
         };
-        assert!(gain(None) > 1.0 && gain(Some(0.9)) > 1.0 && gain(Some(0.4)) < 0.7);
-        assert!((accepted(0.5, 1.5) - 0.625).abs() < 1e-12);
+        let chances = [None, Some(0.9), Some(0.4)];
+        let gains = chances.map(|chance| gain(long, chance));
+        assert!(gains[0] > 1.0 && gains[1] > 1.0 && gains[2] < 0.7, "{gains:?}");
+        let gains = chances.map(|chance| gain(long.with_chance_min(0.3), chance));
+        assert!(gains[0] > 1.0 && gains[1] > 1.0 && (0.8..1.0).contains(&gains[2]), "it drafts one token: {gains:?}");
     }
 }
