@@ -18,6 +18,9 @@ use state::plan::{Compute, Model, Plan, Source, Step};
 use crate::error::{Error, Result};
 use crate::speculator::Published;
 
+/// Generated problems that stand for all.
+const GENERATED: u64 = 16;
+
 /// Everything of a run that does not change while it runs.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -36,7 +39,7 @@ pub(crate) struct Job {
     pub(crate) drafter: Option<Weights>,
     /// How often each token stands in the data, as far as it is listed.
     pub(crate) seen: Vec<u64>,
-    /// SHA-256 of the listed problems and of their tokens.
+    /// SHA-256 of the listed problems, or of the first generated ones, and of their tokens.
     data_sha256: String,
 }
 
@@ -94,7 +97,11 @@ impl Job {
 
     /// What was read from outside the run's folder.
     pub(crate) fn inputs(&self) -> Inputs {
-        Inputs { model_sha256: self.initial.sha256(), data_sha256: self.data_sha256.clone() }
+        let Config { heads, kv_heads, head_dim, rope_theta, eps, positions_max, bos, eos, .. } = &self.config;
+        let shape = (heads, kv_heads, head_dim, rope_theta.to_bits(), eps.to_bits(), positions_max, bos, eos);
+        // Texts and numbers: nothing in them could fail.
+        let model = serde_json::to_vec(&(self.initial.sha256(), shape)).unwrap_or_default();
+        Inputs { model_sha256: sha::of_bytes(&model), data_sha256: self.data_sha256.clone() }
     }
 
     /// The drafter that devices use before any was trained.
@@ -107,9 +114,14 @@ impl Job {
         drafter(&self.plan, target, folder)
     }
 
-    /// Finds problems that would stop the run later on, and counts tokens.
+    /// Finds problems that would stop the run later on, counts tokens, and says what was read.
     fn read_problems(&mut self) -> Result<()> {
-        let Source::Jsonl(path) = &self.plan.data.source else { return Ok(()) };
+        let Source::Jsonl(path) = &self.plan.data.source else {
+            let generated = (0..GENERATED).map(|i| self.dataset.problem(i));
+            let hashes = generated.map(|problem| hash(&problem, &self.tokens(&problem).unwrap_or_default()));
+            self.data_sha256 = sha::of_bytes(hashes.collect::<String>().as_bytes());
+            return Ok(());
+        };
         let (mut seen, mut hashes) = (std::mem::take(&mut self.seen), String::new());
         for (i, problem) in self.dataset.listed().iter().enumerate() {
             let tokens = self.tokens(problem).map_err(|error| match error {
@@ -122,10 +134,7 @@ impl Job {
                 other => other,
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
-            let Problem { question, answer, solution } = problem;
-            // Texts and numbers: nothing in them could fail.
-            let read = serde_json::to_vec(&(question, answer, solution, tokens)).unwrap_or_default();
-            hashes.push_str(&sha::of_bytes(&read));
+            hashes.push_str(&hash(problem, &tokens));
         }
         (self.seen, self.data_sha256) = (seen, sha::of_bytes(hashes.as_bytes()));
         Ok(())
@@ -165,6 +174,12 @@ impl Job {
         tokens.truncate(self.config.positions_max);
         Ok(Sequence { tokens, prompt })
     }
+}
+
+/// SHA-256 of a problem as the model reads it.
+fn hash(Problem { question, answer, solution }: &Problem, tokens: &[u32]) -> String {
+    // Texts and numbers: nothing in them could fail.
+    sha::of_bytes(&serde_json::to_vec(&(question, answer, solution, tokens)).unwrap_or_default())
 }
 
 /// A drafter that was exported for this target.

@@ -221,7 +221,13 @@ fn check_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Pa
         ("model", [&then.model_sha256, &now.model_sha256], path)
     };
     let [expected, found] = hashes.map(Clone::clone);
-    Err(Error::OtherInput { dir: dir.into(), input, path: path.cloned().unwrap_or_default(), expected, found })
+    Err(Error::OtherInput {
+        dir: dir.into(),
+        input,
+        path: path.cloned().unwrap_or_else(|| "(made by Taper)".into()),
+        expected,
+        found,
+    })
 }
 
 /// Hash of the parts of a plan that decide what is learned.

@@ -198,10 +198,10 @@ impl Actor for Supervisor {
             Message::Scored { rollout, group, verdicts } => state.scored(rollout, group, verdicts),
             Message::Committed => state.committed(),
             Message::Failed(error) => state.end(Err(*error)),
-            Message::Restart { device } => {
-                state.start_device(device).await?;
-                state.rejoin(device);
-            }
+            Message::Restart { device } => match state.start_device(device).await {
+                Ok(()) => state.rejoin(device),
+                Err(error) => state.give_up(Error::Device { reason: error.to_string() }),
+            },
             Message::Look => state.look(),
             Message::Interrupt => state.interrupt(),
         }
@@ -289,7 +289,8 @@ impl State {
         let is_it = |seat: &Seat| seat.actor.as_ref().is_some_and(|a| a.get_id() == cell.get_id());
         match self.seats.iter().position(is_it) {
             Some(device) => self.lose(device, reason),
-            None if [self.rewarder.get_id(), self.recorder.get_id()].contains(&cell.get_id()) => {
+            None if cell.get_id() == self.rewarder.get_id() => self.give_up(Error::Runtime { reason: reason.into() }),
+            None if cell.get_id() == self.recorder.get_id() => {
                 self.end(Err(Error::Runtime { reason: reason.into() }));
             }
             // A device that was given up, just before it failed by itself.
@@ -375,12 +376,14 @@ impl State {
 
     /// The run cannot go on. The same command may, once the cause is gone.
     fn give_up(&mut self, error: Error) {
+        // Making the last step durable may fail too, and then that is what the run ends with.
+        tracing::error!(%error, "the run is given up");
         self.stop(Err(error));
     }
 
     /// Ends the run once what was done is durable.
     fn stop(&mut self, ended: Result<Ended>) {
-        if matches!(self.activity, Activity::Recording { then: Some(_) }) {
+        if self.ended.is_none() || matches!(self.activity, Activity::Recording { then: Some(_) }) {
             return;
         }
         let checkpoint = self.unsaved.take().map(|name| (name, self.checkpoint()));

@@ -156,6 +156,7 @@ impl Shared {
         let share = exam.share_in_use();
         if is_over {
             held.note_first(&exam, learned);
+            lesson.speculator.examined(&exam.by_in_use.guesses);
         }
         // A newer version that waits for its score goes on with the same exam.
         held.exam = (!is_over || held.publication.is_due()).then_some(exam);

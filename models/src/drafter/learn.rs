@@ -376,7 +376,8 @@ impl Guesses {
     pub fn skill(&self) -> Option<Skill> {
         let [guesses, right, among_three] = self.first;
         let told = self.levels.iter().take_while(|[guesses, _]| *guesses >= LEVEL_MIN);
-        let levels = told.map(|[guesses, right]| *right as f64 / *guesses as f64).collect();
+        // Of few guesses one more might have been right, or wrong (Laplace's rule of succession).
+        let levels = told.map(|[guesses, right]| (*right + 1) as f64 / (*guesses + 2) as f64).collect();
         let runners_up = (among_three - right) as f64 / (guesses - right).max(1) as f64;
         (guesses >= GUESSES_MIN).then_some(Skill { levels, runners_up })
     }

@@ -189,12 +189,14 @@ impl Bandit {
     }
 
     /// The best chance of a level of its drafter's drafts that any strategy has seen which looked at no more tokens of a level; or what an
-    /// exam says of the drafter.
+    /// exam says of the drafter, if that is more: what was seen may be from before it had learned.
     fn hoped(&self, of: &Strategy) -> Option<Hoped> {
         let tells = |strategy: &Strategy| strategy.drafter == of.drafter && strategy.width <= of.width;
         let like = self.habits.iter().zip(&self.strategies).filter(|(_, strategy)| tells(strategy));
         let seen = like.filter_map(|(habits, strategy)| habits.chance(strategy)).max_by(f64::total_cmp);
-        seen.map(Hoped::like).or_else(|| self.skills.get(&of.drafter)?.hoped(of))
+        let examined = self.skills.get(&of.drafter).and_then(|skill| skill.hoped(of));
+        let accepted = |hoped: &Hoped| hoped.accepted(of.depth as f64);
+        seen.map(Hoped::like).into_iter().chain(examined).max_by(|a, b| accepted(a).total_cmp(&accepted(b)))
     }
 
     /// Seconds that the drafter of a strategy takes for each request after cycles in which it was not asked, if that was seen.

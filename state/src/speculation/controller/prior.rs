@@ -217,10 +217,15 @@ pub(super) fn catch_up_s(batch: f64, plain: &Times) -> f64 {
 pub(super) fn hope(strategy: Strategy, batch: f64, (plain, hoped): (&Times, Option<&Hoped>)) -> Option<Forecast> {
     let most = (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch);
     let depth = most.min(strategy.depth as f64);
-    let levels = hoped.map_or(depth, |hoped| hoped.likely(strategy.chance_min.into(), depth));
-    let drafted = if strategy.width == 1 { levels } else { most };
-    let accepted = hoped.map_or(ACCEPTED * levels, |hoped| hoped.accepted(levels));
-    Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
+    let of = |levels: f64| {
+        let drafted = if strategy.width == 1 { levels } else { most };
+        let accepted = hoped.map_or(ACCEPTED * levels, |hoped| hoped.accepted(levels));
+        Some(Forecast { tokens: batch * (1.0 + accepted), seconds: plain.seconds(batch * (1.0 + drafted))? })
+    };
+    // Where drafts end at guesses that are not likely, they are hoped to end where that is best.
+    let ends = if strategy.chance_min > 0.0 { 1 } else { depth.ceil() as usize };
+    let levels = (ends..depth.ceil() as usize).map(|levels| levels as f64).chain([depth]);
+    levels.filter_map(of).max_by(|a, b| a.rate().total_cmp(&b.rate()))
 }
 
 #[cfg(test)]

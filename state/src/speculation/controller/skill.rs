@@ -44,16 +44,6 @@ impl Hoped {
         self.levels[level.min(self.levels.len() - 1)]
     }
 
-    /// Levels of a draft that goes on while its end is at least this likely, of so many.
-    pub(super) fn likely(&self, chance_min: f64, levels: f64) -> f64 {
-        let mut chance = 1.0;
-        let is_likely = |level: &usize| {
-            chance *= self.chance(*level);
-            chance >= chance_min
-        };
-        ((0..levels.ceil() as usize).take_while(is_likely).count() as f64).clamp(1.0, levels.max(1.0))
-    }
-
     /// Tokens accepted of a draft of so many levels.
     pub(super) fn accepted(&self, levels: f64) -> f64 {
         accepted(levels, |level| {
@@ -96,12 +86,5 @@ mod tests {
         assert!(near(accepted(Strategy::chain(0, 1).with_suffix(4)), 0.625), "what was said may help");
         assert_eq!(Skill { levels: vec![], ..skill.clone() }.hoped(&Strategy::chain(0, 2)), None);
         assert!(near(Hoped::like(0.6).accepted(1.0), 0.7));
-    }
-
-    #[test]
-    fn drafts_end_where_guesses_are_not_likely() {
-        let hoped = Skill { levels: vec![0.8, 0.5], runners_up: 0.0 }.hoped(&Strategy::chain(0, 1)).unwrap();
-        let likely = [(0.25, 16.0), (0.2, 16.0), (0.25, 1.0), (0.9, 16.0), (0.0, 16.0), (0.25, 0.5)];
-        assert_eq!(likely.map(|(least, levels)| hoped.likely(least, levels)), [2.0, 3.0, 1.0, 1.0, 16.0, 1.0]);
     }
 }

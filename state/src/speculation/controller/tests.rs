@@ -383,3 +383,36 @@ fn a_trial_that_a_drafter_has_to_catch_up_for_waits_until_the_time_is_worth_it()
     // Nothing is known of the price at first; then it is two seconds, of the four that 10,000 cycles may lose.
     assert!(tries.first() > Some(&400) && (1..=3).contains(&tries.len()), "{tries:?}");
 }
+
+/// A drafter whose exams tell how well it guesses.
+#[test]
+fn what_exams_say_decides_what_is_tried_first() {
+    let [short, long] = [Strategy::chain(0, 2), Strategy::chain(0, 8).with_chance_min(0.4)];
+    let strategies = vec![short, long];
+    let config = plan::Controller::Bandit { strategies, epsilon: 0.0, window: 10 };
+    let probed = |batch: usize, chance: Option<f64>| {
+        let mut controller = Controller::new(&config);
+        // A row more costs a quarter of the first.
+        controller.probe(vec![(1.0, 1.0), (8.0, 2.75), (128.0, 32.75)]);
+        (0..4).for_each(|_| controller.observe(batch, None, measured(batch as u64, 0.75 + 0.25 * batch as f64, batch)));
+        if let Some(chance) = chance {
+            controller.examined(0, Skill { levels: vec![chance], runners_up: 0.5 });
+        }
+        controller
+    };
+    let tried = |batch: usize, chance| probed(batch, chance).choose(batch, [0.5, 0.5], &|_| true);
+    assert!(tried(8, None).is_some(), "nothing is known");
+    assert_eq!(tried(8, Some(0.3)), None, "rows are dear, and it guesses badly");
+    assert_eq!(
+        [0.9, 0.45, 0.15].map(|chance| tried(1, Some(chance))),
+        [Some(long), Some(long), None],
+        "it may end early"
+    );
+    // A young drafter that was tried, and has learned since.
+    let mut controller = probed(8, Some(0.1));
+    let few = Measured { rows: 24, ..measured(8, 6.75, 8) };
+    (0..20).for_each(|_| controller.observe(8, Some(short), few));
+    assert_eq!(controller.choose(8, [0.5, 0.5], &|_| true), None);
+    controller.examined(0, Skill { levels: vec![0.9], runners_up: 0.5 });
+    assert_eq!(controller.choose(8, [0.5, 0.5], &|_| true), Some(long));
+}
