@@ -45,8 +45,8 @@ pub struct Options {
 /// Runs on a multi-threaded runtime of tokio: files are written while actors go on.
 ///
 /// # Errors
-/// If the model, the data or the folder cannot be used, the folder holds another run, devices fail too often, or the runtime has
-/// one thread only.
+/// If the model, the data or the folder cannot be used, the folder holds another run, or one that began with other data or another
+/// model, devices fail too often, or the runtime has one thread only.
 pub async fn run(
     plan: &Plan,
     options: Options,
