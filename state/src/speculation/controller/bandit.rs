@@ -132,10 +132,10 @@ impl Bandit {
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
         let (scale, batch) = (Scale::of(plain, bucket), batch as f64);
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
-            let (forecast, trusted) = match habits.forecast(batch, &scale.times) {
-                Some(forecast) => (forecast, TRUST),
-                None => (hope(*strategy, batch, (&scale.times, self.hoped(strategy).as_ref()))?, TRUST_HOPE),
-            };
+            let hoped = self.hoped(strategy);
+            let trusted = if hoped.is_some() || habits.is_seen() { TRUST } else { TRUST_HOPE };
+            let forecast = habits.forecast((strategy, hoped.as_ref()), batch, &scale.times);
+            let forecast = forecast.or_else(|| hope(*strategy, batch, (&scale.times, hoped.as_ref())))?;
             let catch_up_s = batch * self.catch_up_s(strategy).unwrap_or_else(|| catch_up_s(batch, &scale.times));
             let rate = scale.of_rate(forecast.rate(), batch);
             Some(Expected { rate, seconds: forecast.seconds, catch_up_s, trusted })

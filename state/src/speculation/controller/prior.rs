@@ -151,7 +151,7 @@ impl Habits {
     /// Chance of each level of this strategy's drafts to be right after those above it, as if it were the same for all; nothing if this cannot
     /// be told, because it was hardly seen, often drafts less, or has the suffix drafter's tokens in its drafts.
     pub(super) fn chance(&self, strategy: &Strategy) -> Option<f64> {
-        if self.seen < SEEN_MIN || strategy.suffix > 0 || self.rows - 1.0 < WHOLE * strategy.budget as f64 {
+        if !self.is_seen() || strategy.suffix > 0 || self.rows - 1.0 < WHOLE * strategy.budget as f64 {
             return None;
         }
         // The sum grows with the chance: halved until it is found to a thousandth.
@@ -182,13 +182,28 @@ impl Habits {
         Some(plain.seconds(rows)? + self.drafting * plain.seconds(batch)?)
     }
 
-    /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet.
-    pub(super) fn forecast(&self, batch: f64, plain: &Times) -> Option<Forecast> {
-        if self.seen < SEEN_MIN {
+    /// Whether it was seen often enough for something to be expected.
+    pub(super) fn is_seen(&self) -> bool {
+        self.seen >= SEEN_MIN
+    }
+
+    /// What a cycle of `batch` requests is expected to do; nothing if this cannot be told yet. How long it takes is soon known. How many
+    /// tokens it brings is luck for long, and until then what may be hoped of this strategy counts, too.
+    pub(super) fn forecast(
+        &self,
+        (strategy, hoped): (&Strategy, Option<&Hoped>),
+        batch: f64,
+        plain: &Times,
+    ) -> Option<Forecast> {
+        if !self.is_seen() {
             return None;
         }
         let seconds = self.usual(batch, batch * self.rows, plain)?;
-        (seconds > 0.0).then_some(Forecast { tokens: batch * self.tokens, seconds })
+        let most = strategy.depth.min(strategy.budget) as f64;
+        let levels = if strategy.width == 1 { most.min(self.rows - 1.0) } else { most };
+        let hoped = hoped.map_or(self.tokens, |hoped| 1.0 + hoped.accepted(levels));
+        let tokens = hoped + (self.tokens - hoped) * self.seen * RENEW;
+        (seconds > 0.0).then_some(Forecast { tokens: batch * tokens, seconds })
     }
 }
 
@@ -276,10 +291,11 @@ mod tests {
     fn a_strategy_is_expected_to_do_as_it_did() {
         let cycles = plain(&[(1.0, 1.0), (8.0, 1.7), (16.0, 4.1)]);
         let mut habits = Habits::default();
-        assert_eq!(habits.forecast(1.0, &cycles), None);
+        let chain = (&Strategy::chain(0, 3), None);
+        assert_eq!(habits.forecast(chain, 1.0, &cycles), None);
         (0..200).for_each(|i| habits.observe(if i < 100 { 1.0 } else { 3.0 }, 4.0, 0.25));
         // 4 rows: 1.3 s, and 0.25 s for the draft.
-        let rate = habits.forecast(1.0, &cycles).unwrap().rate();
+        let rate = habits.forecast(chain, 1.0, &cycles).unwrap().rate();
         assert!((rate - 3.0 / 1.55).abs() < 0.1, "{rate}");
         let hoped = [1.0, 16.0].map(|batch| {
             hope(Strategy::chain(0, 4), batch, (&cycles, None)).unwrap().rate() * cycles.seconds(batch).unwrap() / batch
@@ -287,7 +303,16 @@ mod tests {
         assert!(hoped[0] > 2.0 && hoped[1] < 1.0, "times plain decoding: {hoped:?}");
         let shared = hope(Strategy::chain(0, 4).with_budget_all(8), 16.0, (&cycles, None)).unwrap().rate();
         assert!(shared > 1.1 * hope(Strategy::chain(0, 4), 16.0, (&cycles, None)).unwrap().rate(), "few rows for all");
-        assert!(habits.forecast(8.0, &cycles).unwrap().rate() < habits.forecast(2.0, &cycles).unwrap().rate() * 4.0);
+        let [eight, two] = [8.0, 2.0].map(|batch| habits.forecast(chain, batch, &cycles).unwrap().rate());
+        assert!(eight < two * 4.0);
+        // Unlucky at first.
+        let mut habits = Habits::default();
+        (0..4).for_each(|_| habits.observe(1.0, 4.0, 0.25));
+        let hoped = Hoped::like(0.8);
+        let tokens = |habits: &Habits, hoped| habits.forecast((chain.0, hoped), 1.0, &cycles).unwrap().tokens;
+        assert!(tokens(&habits, None) == 1.0 && tokens(&habits, Some(&hoped)) > 2.8);
+        (0..200).for_each(|_| habits.observe(1.0, 4.0, 0.25));
+        assert!((tokens(&habits, Some(&hoped)) - 1.0).abs() < 1e-9, "it was not luck");
     }
 
     #[test]

@@ -416,3 +416,40 @@ fn what_exams_say_decides_what_is_tried_first() {
     controller.examined(0, Skill { levels: vec![0.9], runners_up: 0.5 });
     assert_eq!(controller.choose(8, [0.5, 0.5], &|_| true), Some(long));
 }
+
+/// SmolLM2 on word problems, about: a row costs little up to eight, and a cycle brings one token or several, by luck.
+#[test]
+fn the_best_of_several_is_soon_in_use() {
+    let (tree, long) = (Strategy::tree(0, 7, 4, 7), Strategy::chain(0, 16).with_chance_min(0.25));
+    let strategies = vec![Strategy::chain(0, 2), tree, long];
+    let config = plan::Controller::Bandit { strategies, epsilon: 0.05, window: 64 };
+    // Chance of a level, levels, and what drafting them takes, in plain cycles.
+    let of = |strategy: Strategy| match strategy {
+        s if s == tree => (0.47, 7, 0.12),
+        s if s == long => (0.35, 1, 0.07),
+        _ => (0.35, 2, 0.08),
+    };
+    let rate = |skill: Option<Skill>| {
+        let (mut tokens, mut seconds) = (0.0, 0.0);
+        for seed in 0..60 {
+            let (mut uniform, mut controller) = (Uniform(seed * 7919), Controller::new(&config));
+            controller.probe(vec![(1.0, 1.0), (8.0, 1.13), (32.0, 3.5)]);
+            skill.iter().for_each(|skill| controller.examined(0, skill.clone()));
+            for _ in 0..200 {
+                let strategy = controller.choose(1, [uniform.next(), uniform.next()], &|_| true);
+                let (chance, levels, draft_s) = strategy.map_or((0.0, 0, 0.0), of);
+                let emitted = 1 + (0..levels).take_while(|_| uniform.next() < chance).count() as u64;
+                let cycle_s = (1.0 + 0.02 * f64::from(levels) + draft_s) * (0.95 + 0.1 * uniform.next());
+                let rows = 1 + levels as usize;
+                controller.observe(1, strategy, Measured { rows, draft_s, ..measured(emitted, cycle_s, 1) });
+                (tokens, seconds) = (tokens + emitted as f64, seconds + cycle_s);
+            }
+        }
+        tokens / seconds
+    };
+    // The tree, from the first cycle on.
+    let best = (1..7).map(|level| 0.47_f64.powi(level)).sum::<f64>() + 1.0;
+    let best = best / (1.0 + 0.14 + 0.12);
+    let shares = [None, Some(Skill { levels: vec![0.35], runners_up: 0.36 })].map(|skill| rate(skill) / best);
+    assert!(shares[0] > 0.87 && shares[1] > 0.92, "{shares:?}");
+}
