@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, Plain, Scale, catch_up_s, hope};
+use super::prior::{Habits, Plain, Scale, catch_up_s, hope, risk_s};
 use super::skill::{Hoped, Skill};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
@@ -36,6 +36,8 @@ const OPTIMISM: f64 = 1.05;
 const HYSTERESIS: f64 = 0.01;
 /// What may be the fastest, being new, or because luck may have been against it, is worth so many times as much, together with them.
 const OPEN: f64 = 2.0;
+/// Cycles within which a strategy that is only hoped for is to win back what it may lose at first.
+const WON_BACK: f64 = 32.0;
 /// Standard errors by which a challenger is believed less.
 const DOUBT: f64 = 0.5;
 /// Measurements kept of a strategy that is not in use.
@@ -138,7 +140,8 @@ impl Bandit {
             let forecast = forecast.or_else(|| hope(*strategy, batch, (&scale.times, hoped.as_ref())))?;
             let catch_up_s = batch * self.catch_up_s(strategy).unwrap_or_else(|| catch_up_s(batch, &scale.times));
             let rate = scale.of_rate(forecast.rate(), batch);
-            Some(Expected { rate, seconds: forecast.seconds, catch_up_s, trusted })
+            let risk_s = if habits.is_seen() { 0.0 } else { risk_s(*strategy, batch, &scale.times)? };
+            Some(Expected { rate, seconds: forecast.seconds, catch_up_s, risk_s, trusted })
         };
         let expected = self.habits.iter().zip(strategies).map(expect).collect();
         let known = Known { strategies, plain: &plain.arms[bucket], scale, expected };
@@ -223,6 +226,8 @@ struct Expected {
     seconds: f64,
     /// What the drafter has to catch up on takes, where it was not asked in the cycle before.
     catch_up_s: f64,
+    /// What it may lose where nothing is known but hopes.
+    risk_s: f64,
     /// Measurements that make it unimportant.
     trusted: f64,
 }
@@ -260,12 +265,26 @@ impl Bucket {
             Some(challenger) if arm != self.incumbent => self.rate(known, arm) * (1.0 - self.doubt(known, challenger)),
             _ => self.rate(known, arm),
         };
-        let best = candidates(usable).max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
+        let others = candidates(usable).filter(|&arm| arm == self.incumbent || self.is_worth_its_risk(known, arm));
+        let best = others.max_by(|&a, &b| rate(a).total_cmp(&rate(b))).unwrap_or(None);
         // Plain decoding needs no margin, so that a near tie is never lost to it.
         let margin = if best.is_some() { HYSTERESIS } else { 0.0 };
         if rate(best) > (1.0 + margin) * rate(self.incumbent) {
             self.incumbent = best;
         }
+    }
+
+    /// Whether a strategy of which there are only hopes would soon win back what it may lose, or the time so far is long enough for that.
+    fn is_worth_its_risk(&self, known: &Known<'_>, arm: Option<usize>) -> bool {
+        let risk_s = self.risk_s(known, arm);
+        let gain = self.rate(known, arm) / self.rate(known, self.incumbent) - 1.0;
+        risk_s <= WON_BACK * gain * self.seconds(known, self.incumbent) || self.is_affordable(known, arm)
+    }
+
+    /// Seconds that an arm which is new may lose.
+    fn risk_s(&self, known: &Known<'_>, arm: Option<usize>) -> f64 {
+        let new = arm.filter(|arm| self.arms[*arm].count() == 0);
+        new.and_then(|arm| known.expected[arm].as_ref()).map_or(0.0, |expected| expected.risk_s)
     }
 
     /// An arm other than the incumbent that can still lose time, the nearly as fast ones more often.
@@ -356,7 +375,8 @@ impl Bucket {
     /// strategies, if it may be the fastest. Plain cycles have to be, now and then, and a baseline from few would let luck decide.
     fn is_affordable(&self, known: &Known<'_>, arm: Option<usize>) -> bool {
         let (rate, best) = (self.rate(known, arm), self.rate(known, self.incumbent));
-        let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0) + self.catch_up_s(known, arm);
+        let loss_s = self.seconds(known, arm) * (1.0 - rate / best).max(0.0);
+        let loss_s = loss_s.max(self.risk_s(known, arm)) + self.catch_up_s(known, arm);
         // It may be the fastest, if it is new, or if luck was against it.
         let is_open = arm.is_some_and(|arm| self.is_new(arm) || rate * (1.0 + self.arms[arm].error()) > best);
         let all_s: f64 = self.lost_s[1..].iter().sum();

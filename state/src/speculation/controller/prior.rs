@@ -226,6 +226,12 @@ pub(super) fn catch_up_s(batch: f64, plain: &Times) -> f64 {
     CATCH_UP_ROW * plain.seconds(batch * CATCH_UP_ROWS).unwrap_or(0.0) / batch
 }
 
+/// Seconds that a cycle of a strategy that never drafted would lose if nothing of its largest drafts were accepted.
+pub(super) fn risk_s(strategy: Strategy, batch: f64, plain: &Times) -> Option<f64> {
+    let most = (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch);
+    Some((plain.seconds(batch * (1.0 + most))? - plain.seconds(batch)?).max(0.0))
+}
+
 /// What a strategy that never drafted is expected to do: what it would do if its drafts cost nothing and most of them were accepted, or as many as
 /// is known of its drafter. Where even that is slower than plain decoding, because the target would have to compute too many rows, it is
 /// not worth a try.

@@ -403,6 +403,7 @@ fn what_exams_say_decides_what_is_tried_first() {
     let tried = |batch: usize, chance| probed(batch, chance).choose(batch, [0.5, 0.5], &|_| true);
     assert!(tried(8, None).is_some(), "nothing is known");
     assert_eq!(tried(8, Some(0.3)), None, "rows are dear, and it guesses badly");
+    assert_eq!(tried(8, Some(0.85)), Some(short), "what eight levels may lose is much against what one may gain");
     assert_eq!(
         [0.9, 0.45, 0.15].map(|chance| tried(1, Some(chance))),
         [Some(long), Some(long), None],
@@ -413,7 +414,7 @@ fn what_exams_say_decides_what_is_tried_first() {
     let few = Measured { rows: 24, ..measured(8, 6.75, 8) };
     (0..20).for_each(|_| controller.observe(8, Some(short), few));
     assert_eq!(controller.choose(8, [0.5, 0.5], &|_| true), None);
-    controller.examined(0, Skill { levels: vec![0.9], runners_up: 0.5 });
+    controller.examined(0, Skill { levels: vec![0.97], runners_up: 0.5 });
     assert_eq!(controller.choose(8, [0.5, 0.5], &|_| true), Some(long));
 }
 
