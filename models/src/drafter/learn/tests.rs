@@ -187,9 +187,36 @@ fn a_wrong_guess_ends_what_is_said_ahead() {
         assert_eq!((first, three.first), (one.right, one.first));
         let above = |(row, level): (usize, usize)| level.checked_sub(1).and_then(|above| right.get(&(row, above)));
         assert!(right.iter().all(|(place, is_right)| !is_right || above(*place) != Some(&false)), "{right:?}");
+        let decided = |at: usize| {
+            let here = right.iter().filter(|(place, _)| place.1 == at && above(**place) != Some(&false));
+            let (guesses, right) = here.fold((0, 0), |(n, sum), (_, right)| (n + 1, sum + usize::from(*right)));
+            [guesses, right]
+        };
+        assert_eq!(three.levels, [0, 1, 2].map(decided));
         let apart: Vec<bool> = windows.iter().flat_map(|window| of(std::slice::from_ref(window), 3).right).collect();
         assert_eq!(three.right, apart);
     }
+}
+
+#[test]
+fn an_exam_tells_what_drafts_may_hope_for() {
+    let of = |first: [usize; 3], levels: &[[usize; 2]]| {
+        let half = |n: usize| n / 2;
+        let part = Guesses {
+            first: first.map(half),
+            levels: levels.iter().map(|l| l.map(half)).collect(),
+            ..Guesses::default()
+        };
+        let mut whole = part.clone();
+        whole.extend(part);
+        whole.skill()
+    };
+    let levels = [[98, 48], [48, 24], [24, 0], [8, 8], [98, 98]];
+    let Skill { levels: found, runners_up } = of([98, 48, 78], &levels).unwrap();
+    assert_eq!(found, [0.49, 0.5, 1.0 / 26.0], "of few guesses a level tells nothing, nor what stands below it");
+    assert!((runners_up - 0.6).abs() < 1e-12);
+    assert_eq!(of([GUESSES_MIN - 2, 0, 0], &levels), None, "few guesses");
+    assert_eq!(of([64, 64, 64], &[]).unwrap(), Skill { levels: Vec::new(), runners_up: 0.0 });
 }
 
 /// Windows anywhere in an answer, as short as one guess, with a part of the vocabulary.
