@@ -12,6 +12,7 @@ use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
 use models::{Config, Stop, Target, Weights, sha};
+use serde::Serialize;
 use state::journal::Inputs;
 use state::plan::{Compute, Model, Plan, Source, Step};
 
@@ -99,9 +100,7 @@ impl Job {
     pub(crate) fn inputs(&self) -> Inputs {
         let Config { heads, kv_heads, head_dim, rope_theta, eps, positions_max, bos, eos, .. } = &self.config;
         let shape = (heads, kv_heads, head_dim, rope_theta.to_bits(), eps.to_bits(), positions_max, bos, eos);
-        // Texts and numbers: nothing in them could fail.
-        let model = serde_json::to_vec(&(self.initial.sha256(), shape)).unwrap_or_default();
-        Inputs { model_sha256: sha::of_bytes(&model), data_sha256: self.data_sha256.clone() }
+        Inputs { model_sha256: hash(&(self.initial.sha256(), shape)), data_sha256: self.data_sha256.clone() }
     }
 
     /// The drafter that devices use before any was trained.
@@ -118,7 +117,7 @@ impl Job {
     fn read_problems(&mut self) -> Result<()> {
         let Source::Jsonl(path) = &self.plan.data.source else {
             let generated = (0..GENERATED).map(|i| self.dataset.problem(i));
-            let hashes = generated.map(|problem| hash(&problem, &self.tokens(&problem).unwrap_or_default()));
+            let hashes = generated.map(|problem| hash_of(&problem, &self.tokens(&problem).unwrap_or_default()));
             self.data_sha256 = sha::of_bytes(hashes.collect::<String>().as_bytes());
             return Ok(());
         };
@@ -134,7 +133,7 @@ impl Job {
                 other => other,
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
-            hashes.push_str(&hash(problem, &tokens));
+            hashes.push_str(&hash_of(problem, &tokens));
         }
         (self.seen, self.data_sha256) = (seen, sha::of_bytes(hashes.as_bytes()));
         Ok(())
@@ -177,9 +176,13 @@ impl Job {
 }
 
 /// SHA-256 of a problem as the model reads it.
-fn hash(Problem { question, answer, solution }: &Problem, tokens: &[u32]) -> String {
-    // Texts and numbers: nothing in them could fail.
-    sha::of_bytes(&serde_json::to_vec(&(question, answer, solution, tokens)).unwrap_or_default())
+fn hash_of(Problem { question, answer, solution }: &Problem, tokens: &[u32]) -> String {
+    hash(&(question, answer, solution, tokens))
+}
+
+/// SHA-256 of numbers, texts and lists of them: nothing in them could fail.
+pub(crate) fn hash(what: &impl Serialize) -> String {
+    sha::of_bytes(&serde_json::to_vec(what).unwrap_or_default())
 }
 
 /// A drafter that was exported for this target.

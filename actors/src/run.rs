@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use models::Weights;
 use models::drafter::eagle::{parameters, reads};
-use models::sha;
 use ractor::Actor;
 use state::journal::{Event, Inputs, Journal, SledJournal};
 use state::plan::{Model, Plan, Source};
@@ -18,7 +17,7 @@ use crate::engine::Fault;
 use crate::error::{Error, Result};
 use crate::experience::Experience;
 use crate::folder::{Checkpoint, RunFolder};
-use crate::job::Job;
+use crate::job::{self, Job};
 use crate::past::Past;
 use crate::progress::{Ended, Observer, Progress};
 use crate::speculator::Speculator;
@@ -232,9 +231,7 @@ fn check_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Pa
 
 /// Hash of the parts of a plan that decide what is learned.
 fn hash(plan: &Plan) -> String {
-    let what = (plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards);
-    // Plans are made of numbers, text and lists: there is nothing in them that could fail.
-    sha::of_bytes(&serde_json::to_vec(&what).unwrap_or_default())
+    job::hash(&(plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards))
 }
 
 fn device_names(plan: &Plan) -> Vec<String> {

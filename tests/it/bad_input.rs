@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{completed, refusal, text, workflow};
+use super::{completed, refusal, text, with_problems, workflow};
 
 /// Runs a workflow that must fail; returns what it says.
 fn refused(file: &Path, out: &Path) -> String {
@@ -56,13 +56,7 @@ fn unusable_files_are_named() {
     assert!(other.contains("shape"), "{other}");
     save("empty.jsonl", b"\n\n");
     save("bad.jsonl", b"{\"question\": \"1+1\", \"answer\": \"#### 2\"}\n{oops}\n");
-    let jsonl = |name: &str| {
-        let name = name.to_owned();
-        move |w: String| {
-            let (start, end) = (w.find("data:").unwrap(), w.find("steps:").unwrap());
-            format!("{}data: Jsonl(path: \"{name}\", heldout: 20), {}", &w[..start], &w[end..])
-        }
-    };
+    let jsonl = |name: &'static str| move |w: String| with_problems(&w, name, 20);
     assert!(with(&jsonl("empty.jsonl")).contains("empty.jsonl"));
     assert!(with(&jsonl("bad.jsonl")).contains("bad.jsonl"));
     assert!(with(&jsonl("none.jsonl")).contains("none.jsonl"));

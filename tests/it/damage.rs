@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{
-    at_step, at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, workflow,
+    at_step, at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, with_problems,
+    workflow,
 };
 
 /// A run that was stopped in the middle.
@@ -166,23 +167,18 @@ fn other_data_or_weights_are_not_gone_on_with() {
     completed(&["run", text(&workflow(folder.path(), Into::into)), "--out", text(&folder.path().join("first"))]);
     fs::copy(folder.path().join("first/model/model.safetensors"), &weights).unwrap();
     let file = workflow(folder.path(), |w| {
-        let (start, end) = (w.find("data:").unwrap(), w.find("steps:").unwrap());
-        let source = "data: Jsonl(path: \"sums.jsonl\", heldout: 10),\n    ";
-        let w = format!("{}{source}{}", &w[..start], &w[end..]).replace("steps: 10", "steps: 200");
+        let w = with_problems(&w, "sums.jsonl", 10).replace("steps: 10", "steps: 200");
         w.replace("positions_max: 160", "positions_max: 160, weights: \"weights.safetensors\"")
     });
     let dir = folder.path().join("run");
     signalled(at_work(&["run", text(&file), "--out", text(&dir)], &dir, 1), "INT");
-    for (input, changed) in [(&data, line(55).into_bytes()), (&weights, Vec::new())] {
+    // A line more, and another number in a tensor; what stands before them stays.
+    let longer = [fs::read(&data).unwrap(), line(55).into_bytes()].concat();
+    let mut other = fs::read(&weights).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    for (input, changed) in [(&data, longer), (&weights, other)] {
         let before = fs::read(input).unwrap();
-        if changed.is_empty() {
-            // A number of a tensor; what stands before them stays.
-            let mut bytes = before.clone();
-            *bytes.last_mut().unwrap() ^= 1;
-            fs::write(input, bytes).unwrap();
-        } else {
-            fs::write(input, [before.clone(), changed].concat()).unwrap();
-        }
+        fs::write(input, changed).unwrap();
         let message = refusal(&["resume", text(&dir)]);
         assert!(message.contains(text(input)) && message.contains("--fresh"), "{message}");
         fs::write(input, before).unwrap();

@@ -39,6 +39,12 @@ fn workflow(folder: &Path, change: impl Fn(String) -> String) -> std::path::Path
     path
 }
 
+/// The same with problems from a file.
+fn with_problems(workflow: &str, name: &str, heldout: usize) -> String {
+    let (start, end) = (workflow.find("data:").unwrap(), workflow.find("steps:").unwrap());
+    format!("{}data: Jsonl(path: \"{name}\", heldout: {heldout}), {}", &workflow[..start], &workflow[end..])
+}
+
 /// Steps enough that some device runs dry and learns also on a busy machine: a step takes milliseconds.
 fn with_idle_time(workflow: String) -> String {
     assert!(workflow.contains("steps: 10"));

@@ -126,15 +126,15 @@ fn step(step: usize) -> Event {
     }
 }
 
+fn started(plan: plan::Plan, sha256: &str) -> Event {
+    let (plan, plan_sha256) = (Box::new(plan), sha256.into());
+    Event::RunStarted { plan, plan_sha256, noise_version: 1, inputs: Inputs::default() }
+}
+
 /// One of every kind.
 fn every_event() -> Vec<Event> {
     vec![
-        Event::RunStarted {
-            plan: Box::new(plan()),
-            plan_sha256: "ab".into(),
-            noise_version: 1,
-            inputs: Inputs::default(),
-        },
+        started(plan(), "ab"),
         Event::SessionStarted { n: 0, devices: vec!["cpu 0".into()], kernels: "avx2".into(), plan: None },
         step(0),
         Event::DeviceRestarted { device: 1, stage: 0, step: 1, reason: "panic".into() },
@@ -191,13 +191,7 @@ fn every_event_survives() {
 
 #[test]
 fn the_shape_of_records_is_that_of_this_version() {
-    let started = |plan| Event::RunStarted {
-        plan: Box::new(plan),
-        plan_sha256: "ab".into(),
-        noise_version: 1,
-        inputs: Inputs::default(),
-    };
-    let events = every_event().into_iter().chain(other_plans().map(started));
+    let events = every_event().into_iter().chain(other_plans().map(|plan| started(plan, "ab")));
     // Without their checksums: that of bytes that end in their own says nothing but how many there are.
     let bytes = |event| record::encode(&event).unwrap().split_last_chunk::<4>().unwrap().0.to_vec();
     let bytes: Vec<u8> = events.flat_map(bytes).collect();
@@ -386,12 +380,7 @@ fn a_path_that_is_not_text_is_an_error() {
     use std::os::unix::ffi::OsStrExt;
     let path = PathBuf::from(std::ffi::OsStr::from_bytes(b"\xff"));
     let plan = Plan { model: plan::Model::Gguf(path), ..plan() };
-    let event = Event::RunStarted {
-        plan: Box::new(plan),
-        plan_sha256: String::new(),
-        noise_version: 1,
-        inputs: Inputs::default(),
-    };
+    let event = started(plan, "");
     assert!(matches!(MemoryJournal::new().append(&event), Err(Error::Encode { .. })));
 }
 

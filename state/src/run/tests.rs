@@ -60,6 +60,11 @@ fn session(n: u32) -> Event {
     Event::SessionStarted { n, devices: vec!["cpu0".into()], kernels: "portable".into(), plan: None }
 }
 
+fn started() -> Event {
+    let (plan, plan_sha256) = (Box::new(plan()), "p".into());
+    Event::RunStarted { plan, plan_sha256, noise_version: 1, inputs: Inputs::default() }
+}
+
 #[test]
 fn the_plan_is_that_of_the_newest_session() {
     let with = |n: u32, cpu: usize| {
@@ -67,15 +72,7 @@ fn the_plan_is_that_of_the_newest_session() {
         let plan = Plan { devices: Devices { cpu, ..plan().devices }, ..plan() };
         Event::SessionStarted { n, devices, kernels, plan: Some(Box::new(plan)) }
     };
-    let mut events = vec![
-        Event::RunStarted {
-            plan: Box::new(plan()),
-            plan_sha256: "p".into(),
-            noise_version: 1,
-            inputs: Inputs::default(),
-        },
-        session(0),
-    ];
+    let mut events = vec![started(), session(0)];
     let cpu = |events: &[Event]| RunState::replay(events).plan.map(|plan| plan.devices.cpu);
     assert_eq!(cpu(&events), Some(1));
     events.extend([committed(0, 0, None), committed(1, 0, Some("a")), with(1, 3)]);
@@ -90,15 +87,7 @@ fn the_plan_is_that_of_the_newest_session() {
 
 #[test]
 fn a_killed_run_goes_on_from_its_checkpoint() {
-    let mut events = vec![
-        Event::RunStarted {
-            plan: Box::new(plan()),
-            plan_sha256: "p".into(),
-            noise_version: 1,
-            inputs: Inputs::default(),
-        },
-        session(0),
-    ];
+    let mut events = vec![started(), session(0)];
     let next = |events: &[Event]| RunState::replay(events).next;
     assert_eq!(next(&events), Position { stage: 0, step: 0 });
     events.extend([committed(0, 0, None), committed(1, 0, None)]);
@@ -141,12 +130,7 @@ fn what_drafters_guess_is_told_by_step() {
 #[test]
 fn a_run_that_was_stopped_goes_on_after_its_last_step() {
     let mut events = vec![
-        Event::RunStarted {
-            plan: Box::new(plan()),
-            plan_sha256: "p".into(),
-            noise_version: 1,
-            inputs: Inputs::default(),
-        },
+        started(),
         session(0),
         committed(0, 0, None),
         committed(1, 0, None),
@@ -165,12 +149,7 @@ fn a_run_that_was_stopped_goes_on_after_its_last_step() {
 #[test]
 fn steps_done_again_from_an_older_checkpoint_do_not_pull_the_newer_one_back() {
     let events = [
-        Event::RunStarted {
-            plan: Box::new(plan()),
-            plan_sha256: "p".into(),
-            noise_version: 1,
-            inputs: Inputs::default(),
-        },
+        started(),
         session(0),
         committed(0, 0, None),
         committed(1, 3, Some("d")),

@@ -134,7 +134,8 @@ impl Bandit {
         let usable: Vec<usize> = (0..strategies.len()).filter(|&arm| ready(strategies[arm].drafter)).collect();
         let (scale, batch) = (Scale::of(plain, bucket), batch as f64);
         let expect = |(habits, strategy): (&Habits, &Strategy)| {
-            let hoped = self.hoped(strategy);
+            // Not asked for at every cycle: it takes a look at all strategies.
+            let hoped = if habits.is_known() { None } else { self.hoped(strategy) };
             let trusted = if hoped.is_some() || habits.is_seen() { TRUST } else { TRUST_HOPE };
             let forecast = habits.forecast((strategy, hoped.as_ref()), batch, &scale.times);
             let forecast = forecast.or_else(|| hope(*strategy, batch, (&scale.times, hoped.as_ref())))?;

@@ -182,6 +182,11 @@ impl Habits {
         Some(plain.seconds(rows)? + self.drafting * plain.seconds(batch)?)
     }
 
+    /// Whether it was seen so often that nothing else counts.
+    pub(super) fn is_known(&self) -> bool {
+        self.seen * RENEW >= 1.0
+    }
+
     /// Whether it was seen often enough for something to be expected.
     pub(super) fn is_seen(&self) -> bool {
         self.seen >= SEEN_MIN
@@ -228,15 +233,19 @@ pub(super) fn catch_up_s(batch: f64, plain: &Times) -> f64 {
 
 /// Seconds that a cycle of a strategy that never drafted would lose if nothing of its largest drafts were accepted.
 pub(super) fn risk_s(strategy: Strategy, batch: f64, plain: &Times) -> Option<f64> {
-    let most = (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch);
-    Some((plain.seconds(batch * (1.0 + most))? - plain.seconds(batch)?).max(0.0))
+    Some((plain.seconds(batch * (1.0 + drafted_most(strategy, batch)))? - plain.seconds(batch)?).max(0.0))
+}
+
+/// Tokens that a strategy drafts for each of so many requests, at most.
+fn drafted_most(strategy: Strategy, batch: f64) -> f64 {
+    (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch)
 }
 
 /// What a strategy that never drafted is expected to do: what it would do if its drafts cost nothing and most of them were accepted, or as many as
 /// is known of its drafter. Where even that is slower than plain decoding, because the target would have to compute too many rows, it is
 /// not worth a try.
 pub(super) fn hope(strategy: Strategy, batch: f64, (plain, hoped): (&Times, Option<&Hoped>)) -> Option<Forecast> {
-    let most = (strategy.budget as f64).min(strategy.drafted_max() as f64 / batch);
+    let most = drafted_most(strategy, batch);
     let depth = most.min(strategy.depth as f64);
     let of = |levels: f64| {
         let drafted = if strategy.width == 1 { levels } else { most };
