@@ -111,8 +111,10 @@ fn start() -> Result<ExitCode, Failure> {
     let filter = variable("TAPER_LOG", "error", "write `info`, or for instance `taper_actors=debug`", |text| {
         EnvFilter::try_new(text).ok()
     })?;
-    let kernels = ["portable", "avx2", "avx512"];
-    variable("TAPER_KERNELS", "avx512", "write `portable` or `avx2`", |text| kernels.contains(&text).then_some(()))?;
+    let kernels = ["portable", "avx2", "avx512", "avx512bf16"];
+    variable("TAPER_KERNELS", "avx512", "write `portable`, `avx2` or `avx512`", |text| {
+        kernels.contains(&text).then_some(())
+    })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A terminal that is gone takes no logs, and no complaints about that.
     logs.log_internal_errors(false).init();

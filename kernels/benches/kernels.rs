@@ -132,7 +132,7 @@ fn peak(pool: &Pool) -> f64 {
         black_box(sums);
     };
     let seconds = time(5, || pool.run(pool.threads(), &|_| one()));
-    let lanes = if kernels::variant() == "avx512" { 16 } else { 8 };
+    let lanes = if kernels::variant().starts_with("avx512") { 16 } else { 8 };
     (rounds * CHAIN * 12 * lanes * 2 * pool.threads()) as f64 / seconds
 }
 
@@ -169,7 +169,7 @@ fn chains(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], rounds: usize) {
     chains!(whole, "avx512f", _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
     match kernels::variant() {
         // SAFETY: the variant is chosen by what the processor has.
-        "avx512" => unsafe { whole(sums, factor, rounds) },
+        "avx512" | "avx512bf16" => unsafe { whole(sums, factor, rounds) },
         // SAFETY: `main` has asked for the instruction sets.
         _ => unsafe { half(sums, factor, rounds) },
     }
@@ -273,16 +273,18 @@ fn forward(pool: &Pool, table: &mut Table) {
 
 fn backward(pool: &Pool, table: &mut Table) {
     let [n, k] = SHAPE;
-    let weight = &weights(Storage::F32)[0];
-    for rows in [256, 1024] {
-        let (x, g) = (values(1, rows * k), values(2, rows * n));
-        let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
-        let work = [0.0, (2 * rows * n * k) as f64];
-        let mut turned = Turned::default();
-        let input = beside_floor(pool, work, 7, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
-        table.add(Row::new("input gradient", (pool, rows, "f32"), input));
-        let own = beside_floor(pool, work, 7, || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
-        table.add(Row::new("weight gradient", (pool, rows, "f32"), own));
+    for (storage, dtype) in [(Storage::F32, "f32"), (Storage::Bf16, "bf16")] {
+        let weight = &weights(storage)[0];
+        for rows in [256, 1024] {
+            let (x, g) = (values(1, rows * k), values(2, rows * n));
+            let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
+            let work = [0.0, (2 * rows * n * k) as f64];
+            let mut turned = Turned::default();
+            let input = beside_floor(pool, work, 7, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
+            table.add(Row::new("input gradient", (pool, rows, dtype), input));
+            let own = beside_floor(pool, work, 7, || weight_gradient(pool, &x, &g, weight, &mut dw, &mut turned));
+            table.add(Row::new("weight gradient", (pool, rows, dtype), own));
+        }
     }
 }
 
@@ -306,7 +308,7 @@ fn small(pool: &Pool, table: &mut Table) {
                 let mut turned = Turned::default();
                 let by_input = many(&mut || input_gradient(pool, &g, &weight, &mut dx, false, &mut turned));
                 table.add(Row::new(names[1], (pool, rows, "f32"), by_input));
-                let seconds = many(&mut || weight_gradient(pool, &x, &g, &mut dw, [n, k], &mut turned));
+                let seconds = many(&mut || weight_gradient(pool, &x, &g, &weight, &mut dw, &mut turned));
                 table.add(Row::new(names[2], (pool, rows, "f32"), seconds));
             }
         }

@@ -8,23 +8,32 @@ pub(crate) enum Variant {
     Portable,
     Avx2,
     Avx512,
+    /// That, and pairs of bf16 are multiplied at once.
+    Avx512Bf16,
 }
 
-/// Name of the variant in use: `avx512`, `avx2` or `portable`. The variable `TAPER_KERNELS` asks for a narrower one.
+/// Name of the variant in use: `avx512bf16`, `avx512`, `avx2` or `portable`. The variable `TAPER_KERNELS` asks for a narrower one.
 #[must_use]
 pub fn variant() -> &'static str {
     match chosen() {
         Variant::Portable => "portable",
         Variant::Avx2 => "avx2",
         Variant::Avx512 => "avx512",
+        Variant::Avx512Bf16 => "avx512bf16",
     }
+}
+
+/// Whether the processor multiplies two pairs of bf16 at once.
+pub(crate) fn multiplies_pairs() -> bool {
+    chosen() == Variant::Avx512Bf16
 }
 
 pub(crate) fn chosen() -> Variant {
     static CHOSEN: OnceLock<Variant> = OnceLock::new();
     *CHOSEN.get_or_init(|| match (widest(), std::env::var("TAPER_KERNELS").as_deref()) {
         (_, Ok("portable")) => Variant::Portable,
-        (Variant::Avx512, Ok("avx2")) => Variant::Avx2,
+        (Variant::Avx512 | Variant::Avx512Bf16, Ok("avx2")) => Variant::Avx2,
+        (Variant::Avx512Bf16, Ok("avx512")) => Variant::Avx512,
         (widest, _) => widest,
     })
 }
@@ -34,6 +43,7 @@ fn widest() -> Variant {
     let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
     let avx512 = std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512vl");
     match (avx2, avx512) {
+        (true, true) if std::is_x86_feature_detected!("avx512bf16") => Variant::Avx512Bf16,
         (true, true) => Variant::Avx512,
         (true, false) => Variant::Avx2,
         _ => Variant::Portable,
@@ -69,7 +79,7 @@ macro_rules! simd {
                 }
                 match $crate::dispatch::chosen() {
                     // SAFETY: the processor was asked for these instruction sets when the variant was chosen.
-                    $crate::dispatch::Variant::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::dispatch::Variant::Avx512 | $crate::dispatch::Variant::Avx512Bf16 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::dispatch::Variant::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::dispatch::Variant::Portable => {}

@@ -1,6 +1,8 @@
 //! Sixteen floats that are computed together, in registers of each instruction set. Every operation acts on each lane
 //! alone and rounds once, so that all sets give the same bits.
 
+use crate::matrix::round_bits;
+
 /// Sixteen lanes.
 pub(crate) trait Lanes: Copy {
     /// Rows and panels of the largest tile of a product whose accumulators stay in registers.
@@ -11,21 +13,43 @@ pub(crate) trait Lanes: Copy {
     fn load(from: &[f32; 16]) -> Self;
     /// Sixteen bf16 of a step that stands alone.
     fn load_bf16(from: &[u16; 16]) -> Self;
-    /// Of two steps that take turns, lane by lane, the first: a shift widens it.
+    /// Of two steps that take turns, lane by lane, the first, in the upper halves: a mask widens it.
     fn load_bf16_even(from: &[u16; 32]) -> Self;
-    /// The second: a mask widens it.
+    /// The second: a shift widens it.
     fn load_bf16_odd(from: &[u16; 32]) -> Self;
     fn store(self, to: &mut [f32; 16]);
     /// `self * factor + addend`, rounded once.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Two bf16 in each lane, for [`mul_add_pairs`](Self::mul_add_pairs).
+    fn load_pairs(_from: &[[u16; 2]; 16]) -> Self {
+        unreachable!("pairs are multiplied where the processor does so")
+    }
+    /// The product of the upper bf16 of each lane added, then that of the lower ones, rounded each time. Only where
+    /// [`multiplies_pairs`](crate::dispatch::multiplies_pairs).
+    fn mul_add_pairs(self, _factor: Self, _addend: Self) -> Self {
+        unreachable!("pairs are multiplied where the processor does so")
+    }
     /// Asks for a cache line that is read soon; any address will do.
     fn prefetch(_at: *const u8) {}
 }
 
-/// What a weight is stored as.
+/// What a tile reads of a weight in each lane of a step.
 pub(crate) trait Element: Copy + Sync {
     /// Whether steps stand in pairs, so that they have to stand beside each other.
     const IS_IN_PAIRS: bool;
+    /// Numbers of x that a step multiplies.
+    const NUMBERS: usize = 1;
+    /// Whether x is read as [`narrow`](Self::narrow) leaves it.
+    const NARROWS: bool = true;
+    /// Steps of a row of x, a float each, rounded as what they are multiplied with.
+    fn narrow(x: &[f32], to: &mut [f32]);
+    /// The same of a step of some rows, whose numbers stand `x_step` apart.
+    fn narrow_rows<const N: usize>(x: &[f32], x_step: usize, to: &mut [f32; N]);
+    /// `x * w + sum`.
+    #[inline(always)]
+    fn mul_add<V: Lanes>(x: V, w: V, sum: V) -> V {
+        x.mul_add(w, sum)
+    }
     /// Rows of the largest tile.
     fn tile_rows<V: Lanes>() -> usize;
     /// A step; of a storage in pairs, the last one of an odd number.
@@ -38,6 +62,15 @@ pub(crate) trait Element: Copy + Sync {
 
 impl Element for f32 {
     const IS_IN_PAIRS: bool = false;
+    const NARROWS: bool = false;
+    #[inline(always)]
+    fn narrow(x: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(x);
+    }
+    #[inline(always)]
+    fn narrow_rows<const N: usize>(x: &[f32], _x_step: usize, to: &mut [f32; N]) {
+        to.copy_from_slice(&x[..N]);
+    }
     #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
         V::TILE.0
@@ -60,6 +93,14 @@ impl Element for f32 {
 impl Element for u16 {
     const IS_IN_PAIRS: bool = true;
     #[inline(always)]
+    fn narrow(x: &[f32], to: &mut [f32]) {
+        x.iter().zip(to).for_each(|(x, to)| *to = f32::from_bits(round_bits(*x)));
+    }
+    #[inline(always)]
+    fn narrow_rows<const N: usize>(x: &[f32], _x_step: usize, to: &mut [f32; N]) {
+        Self::narrow(&x[..N], to);
+    }
+    #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
         V::TILE_BF16
     }
@@ -75,6 +116,47 @@ impl Element for u16 {
     fn odd<V: Lanes>(from: &[Self; 32]) -> V {
         V::load_bf16_odd(from)
     }
+}
+
+/// Two steps of bf16, which a processor multiplies at once. What holds floats elsewhere holds pairs here.
+impl Element for [u16; 2] {
+    const IS_IN_PAIRS: bool = false;
+    const NUMBERS: usize = 2;
+    #[inline(always)]
+    fn narrow(x: &[f32], to: &mut [f32]) {
+        x.as_chunks().0.iter().zip(to).for_each(|(x, to)| *to = pair(*x));
+    }
+    #[inline(always)]
+    fn narrow_rows<const N: usize>(x: &[f32], x_step: usize, to: &mut [f32; N]) {
+        let rows = x[..N].iter().zip(&x[x_step..][..N]);
+        rows.zip(to).for_each(|((first, second), to)| *to = pair([*first, *second]));
+    }
+    #[inline(always)]
+    fn mul_add<V: Lanes>(x: V, w: V, sum: V) -> V {
+        x.mul_add_pairs(w, sum)
+    }
+    #[inline(always)]
+    fn tile_rows<V: Lanes>() -> usize {
+        V::TILE.0
+    }
+    #[inline(always)]
+    fn lanes<V: Lanes>(from: &[Self; 16]) -> V {
+        V::load_pairs(from)
+    }
+    #[inline(always)]
+    fn even<V: Lanes>(from: &[Self; 32]) -> V {
+        Self::lanes(&from.as_chunks().0[0])
+    }
+    #[inline(always)]
+    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
+        Self::lanes(&from.as_chunks().0[1])
+    }
+}
+
+/// Two numbers rounded to bf16, the first in the upper half.
+#[inline(always)]
+fn pair([first, second]: [f32; 2]) -> f32 {
+    f32::from_bits(round_bits(first) | round_bits(second) >> 16)
 }
 
 /// Steps of a panel as floats, of the same length: pairs, and the last one of an odd number.
@@ -113,11 +195,11 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load_bf16_even(from: &[u16; 32]) -> Self {
-        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2]) << 16)))
+        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2 + 1]) << 16)))
     }
     #[inline(always)]
     fn load_bf16_odd(from: &[u16; 32]) -> Self {
-        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2 + 1]) << 16)))
+        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2]) << 16)))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 16]) {
@@ -136,12 +218,13 @@ pub(crate) use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
+        __m256, __m512, __m512bh, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
         _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps,
         _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
-        _mm512_storeu_ps,
+        _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
+    use std::mem::transmute;
 
     use super::Lanes;
 
@@ -179,12 +262,10 @@ mod x86 {
         fn load_bf16_even(from: &[u16; 32]) -> Self {
             // SAFETY: 32 halves are readable; the instruction set is there, see above.
             unsafe {
-                let low = _mm256_loadu_si256(from.as_ptr().cast());
-                let high = _mm256_loadu_si256(from.as_ptr().add(16).cast());
-                Self(
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                )
+                let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+                let low = _mm256_and_si256(_mm256_loadu_si256(from.as_ptr().cast()), upper);
+                let high = _mm256_and_si256(_mm256_loadu_si256(from.as_ptr().add(16).cast()), upper);
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
         #[inline(always)]
@@ -195,10 +276,12 @@ mod x86 {
                 // Read anew: kept from the even ones, they would take the registers of two accumulators.
                 let mut from = from.as_ptr();
                 asm!("/* {0} */", inout(reg) from, options(pure, readonly, nostack, preserves_flags));
-                let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-                let low = _mm256_and_si256(_mm256_loadu_si256(from.cast()), upper);
-                let high = _mm256_and_si256(_mm256_loadu_si256(from.add(16).cast()), upper);
-                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+                let low = _mm256_loadu_si256(from.cast());
+                let high = _mm256_loadu_si256(from.add(16).cast());
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
             }
         }
         #[inline(always)]
@@ -250,7 +333,8 @@ mod x86 {
             // SAFETY: 32 halves are readable; the instruction set is there, see above.
             unsafe {
                 let both = _mm512_loadu_si512(from.as_ptr().cast());
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)))
+                let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                Self(_mm512_castsi512_ps(_mm512_and_si512(both, upper)))
             }
         }
         #[inline(always)]
@@ -258,8 +342,7 @@ mod x86 {
             // SAFETY: 32 halves are readable; the instruction set is there, see above.
             unsafe {
                 let both = _mm512_loadu_si512(from.as_ptr().cast());
-                let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-                Self(_mm512_castsi512_ps(_mm512_and_si512(both, upper)))
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)))
             }
         }
         #[inline(always)]
@@ -271,6 +354,19 @@ mod x86 {
         fn mul_add(self, factor: Self, addend: Self) -> Self {
             // SAFETY: the instruction set is there, see above.
             unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
+        }
+        #[inline(always)]
+        fn load_pairs(from: &[[u16; 2]; 16]) -> Self {
+            // SAFETY: sixteen pairs are readable; the instruction set is there, see above.
+            unsafe { Self(_mm512_loadu_ps(from.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn mul_add_pairs(self, factor: Self, addend: Self) -> Self {
+            // SAFETY: this instruction, too, is there where pairs are multiplied; its operands are 32 bf16 each.
+            unsafe {
+                let [x, w] = [self, factor].map(|pairs| transmute::<__m512, __m512bh>(pairs.0));
+                Self(_mm512_dpbf16_ps(addend.0, x, w))
+            }
         }
         #[inline(always)]
         fn prefetch(at: *const u8) {

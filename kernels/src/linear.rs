@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::dispatch::simd;
-use crate::matrix::{Matrix, PANEL, Panels};
+use crate::dispatch::{multiplies_pairs, simd};
+use crate::matrix::{Matrix, PANEL, Panels, Storage, round_steps};
 use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, product};
 use crate::turn::turn;
@@ -35,104 +35,181 @@ fn apply(pool: &Pool, x: &[f32], weight: &Matrix, y: &mut [f32], keep: bool) {
     let (n, k) = (weight.n(), weight.k());
     let rows = x.len() / k;
     assert!(x.len() == rows * k && y.len() == rows * n, "linear ({n}, {k}) of {} to {} floats", x.len(), y.len());
-    let (shape, strides) = ([rows, k, n], Strides::packed(k, n));
-    match weight.panels() {
-        Panels::F32(w) => product(pool, Operands { x, w: w.as_slice(), shape, strides, keep }, y),
-        Panels::Bf16(w) => product(pool, Operands { x, w: w.as_slice(), shape, strides, keep }, y),
-    }
+    by_rows(pool, x, weight.panels(), y, [rows, k, n], keep);
 }
 
-/// `dx = g W` (`keep`: `dx += g W`): g `(r, n)`, dx `(r, k)`. The weight is packed by input features, then it is a forward
-/// product: one chain over the output features per element.
-///
-/// # Panics
-/// If g or dx do not have whole rows of the weight's features, or not the same number.
-pub fn input_gradient(pool: &Pool, grad: &[f32], weight: &Matrix, dx: &mut [f32], keep: bool, turned: &mut Turned) {
-    turn_weight(pool, weight, &mut turned.weight);
-    turned_product(pool, grad, &turned.weight, dx, [weight.n(), weight.k()], keep);
-}
-
-/// The weight packed by input features: `(ceil(k / PANEL), n, PANEL)`.
-pub(crate) fn turn_weight(pool: &Pool, weight: &Matrix, turned: &mut Vec<f32>) {
-    let (n, panels) = (weight.n(), weight.k().div_ceil(PANEL));
-    turned.resize(panels * n * PANEL, 0.0);
-    let shares = Shares::of(turned);
-    pool.split(panels, 1, |panels| {
-        // SAFETY: ranges of a split are disjoint.
-        let to = unsafe { shares.part(panels.start * n * PANEL..panels.end * n * PANEL) };
-        turn_panels(weight, panels.start, to);
-    });
-}
-
-/// [`input_gradient`] of a weight of shape `(n, k)` that is already turned.
-pub(crate) fn turned_product(
-    pool: &Pool,
-    grad: &[f32],
-    turned: &[f32],
-    dx: &mut [f32],
-    [n, k]: [usize; 2],
-    keep: bool,
-) {
-    let rows = grad.len() / n;
-    assert!(grad.len() == rows * n && dx.len() == rows * k, "gradient of linear ({n}, {k}): {}", grad.len());
-    product(pool, Operands { x: grad, w: turned, shape: [rows, n, k], strides: Strides::packed(n, k), keep }, dx);
-}
-
-simd! {
-    /// Packs panels of input features, from panel `first` on: `(panels, n, PANEL)`.
-    fn turn_panels<V>(weight: &Matrix, first: usize, to: &mut [f32]) {
-        let (n, k) = (weight.n(), weight.k());
-        for (i, panel) in to.chunks_exact_mut(n * PANEL).enumerate() {
-            let inputs = (first + i) * PANEL..k.min((first + i + 1) * PANEL);
-            for (outputs, block) in panel.chunks_mut(PANEL * PANEL).enumerate() {
-                let square = weight.square::<V>(outputs, inputs.clone());
-                turn(square.as_flattened(), PANEL, PANEL, block);
-            }
+/// `y (+)= x · w`: x `(rows, k)`, w `(ceil(n / PANEL), k, PANEL)`, y `(rows, n)`.
+fn by_rows(pool: &Pool, x: &[f32], w: Panels<'_>, y: &mut [f32], shape: [usize; 3], keep: bool) {
+    let [rows, k, n] = shape;
+    let strides = Strides::packed(k, n);
+    match w {
+        Panels::F32(w) => product(pool, Operands { x, w, shape, strides, keep }, y),
+        Panels::Bf16(w) if multiplies_pairs() && k.is_multiple_of(2) => {
+            let (shape, strides) = ([rows, k / 2, n], Strides { x_row: k, ..Strides::packed(k / 2, n) });
+            product(pool, Operands { x, w: w.as_chunks::<2>().0, shape, strides, keep }, y);
         }
+        Panels::Bf16(w) => product(pool, Operands { x, w, shape, strides, keep }, y),
     }
 }
 
 /// Memory that calls of [`input_gradient`] and [`weight_gradient`] reuse.
 #[derive(Debug, Default)]
 pub struct Turned {
-    weight: Vec<f32>,
-    grad: Vec<f32>,
+    weight: Packed,
+    grad: Packed,
 }
 
-/// `dw += gᵀ x` in the packed layout: x `(r, k)`, g `(r, n)`. One chain over the rows per element, going on from what `dw`
-/// holds.
+/// Memory for panels, of either storage.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    wide: Vec<f32>,
+    narrow: Vec<u16>,
+}
+
+impl Packed {
+    /// `count` panels of `steps` in this storage, each written by `write` or, rounded, by `round`.
+    fn fill(
+        &mut self,
+        pool: &Pool,
+        [count, steps]: [usize; 2],
+        storage: Storage,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+        round: impl Fn(usize, &mut [u16]) + Sync,
+    ) -> Panels<'_> {
+        let size = steps * PANEL;
+        match storage {
+            Storage::F32 => {
+                self.wide.resize(count * size, 0.0);
+                let shares = Shares::of(&mut self.wide);
+                // SAFETY: ranges of a split are disjoint, and so are their panels.
+                let part = |panel: usize| unsafe { shares.part(panel * size..(panel + 1) * size) };
+                pool.split(count, 1, |panels| panels.for_each(|panel| write(panel, part(panel))));
+                Panels::F32(&self.wide)
+            }
+            Storage::Bf16 => {
+                self.narrow.resize(count * size, 0);
+                let shares = Shares::of(&mut self.narrow);
+                // SAFETY: as above.
+                let part = |panel: usize| unsafe { shares.part(panel * size..(panel + 1) * size) };
+                pool.split(count, 1, |panels| panels.for_each(|panel| round(panel, part(panel))));
+                Panels::Bf16(&self.narrow)
+            }
+        }
+    }
+}
+
+/// `dx = g W` (`keep`: `dx += g W`): g `(r, n)`, dx `(r, k)`. The weight is packed by input features, then it is a forward
+/// product: one chain over the output features per element, of g in the weight's storage.
 ///
 /// # Panics
-/// If x and g do not have the same number of whole rows, or `dw` is not a packed weight of shape `(n, k)`.
-pub fn weight_gradient(pool: &Pool, x: &[f32], grad: &[f32], dw: &mut [f32], [n, k]: [usize; 2], turned: &mut Turned) {
+/// If g or dx do not have whole rows of the weight's features, or not the same number.
+pub fn input_gradient(pool: &Pool, grad: &[f32], weight: &Matrix, dx: &mut [f32], keep: bool, turned: &mut Turned) {
+    let panels = turn_weight(pool, weight, &mut turned.weight);
+    turned_product(pool, grad, panels, dx, [weight.n(), weight.k()], keep);
+}
+
+/// The weight packed by input features: `(ceil(k / PANEL), n, PANEL)`.
+pub(crate) fn turn_weight<'a>(pool: &Pool, weight: &Matrix, turned: &'a mut Packed) -> Panels<'a> {
+    let size = [weight.k().div_ceil(PANEL), weight.n()];
+    let write = |panel: usize, to: &mut [f32]| turn_panel(weight, panel, to);
+    turned.fill(pool, size, weight.storage(), write, |panel, to| turn_panel_bf16(weight, panel, to))
+}
+
+/// [`input_gradient`] of a weight of shape `(n, k)` that is already turned.
+pub(crate) fn turned_product(
+    pool: &Pool,
+    grad: &[f32],
+    turned: Panels<'_>,
+    dx: &mut [f32],
+    [n, k]: [usize; 2],
+    keep: bool,
+) {
+    let rows = grad.len() / n;
+    assert!(grad.len() == rows * n && dx.len() == rows * k, "gradient of linear ({n}, {k}): {}", grad.len());
+    by_rows(pool, grad, turned, dx, [rows, n, k], keep);
+}
+
+simd! {
+    /// Packs a panel of input features: `(n, PANEL)`.
+    fn turn_panel<V>(weight: &Matrix, panel: usize, to: &mut [f32]) {
+        for (outputs, block) in to.chunks_mut(PANEL * PANEL).enumerate() {
+            let inputs = panel * PANEL..weight.k().min((panel + 1) * PANEL);
+            let square = weight.square::<V>(outputs, inputs);
+            turn(square.as_flattened(), PANEL, PANEL, block);
+        }
+    }
+}
+
+simd! {
+    /// The same in bf16, which loses nothing.
+    fn turn_panel_bf16<V>(weight: &Matrix, panel: usize, to: &mut [u16]) {
+        let mut turned = [0.0; PANEL * PANEL];
+        for (outputs, block) in to.chunks_mut(PANEL * PANEL).enumerate() {
+            let inputs = panel * PANEL..weight.k().min((panel + 1) * PANEL);
+            let square = weight.square::<V>(outputs, inputs);
+            turn(square.as_flattened(), PANEL, PANEL, &mut turned);
+            round_steps(&turned[..block.len()], block);
+        }
+    }
+}
+
+/// `dw += gᵀ x` in the packed layout of `weight`, of shape `(n, k)`: x `(r, k)`, g `(r, n)`. One chain over the rows per element,
+/// going on from what `dw` holds, of x and g in the weight's storage.
+///
+/// # Panics
+/// If x and g do not have the same number of whole rows, or `dw` is not a packed weight of this shape.
+pub fn weight_gradient(pool: &Pool, x: &[f32], grad: &[f32], weight: &Matrix, dw: &mut [f32], turned: &mut Turned) {
+    let (n, k) = (weight.n(), weight.k());
     let rows = x.len() / k;
     let panels = n.div_ceil(PANEL);
     assert!(x.len() == rows * k && grad.len() == rows * n && dw.len() == panels * k * PANEL, "gradient of ({n}, {k})");
-    turned.grad.resize(panels * rows * PANEL, 0.0);
-    let shares = Shares::of(&mut turned.grad);
-    pool.split(panels, 1, |panels| {
-        for panel in panels {
-            // SAFETY: ranges of a split are disjoint.
-            let to = unsafe { shares.part(panel * rows * PANEL..(panel + 1) * rows * PANEL) };
-            pack_panel(grad, n, panel * PANEL..n.min((panel + 1) * PANEL), to);
-        }
-    });
+    let columns = |panel: usize| panel * PANEL..n.min((panel + 1) * PANEL);
+    let write = |panel: usize, to: &mut [f32]| pack_panel(grad, n, columns(panel), to);
+    let round = |panel: usize, to: &mut [u16]| pack_panel_bf16(grad, n, columns(panel), to);
+    let packed = turned.grad.fill(pool, [panels, rows], weight.storage(), write, round);
     // Input features are the rows of this product, batch rows its depth: x is read column by column where it stands.
     let strides = Strides { x_row: 1, x_step: k, y_row: PANEL, y_panel: k * PANEL, ..Strides::packed(rows, 0) };
-    let shape = [k, rows, panels * PANEL];
-    product(pool, Operands { x, w: turned.grad.as_slice(), shape, strides, keep: true }, dw);
+    let shape = |steps: usize| [k, steps, panels * PANEL];
+    match packed {
+        Panels::F32(w) => product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw),
+        Panels::Bf16(w) if multiplies_pairs() && rows > 1 => {
+            let pairs = Strides { w_panel: rows * PANEL / 2, ..strides };
+            let operands = Operands { x, w: w.as_chunks::<2>().0, shape: shape(rows / 2), strides: pairs, keep: true };
+            product(pool, operands, dw);
+            if !rows.is_multiple_of(2) {
+                let (x, w) = (&x[(rows - 1) * k..], &w[(rows - 1) * PANEL..]);
+                product(pool, Operands { x, w, shape: shape(1), strides, keep: true }, dw);
+            }
+        }
+        Panels::Bf16(w) => product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw),
+    }
 }
 
 /// Some columns of g `(r, n)` become a panel.
 fn pack_panel(grad: &[f32], n: usize, columns: Range<usize>, to: &mut [f32]) {
-    let width = columns.len();
     for (to, row) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(grad.chunks_exact(n)) {
-        match row[columns.start..].first_chunk() {
-            Some(row) if width == PANEL => *to = *row,
-            _ => {
-                to[..width].copy_from_slice(&row[columns.clone()]);
-                to[width..].fill(0.0);
-            }
+        *to = sixteen(&row[columns.clone()]);
+    }
+}
+
+simd! {
+    /// The same in bf16.
+    fn pack_panel_bf16(grad: &[f32], n: usize, columns: Range<usize>, to: &mut [u16]) {
+        for (to, rows) in to.chunks_mut(2 * PANEL).zip(grad.chunks(2 * n)) {
+            let mut steps = [[0.0; PANEL]; 2];
+            steps.iter_mut().zip(rows.chunks_exact(n)).for_each(|(to, row)| *to = sixteen(&row[columns.clone()]));
+            round_steps(&steps.as_flattened()[..to.len()], to);
         }
     }
+}
+
+/// At most sixteen numbers, and zeros behind them.
+#[inline(always)]
+fn sixteen(numbers: &[f32]) -> [f32; PANEL] {
+    if let Ok(all) = numbers.try_into() {
+        return all;
+    }
+    let mut padded = [0.0; PANEL];
+    padded[..numbers.len()].copy_from_slice(numbers);
+    padded
 }

@@ -1,7 +1,7 @@
 //! Log-probability of chosen tokens without keeping `(r, vocabulary)` logits: rows go through the head in chunks.
 
 use crate::dispatch::simd;
-use crate::linear::{Turned, linear, turn_weight, turned_product, weight_gradient};
+use crate::linear::{Packed, Turned, linear, turn_weight, turned_product, weight_gradient};
 use crate::math;
 use crate::matrix::Matrix;
 use crate::pool::{Pool, Shares};
@@ -61,8 +61,8 @@ pub fn log_probs_gradient(
     check(hidden, head, chosen);
     assert_eq!(dh.len(), hidden.len(), "gradient of hidden states");
     let (n, k) = (head.n(), head.k());
-    let (mut d, mut by_input, mut turned) = (Vec::new(), Vec::new(), Turned::default());
-    turn_weight(pool, head, &mut by_input);
+    let (mut d, mut by_input, mut turned) = (Vec::new(), Packed::default(), Turned::default());
+    let by_input = turn_weight(pool, head, &mut by_input);
     let mut parts = vec![Partition::default(); ROWS.min(chosen.targets.len())];
     let chunks = hidden.chunks(ROWS * k).zip(dh.chunks_mut(ROWS * k));
     for (chunk, ((h, dh), targets)) in chunks.zip(chosen.targets.chunks(ROWS)).enumerate() {
@@ -86,8 +86,8 @@ pub fn log_probs_gradient(
                 logits_gradient(logits, targets[row], chosen.inverse_temperature, parts[row], slopes[row]);
             }
         });
-        turned_product(pool, &d, &by_input, dh, [n, k], false);
-        weight_gradient(pool, h, &d, dw, [n, k], &mut turned);
+        turned_product(pool, &d, by_input, dh, [n, k], false);
+        weight_gradient(pool, h, &d, head, dw, &mut turned);
     }
 }
 

@@ -1,8 +1,8 @@
 //! The tile loop behind every product: `y[row, panel] (+)= x[row] · panel`.
 //!
-//! Each output element is one chain of fused multiply-adds over k, in order, from zero or from what y holds. Tiles, blocks
-//! and threads split outputs; a block of k ends by storing the chain and the next one takes it up again, which rounds
-//! nothing. So neither the number of rows nor the instruction set changes a bit.
+//! Each output element is one chain of fused multiply-adds over k, in order, from zero or from what y holds; weights in bf16 are
+//! multiplied with x in bf16. Tiles, blocks and threads split outputs; a block of k ends by storing the chain and the next one
+//! takes it up again, which rounds nothing. So neither the number of rows nor the instruction set changes a bit.
 
 mod rows;
 mod tile;
@@ -10,7 +10,7 @@ mod tile;
 use std::cell::Cell;
 use std::ops::Range;
 
-use crate::dispatch::simd;
+use crate::dispatch::{multiplies_pairs, simd};
 use crate::lanes::{Element, Lanes, widen};
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shares};
@@ -37,7 +37,7 @@ pub(crate) struct Operands<'a, E> {
     pub(crate) x: &'a [f32],
     /// Panels of sixteen output features each.
     pub(crate) w: &'a [E],
-    /// Rows, k, and output features.
+    /// Rows, steps of k (of [`Element::NUMBERS`] each), and output features.
     pub(crate) shape: [usize; 3],
     pub(crate) strides: Strides,
     /// Whether chains go on from what y holds.
@@ -47,7 +47,7 @@ pub(crate) struct Operands<'a, E> {
 /// Distances between elements, in numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strides {
-    /// In x, between rows and between steps of k. Either is 1.
+    /// In x, between rows and between numbers of k. Either is 1.
     pub(crate) x_row: usize,
     pub(crate) x_step: usize,
     /// In w, between steps of k and between panels.
@@ -75,7 +75,7 @@ impl<'a, E: Element> Operands<'a, E> {
         let Strides { x_row, x_step, w_step, w_panel, y_row, y_panel } = self.strides;
         let last = n.div_ceil(PANEL) - 1;
         let y_width = last * y_panel + (n - last * PANEL);
-        let x_len = (rows - 1) * x_row + (k - 1) * x_step + 1;
+        let x_len = (rows - 1) * x_row + (k * E::NUMBERS - 1) * x_step + 1;
         let w_len = last * w_panel + (k - 1) * w_step + PANEL;
         let fits = x_len <= self.x.len() && w_len <= self.w.len() && (rows - 1) * y_row + y_width <= y.len();
         let reads = (x_row == 1 || x_step == 1) && (w_step == PANEL || !E::IS_IN_PAIRS);
@@ -145,6 +145,23 @@ impl Weight for f32 {
     }
 }
 
+impl Weight for [u16; 2] {
+    fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>) {
+        assert!(multiplies_pairs(), "pairs of bf16 on a processor that does not multiply them");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor was asked for these instruction sets when the variant was chosen.
+        unsafe {
+            block_pairs(checked, rows, panels);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+fn block_pairs(checked: Checked<'_, [u16; 2]>, rows: Range<usize>, panels: Range<usize>) {
+    block::<crate::lanes::Avx512, _>(checked, rows, panels);
+}
+
 impl Weight for u16 {
     fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>) {
         block_bf16(checked, rows, panels);
@@ -176,13 +193,13 @@ fn block<V: Lanes, E: Element>(checked: Checked<'_, E>, rows: Range<usize>, pane
     // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
     let widens = !is_few && E::tile_rows::<V>() < V::TILE.0;
     let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
-    let [mut packed, mut wide] = SCRATCH.take();
+    let [mut packed, mut wide, mut narrow] = SCRATCH.take();
     let blocks = Parts::of(rows, ROWS);
     for tiles in (0..blocks.count).map(|i| Parts::of(blocks.get(i), highest)) {
         for from in (0..k).step_by(depth) {
             let steps = from..k.min(from + depth);
             let keep = operands.keep || from > 0;
-            let x = tiles.side_by_side(operands.x, operands.strides, steps.clone(), &mut packed);
+            let x = tiles.side_by_side::<E>(operands.x, operands.strides, steps.clone(), [&mut packed, &mut narrow]);
             let block = Block { x, from, depth: steps.len(), keep };
             if widens {
                 widened::<V, E>(operands, y, &tiles, panels.clone(), block, &mut wide);
@@ -191,12 +208,12 @@ fn block<V: Lanes, E: Element>(checked: Checked<'_, E>, rows: Range<usize>, pane
             }
         }
     }
-    SCRATCH.set([packed, wide]);
+    SCRATCH.set([packed, wide, narrow]);
 }
 
 thread_local! {
-    /// Rows of x side by side, and widened panels: memory that products of a thread reuse.
-    static SCRATCH: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+    /// Rows of x side by side, widened panels, and narrow rows of x: memory that products of a thread reuse.
+    static SCRATCH: Cell<[Vec<f32>; 3]> = const { Cell::new([const { Vec::new() }; 3]) };
 }
 
 /// The first `len` floats of scratch that only grows.

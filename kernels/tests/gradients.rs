@@ -63,7 +63,7 @@ fn linear_matches() {
         let mut dx = vec![0.0; rows * k];
         input_gradient(&pool, &g, &weight, &mut dx, false, &mut Turned::default());
         let mut dw = vec![0.0; kernels::packed_len(n, k)];
-        weight_gradient(&pool, &x, &g, &mut dw, [n, k], &mut Turned::default());
+        weight_gradient(&pool, &x, &g, &weight, &mut dw, &mut Turned::default());
         if rows * k * n < 10_000 {
             let f = |i: &[Vec<f64>]| reference::linear(&i[0], &i[1], n, k);
             check("linear", &[&x, &w], &g, &[dx, unpack(&dw, n, k)], &f);

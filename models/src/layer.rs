@@ -341,17 +341,16 @@ impl Layer {
         work: &mut Work,
     ) {
         let Work { x, wide, narrow, turned, .. } = work;
-        let shape = |m: &Matrix| [m.n(), m.k()];
         let Values { gate, up, passing: Passing { ffn_normed, gated, .. }, .. } = values;
         wide.resize(gated.len(), 0.0);
         input_gradient(pool, d, &self.down, wide, false, turned);
-        weight_gradient(pool, gated, d, &mut gradients[3], shape(&self.down), turned);
+        weight_gradient(pool, gated, d, &self.down, &mut gradients[3], turned);
         swiglu_gradient(pool, gate, up, wide);
         narrow.resize(d.len(), 0.0);
         input_gradient(pool, gate, &self.gate, narrow, false, turned);
         input_gradient(pool, up, &self.up, narrow, true, turned);
-        weight_gradient(pool, ffn_normed, gate, &mut gradients[1], shape(&self.gate), turned);
-        weight_gradient(pool, ffn_normed, up, &mut gradients[2], shape(&self.up), turned);
+        weight_gradient(pool, ffn_normed, gate, &self.gate, &mut gradients[1], turned);
+        weight_gradient(pool, ffn_normed, up, &self.up, &mut gradients[2], turned);
         rms_norm_gradient(pool, x, &self.ffn_norm, self.eps, narrow, d, &mut gradients[0]);
     }
 
@@ -368,12 +367,11 @@ impl Layer {
     ) {
         let Work { wide, narrow, halves, dq, dk, dv, turned, .. } = work;
         let Values { q, k, v, attended, passing: Passing { normed, .. }, .. } = values;
-        let shape = |m: &Matrix| [m.n(), m.k()];
         let (width, kv_width) = (self.heads.width(), self.heads.kv_width());
         let (by_norms, gradients) = gradients.split_at_mut(self.reads.norms());
         wide.resize(attended.len(), 0.0);
         input_gradient(pool, d, &self.o, wide, false, turned);
-        weight_gradient(pool, attended, d, &mut gradients[3], shape(&self.o), turned);
+        weight_gradient(pool, attended, d, &self.o, &mut gradients[3], turned);
         for (values, len) in [(&mut *dq, q.len()), (dk, k.len()), (dv, v.len())] {
             values.resize(len, 0.0);
         }
@@ -383,7 +381,7 @@ impl Layer {
         narrow.resize(normed.len(), 0.0);
         for (i, (weight, by)) in [(&self.q, &*dq), (&self.k, &*dk), (&self.v, &*dv)].into_iter().enumerate() {
             input_gradient(pool, by, weight, narrow, i > 0, turned);
-            weight_gradient(pool, normed, by, &mut gradients[i], shape(weight), turned);
+            weight_gradient(pool, normed, by, weight, &mut gradients[i], turned);
         }
         match (&self.reads, by_norms) {
             (Reads::Normed(weight), [by_norm]) => rms_norm_gradient(pool, x, weight, self.eps, narrow, d, by_norm),

@@ -48,7 +48,8 @@ pub enum Compute {
     /// As they are trained.
     #[default]
     F32,
-    /// Rounded after every step to the upper half of an f32, summed in f32: half the bytes to stream.
+    /// Rounded after every step to the upper half of an f32, and so is what they are multiplied with; summed in f32. Half the bytes
+    /// to stream, and twice the speed where processors multiply bf16.
     Bf16,
 }
 

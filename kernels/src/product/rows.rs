@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Strides, first_of};
+use crate::lanes::Element;
 use crate::turn::turn;
 
 /// Rows in parts of about the same height: as tiles they keep more chains in flight than full ones and a rest.
@@ -23,30 +24,41 @@ impl Parts {
         bound(part)..bound(part + 1)
     }
 
-    /// Some steps of x as tiles read it: tile after tile, each step's rows side by side, so that all addresses of a tile
-    /// are distances from one.
+    /// Some steps of x as tiles of weights E read it: tile after tile, each step's rows side by side, so that all addresses of a
+    /// tile are distances from one.
     #[inline(always)]
-    pub(super) fn side_by_side<'a>(
+    pub(super) fn side_by_side<'a, E: Element>(
         &self,
         x: &'a [f32],
         strides: Strides,
         steps: Range<usize>,
-        packed: &'a mut Vec<f32>,
+        [packed, narrow]: [&'a mut Vec<f32>; 2],
     ) -> &'a [f32] {
         let Strides { x_row, x_step, .. } = strides;
+        let len = steps.len();
+        let line = |row: usize| &x[row * x_row + steps.start * E::NUMBERS..][..len * E::NUMBERS];
         if self.rows.len() == 1 && x_step == 1 {
-            return &x[self.rows.start * x_row..][steps];
+            if !E::NARROWS {
+                return line(self.rows.start);
+            }
+            let narrow = first_of(narrow, len);
+            E::narrow(line(self.rows.start), narrow);
+            return narrow;
         }
-        let packed = first_of(packed, self.rows.len() * steps.len());
+        let packed = first_of(packed, self.rows.len() * len);
         let mut rest = &mut *packed;
         for tile in 0..self.count {
             let rows = self.get(tile);
-            let (to, after) = rest.split_at_mut(rows.len() * steps.len());
-            if x_step == 1 {
-                turn(&x[rows.start * x_row + steps.start..], x_row, rows.len(), to);
+            let (to, after) = rest.split_at_mut(rows.len() * len);
+            if x_step > 1 {
+                let steps = (steps.start..).map(|step| &x[step * E::NUMBERS * x_step + rows.start * x_row..]);
+                to.chunks_exact_mut(rows.len()).zip(steps).for_each(|(to, x)| narrow_few::<E>(x, x_step, to));
+            } else if E::NARROWS {
+                let narrow = first_of(narrow, rows.len() * len);
+                narrow.chunks_exact_mut(len).zip(rows.clone()).for_each(|(to, row)| E::narrow(line(row), to));
+                turn(narrow, len, rows.len(), to);
             } else {
-                let lines = x[steps.start * x_step + rows.start * x_row..].chunks(x_step);
-                to.chunks_exact_mut(rows.len()).zip(lines).for_each(|(to, line)| copy_few(&line[..rows.len()], to));
+                turn(&x[rows.start * x_row + steps.start..], x_row, rows.len(), to);
             }
             rest = after;
         }
@@ -54,10 +66,11 @@ impl Parts {
     }
 }
 
-/// A copy of a dozen floats, without the call that a longer one is worth.
+/// A step of a dozen rows, without the call that a longer copy is worth.
 #[inline(always)]
-fn copy_few(from: &[f32], to: &mut [f32]) {
-    let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<4>(), to.as_chunks_mut::<4>());
-    from.iter().zip(to).for_each(|(from, to)| *to = *from);
-    from_rest.iter().zip(to_rest).for_each(|(from, to)| *to = *from);
+fn narrow_few<E: Element>(x: &[f32], x_step: usize, to: &mut [f32]) {
+    let (fours, rest) = to.as_chunks_mut::<4>();
+    let at = fours.len() * 4;
+    fours.iter_mut().enumerate().for_each(|(i, to)| E::narrow_rows(&x[i * 4..], x_step, to));
+    rest.iter_mut().enumerate().for_each(|(i, to)| E::narrow_rows(&x[at + i..], x_step, std::array::from_mut(to)));
 }

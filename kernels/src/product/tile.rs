@@ -129,7 +129,7 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
                     // SAFETY: a step of R rows that is left.
                     let x = V::splat(unsafe { *x.add(($first + step) * R + r) });
                     for p in 0..P {
-                        acc[r][p] = x.mul_add(w[p], acc[r][p]);
+                        acc[r][p] = E::mul_add(x, w[p], acc[r][p]);
                     }
                 }
             }
@@ -206,7 +206,7 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
             // SAFETY: a step of R rows.
             let x = V::splat(unsafe { *x.add(r) });
             for p in 0..P {
-                acc[r][p] = x.mul_add(w[p], acc[r][p]);
+                acc[r][p] = E::mul_add(x, w[p], acc[r][p]);
             }
         }
         x = x.wrapping_add(R);

@@ -223,7 +223,7 @@ impl Network {
         self.layer.backward(pool, (mixed, Some(values)), (rows, attention), d, own, memory);
         if let Ends::Eagle(halves) = &self.ends {
             for (i, (weight, x)) in halves.iter().zip([&*embedded, entered]).enumerate() {
-                weight_gradient(pool, x, d, &mut gradients[i], [weight.n(), weight.k()], turned);
+                weight_gradient(pool, x, d, weight, &mut gradients[i], turned);
             }
         }
     }
@@ -248,8 +248,7 @@ impl Network {
     /// Backward of [`Network::enter`] from `d`, the gradient by the layer's input.
     pub(crate) fn enter_backward(&self, pool: &Pool, kept: &[f32], d: &[f32], gradients: &mut [Vec<f32>]) {
         if let Ends::Eagle3(fuse, _) = &self.ends {
-            let shape = [fuse.n(), fuse.k()];
-            weight_gradient(pool, &self.taps(kept), d, &mut gradients[0], shape, &mut Turned::default());
+            weight_gradient(pool, &self.taps(kept), d, fuse, &mut gradients[0], &mut Turned::default());
         }
     }
 }
