@@ -36,7 +36,7 @@ pub use attention::{
     Context, Heads, KeyValues, Scratch, SequencesGradient, attend, attend_ahead, attend_ahead_gradient,
     attend_requests, attend_sequences,
 };
-pub use dispatch::variant;
+pub use dispatch::{multiplies_pairs, variant};
 pub use draw::{Draws, Pick, draw};
 pub use embed::{embed, embed_gradient};
 pub use linear::{Turned, add, add_linear, input_gradient, linear, weight_gradient};

@@ -25,7 +25,13 @@ const STREAMED_MIN: usize = 1 << 20;
 
 /// What so many numbers are stored as to draft with, where the target's are stored like this.
 pub(crate) fn storage_to_draft(count: usize, storage: Storage) -> Storage {
-    if count < STREAMED_MIN { storage } else { Storage::Bf16 }
+    if count < STREAMED_MIN { storage_to_learn(storage) } else { Storage::Bf16 }
+}
+
+/// What a drafter learns with, where the target's numbers are stored like this: what is quickest. No answer depends on a drafter's
+/// last bits, and learning in bf16 is as good.
+pub(crate) fn storage_to_learn(storage: Storage) -> Storage {
+    if kernels::multiplies_pairs() { Storage::Bf16 } else { storage }
 }
 
 /// A parameter as a model uses it.
@@ -96,8 +102,7 @@ impl Weights {
         RawWeights { tensors }
     }
 
-    /// The same, to draft with: rounded where they are so many that they come from memory each time. No answer depends on a
-    /// drafter's last bits.
+    /// The same, to draft with: rounded where that is quicker. No answer depends on a drafter's last bits.
     #[must_use]
     pub fn to_draft(&self) -> Self {
         if storage_to_draft(self.count(), self.storage) == self.storage { self.clone() } else { self.rounded() }

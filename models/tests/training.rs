@@ -183,16 +183,16 @@ fn what_is_learned_by_heart_is_drafted() {
         let (answers, _) = rollout(&target, (1, 8), hidden, None);
         let examples: Vec<Window> = answers.iter().filter_map(Example::of).map(|e| Arc::new(e).whole()).collect();
         let vocabulary = Arc::new(Vocabulary::whole(&target));
-        let mut weights = Learner::fresh(&target, shape, 2).unwrap();
+        let mut weights = Learner::fresh(&target, shape, 5).unwrap();
         for lr in [4e-3, 4e-3, 1e-3, 2e-4] {
             let mut learner = Learner::new(&config(), shape, weights, lr).with_levels(4);
             let mut workspace = learn::Workspace::default();
             for _ in 0..800 {
                 learner.learn(&Pool::default(), &vocabulary, &examples, &mut workspace).unwrap();
             }
-            weights = learner.weights().clone();
+            weights = learner.average();
         }
-        let mut eagle = Eagle::new(vocabulary, &weights.rounded(), shape, Arc::default()).unwrap();
+        let mut eagle = Eagle::new(vocabulary, &weights.to_draft(), shape, Arc::default()).unwrap();
         let (drafted, right) = rollout(&target, (1, 8), hidden, Some(&mut eagle));
         assert!(share(&right) > 0.95, "{shape:?}: {right:?}");
         // What the drafter shares with the target has stayed as it was, to the bit.

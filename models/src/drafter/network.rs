@@ -19,7 +19,7 @@ use crate::layer::{self, Attend, Attention, Layer, Reads, Rows, Values, matrix, 
 use crate::layout::{self, Parameter, ParameterShape};
 use crate::load::{Config, RawWeights};
 use crate::target::{Hidden, TAPS};
-use crate::weights::Weights;
+use crate::weights::{Weights, storage_to_learn};
 
 /// Prefix of an `Eagle3`'s layer, as its public code has it.
 const MIDLAYER: &str = "midlayer.";
@@ -68,7 +68,7 @@ pub fn parameters(target: &Config, shape: DrafterShape) -> Vec<Parameter> {
 /// # Errors
 /// If a parameter is missing or has another shape.
 pub fn weights(target: &Config, shape: DrafterShape, raw: &RawWeights) -> Result<Weights> {
-    Weights::with_layout(parameters(target, shape), target.storage, raw)
+    Weights::with_layout(parameters(target, shape), storage_to_learn(target.storage), raw)
 }
 
 /// How rows enter the layer and leave it.

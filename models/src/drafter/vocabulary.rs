@@ -157,11 +157,13 @@ mod tests {
     use super::*;
     use crate::load::Config;
     use crate::weights::Weights;
+    use kernels::Storage;
     use state::plan::TinyShape;
 
     fn target() -> Arc<Target> {
         let shape = TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 32, positions_max: 32 };
-        let config = Config::tiny(&shape).unwrap();
+        // A part is stored in bf16 on some machines; then the whole has to be, too.
+        let config = Config { storage: Storage::Bf16, ..Config::tiny(&shape).unwrap() };
         let weights = Weights::random(&config, 1).unwrap();
         Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kernels::NoiseKey;
+use kernels::{NoiseKey, Storage};
 use state::plan::TinyShape;
 
 use super::super::buffer::Example;
@@ -45,7 +45,9 @@ fn gradients_are_differences_of_the_loss() {
         }
         let batch = Batch::new(&windows, target.config(), shape, levels);
         let of = |raw: &RawWeights| {
-            let weights = eagle::weights(target.config(), shape, raw).unwrap();
+            // Differences of numbers in bf16 are steps.
+            let layout = eagle::parameters(target.config(), shape);
+            let weights = Weights::with_layout(layout, Storage::F32, raw).unwrap();
             let network = Network::new(target.config(), shape, &weights).unwrap();
             let mut gradients = weights.zeros();
             let loss = loss::gradient(
