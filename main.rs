@@ -112,7 +112,7 @@ fn start() -> Result<ExitCode, Failure> {
         EnvFilter::try_new(text).ok()
     })?;
     let kernels = ["portable", "avx2", "avx512", "avx512bf16"];
-    variable("TAPER_KERNELS", "avx512", "write `portable`, `avx2` or `avx512`", |text| {
+    variable("TAPER_KERNELS", "avx512bf16", "write `portable`, `avx2` or `avx512`", |text| {
         kernels.contains(&text).then_some(())
     })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::Weights;
-use models::drafter::eagle::{parameters, reads};
+use models::drafter::eagle::{self, reads};
 use ractor::Actor;
 use state::journal::{Event, Inputs, Journal, SledJournal};
 use state::plan::{Model, Plan, Source};
@@ -242,6 +242,6 @@ fn device_names(plan: &Plan) -> Vec<String> {
 
 /// A drafter of the plan's shape, to read a checkpoint into.
 pub(crate) fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
-    let blank = |shape| Weights::random_layout(parameters(&job.config, shape), job.config.storage, 0, 1);
+    let blank = |shape| eagle::random(&job.config, shape, 0);
     Ok(job.plan.speculation.shape().map(blank).transpose()?)
 }

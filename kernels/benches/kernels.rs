@@ -136,6 +136,11 @@ fn peak(pool: &Pool) -> f64 {
     (rounds * CHAIN * 12 * lanes * 2 * pool.threads()) as f64 / seconds
 }
 
+/// Flops of f32 that take as long as so many in this storage: of bf16, where two products are added at once, half as many.
+fn as_f32(storage: Storage, flops: usize) -> f64 {
+    if storage == Storage::Bf16 && kernels::multiplies_pairs() { flops as f64 / 2.0 } else { flops as f64 }
+}
+
 /// Multiply-adds of a chain in a round.
 const CHAIN: usize = 16;
 
@@ -253,7 +258,7 @@ fn forward(pool: &Pool, table: &mut Table) {
             let mut y = vec![0.0; rows * n];
             let runs = 7;
             let bytes: usize = weights.iter().map(Matrix::bytes).sum();
-            let work = [bytes as f64, (2 * rows * n * k * COUNT) as f64];
+            let work = [bytes as f64, as_f32(storage, 2 * rows * n * k * COUNT)];
             let [seconds, least] =
                 beside_floor(pool, work, runs, || weights.iter().for_each(|w| linear(pool, &x, w, &mut y)));
             let candle = (pool.threads() == cores && storage == Storage::F32).then(|| {
@@ -278,7 +283,7 @@ fn backward(pool: &Pool, table: &mut Table) {
         for rows in [256, 1024] {
             let (x, g) = (values(1, rows * k), values(2, rows * n));
             let (mut dx, mut dw) = (vec![0.0; rows * k], vec![0.0; kernels::packed_len(n, k)]);
-            let work = [0.0, (2 * rows * n * k) as f64];
+            let work = [0.0, as_f32(storage, 2 * rows * n * k)];
             let mut turned = Turned::default();
             let input = beside_floor(pool, work, 7, || input_gradient(pool, &g, weight, &mut dx, false, &mut turned));
             table.add(Row::new("input gradient", (pool, rows, dtype), input));

@@ -1,5 +1,5 @@
 //! Chooses the instruction set at run time. All variants compute the same bits: each lane is an independent chain of
-//! fused multiply-adds, and `f32::mul_add` rounds once everywhere.
+//! fused multiply-adds, and `f32::mul_add` rounds once everywhere; of numbers in bf16 see [`to_bf16`](crate::to_bf16), too.
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ pub(crate) enum Variant {
     Portable,
     Avx2,
     Avx512,
-    /// That, and pairs of bf16 are multiplied at once.
+    /// That, and two products of bf16 are added at once.
     Avx512Bf16,
 }
 
@@ -23,7 +23,8 @@ pub fn variant() -> &'static str {
     }
 }
 
-/// Whether the processor multiplies two pairs of bf16 at once: products of weights in bf16 take half the time of others.
+/// Whether the processor adds two products of bf16 at once: with an even number of features, products of weights in bf16 take half
+/// the time of others.
 #[must_use]
 pub fn multiplies_pairs() -> bool {
     chosen() == Variant::Avx512Bf16
@@ -44,11 +45,21 @@ fn widest() -> Variant {
     let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
     let avx512 = std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512vl");
     match (avx2, avx512) {
-        (true, true) if std::is_x86_feature_detected!("avx512bf16") => Variant::Avx512Bf16,
+        (true, true) if adds_products_in_order() => Variant::Avx512Bf16,
         (true, true) => Variant::Avx512,
         (true, false) => Variant::Avx2,
         _ => Variant::Portable,
     }
+}
+
+/// Whether two products of bf16 are added one after the other, the upper one first, each sum rounded once. Nothing else is known to be
+/// built, but what bits are depends on it.
+#[cfg(target_arch = "x86_64")]
+fn adds_products_in_order() -> bool {
+    // What enables the one enables the other.
+    let is_there = std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512bw");
+    // SAFETY: the processor has just been asked for these instruction sets.
+    is_there && unsafe { crate::lanes::adds_products_in_order() }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,5 +1,5 @@
 //! Sixteen floats that are computed together, in registers of each instruction set. Every operation acts on each lane
-//! alone and rounds once, so that all sets give the same bits.
+//! alone and rounds once a product, so that all sets give the same bits.
 
 use crate::matrix::round_bits;
 
@@ -35,8 +35,8 @@ pub(crate) trait Lanes: Copy {
 
 /// What a tile reads of a weight in each lane of a step.
 pub(crate) trait Element: Copy + Sync {
-    /// Whether steps stand in pairs, so that they have to stand beside each other.
-    const IS_IN_PAIRS: bool;
+    /// Whether the lanes of two steps take turns, so that steps have to stand beside each other.
+    const TAKES_TURNS: bool;
     /// Numbers of x that a step multiplies.
     const NUMBERS: usize = 1;
     /// Whether x is read as [`narrow`](Self::narrow) leaves it.
@@ -52,7 +52,7 @@ pub(crate) trait Element: Copy + Sync {
     }
     /// Rows of the largest tile.
     fn tile_rows<V: Lanes>() -> usize;
-    /// A step; of a storage in pairs, the last one of an odd number.
+    /// A step; where lanes take turns, the last one of an odd number.
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V;
     /// The first of two steps of a panel.
     fn even<V: Lanes>(from: &[Self; 32]) -> V;
@@ -61,7 +61,7 @@ pub(crate) trait Element: Copy + Sync {
 }
 
 impl Element for f32 {
-    const IS_IN_PAIRS: bool = false;
+    const TAKES_TURNS: bool = false;
     const NARROWS: bool = false;
     #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
@@ -91,7 +91,7 @@ impl Element for f32 {
 
 /// The upper half of a float.
 impl Element for u16 {
-    const IS_IN_PAIRS: bool = true;
+    const TAKES_TURNS: bool = true;
     #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
         x.iter().zip(to).for_each(|(x, to)| *to = f32::from_bits(round_bits(*x)));
@@ -120,7 +120,7 @@ impl Element for u16 {
 
 /// Two steps of bf16, which a processor multiplies at once. What holds floats elsewhere holds pairs here.
 impl Element for [u16; 2] {
-    const IS_IN_PAIRS: bool = false;
+    const TAKES_TURNS: bool = false;
     const NUMBERS: usize = 2;
     #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
@@ -212,7 +212,7 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, adds_products_in_order};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -226,10 +226,10 @@ mod x86 {
     };
     use std::mem::transmute;
 
-    use super::Lanes;
+    use super::{Lanes, pair};
 
-    // These types are named only by functions that `simd!` calls after it asked the processor for their instruction
-    // set; that is the reason for every `unsafe` below.
+    // These types are named only by functions that `simd!` and `product` call after the processor was asked for their
+    // instruction set; that is the reason for every `unsafe` below.
 
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
@@ -304,6 +304,20 @@ mod x86 {
         }
     }
 
+    /// Whether this processor's [`Lanes::mul_add_pairs`] does what it says.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+    pub(crate) fn adds_products_in_order() -> bool {
+        let sum = |from: f32, upper: f32, lower: f32| {
+            let one = Avx512::splat(pair([1.0, 1.0]));
+            let mut sums = [0.0; 16];
+            one.mul_add_pairs(Avx512::splat(pair([upper, lower])), Avx512::splat(from)).store(&mut sums);
+            sums
+        };
+        let (half, least) = (2.0_f32.powi(-24), 2.0_f32.powi(-30));
+        // Of 1 and two halves of its last bit nothing is left if each is rounded off; and what is small counts once 1 is gone.
+        sum(1.0, half, half) == [1.0; 16] && sum(1.0, -1.0, least) == [least; 16] && sum(1.0, least, -1.0) == [0.0; 16]
+    }
+
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512(__m512);
 
@@ -364,7 +378,7 @@ mod x86 {
         fn mul_add_pairs(self, factor: Self, addend: Self) -> Self {
             // SAFETY: this instruction, too, is there where pairs are multiplied; its operands are 32 bf16 each.
             unsafe {
-                let [x, w] = [self, factor].map(|pairs| transmute::<__m512, __m512bh>(pairs.0));
+                let (x, w) = (transmute::<__m512, __m512bh>(self.0), transmute::<__m512, __m512bh>(factor.0));
                 Self(_mm512_dpbf16_ps(addend.0, x, w))
             }
         }

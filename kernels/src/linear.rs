@@ -16,7 +16,8 @@ pub fn linear(pool: &Pool, x: &[f32], weight: &Matrix, y: &mut [f32]) {
     apply(pool, x, weight, y, false);
 }
 
-/// `y += x Wᵀ`, each chain going on from what y holds: with [`linear`] before, one chain over two inputs laid end to end.
+/// `y += x Wᵀ`, each chain going on from what y holds: with [`linear`] before, one chain over two inputs laid end to end. If the weight
+/// is in bf16, what y holds is to be such sums, see [`to_bf16`](crate::to_bf16).
 ///
 /// # Panics
 /// As [`linear`].
@@ -45,8 +46,8 @@ fn by_rows(pool: &Pool, x: &[f32], w: Panels<'_>, y: &mut [f32], shape: [usize; 
     match w {
         Panels::F32(w) => product(pool, Operands { x, w, shape, strides, keep }, y),
         Panels::Bf16(w) if multiplies_pairs() && k.is_multiple_of(2) => {
-            let (shape, strides) = ([rows, k / 2, n], Strides { x_row: k, ..Strides::packed(k / 2, n) });
-            product(pool, Operands { x, w: w.as_chunks::<2>().0, shape, strides, keep }, y);
+            let (w, shape, strides) = (w.as_chunks::<2>().0, [rows, k / 2, n], strides.in_pairs());
+            product(pool, Operands { x, w, shape, strides, keep }, y);
         }
         Panels::Bf16(w) => product(pool, Operands { x, w, shape, strides, keep }, y),
     }
@@ -154,7 +155,8 @@ simd! {
 }
 
 /// `dw += gᵀ x` in the packed layout of `weight`, of shape `(n, k)`: x `(r, k)`, g `(r, n)`. One chain over the rows per element,
-/// going on from what `dw` holds, of x and g in the weight's storage.
+/// going on from what `dw` holds, of x and g in the weight's storage; if that is bf16, `dw` is to hold such sums, see
+/// [`to_bf16`](crate::to_bf16).
 ///
 /// # Panics
 /// If x and g do not have the same number of whole rows, or `dw` is not a packed weight of this shape.
@@ -173,8 +175,8 @@ pub fn weight_gradient(pool: &Pool, x: &[f32], grad: &[f32], weight: &Matrix, dw
     match packed {
         Panels::F32(w) => product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw),
         Panels::Bf16(w) if multiplies_pairs() && rows > 1 => {
-            let pairs = Strides { w_panel: rows * PANEL / 2, ..strides };
-            let operands = Operands { x, w: w.as_chunks::<2>().0, shape: shape(rows / 2), strides: pairs, keep: true };
+            let (pairs, strides_of_pairs) = (w.as_chunks::<2>().0, strides.in_pairs());
+            let operands = Operands { x, w: pairs, shape: shape(rows / 2), strides: strides_of_pairs, keep: true };
             product(pool, operands, dw);
             if !rows.is_multiple_of(2) {
                 let (x, w) = (&x[(rows - 1) * k..], &w[(rows - 1) * PANEL..]);

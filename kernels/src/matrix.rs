@@ -2,7 +2,7 @@
 //!
 //! A packed weight has shape `(p, k, PANEL)`: panel `i` holds output features `i * PANEL ..`, padded with zeros, so that
 //! the innermost loop streams. Stored as f32, or as bf16, with half the bytes to stream; then what it is multiplied with is
-//! rounded to bf16, too, as processors multiply two pairs of bf16 in the time of two floats. Steps of bf16 stand in pairs, lane
+//! rounded to bf16, too, as processors add two products of bf16 in the time of one of floats. Steps of bf16 stand in pairs, lane
 //! by lane ([`place`]): only [`Matrix::new`] and [`adam_step`](crate::adam_step) write them.
 
 use std::ops::Range;
@@ -86,8 +86,8 @@ pub fn unpack(packed: &[f32], n: usize, k: usize) -> Vec<f32> {
 
 /// Rounds to bf16, the upper half of an f32: to nearest even, and to zero below 2^-55.
 ///
-/// Sums of products of such numbers are zero or at least 2^-124: never subnormal, which instructions that multiply bf16 would
-/// take for zero, and others would not.
+/// Sums of products of such numbers are zero or at least 2^-124, where they begin at zero or at other such sums: never subnormal,
+/// which instructions that multiply bf16 would take for zero, and others would not.
 #[inline(always)]
 #[must_use]
 pub fn to_bf16(value: f32) -> u16 {
@@ -154,7 +154,7 @@ impl Matrix {
         Self { n, k, numbers }
     }
 
-    /// A weight whose bf16 numbers were made by [`adam_step`](crate::adam_step).
+    /// A weight whose bf16 numbers were made by [`adam_step`](crate::adam_step), rounded as [`to_bf16`] does.
     ///
     /// # Panics
     /// If `rounded` does not have the length of a packed weight of this shape.

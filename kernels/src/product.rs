@@ -44,7 +44,7 @@ pub(crate) struct Operands<'a, E> {
     pub(crate) keep: bool,
 }
 
-/// Distances between elements, in numbers.
+/// Distances, in numbers of x and y, and in elements of w.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strides {
     /// In x, between rows and between numbers of k. Either is 1.
@@ -63,6 +63,11 @@ impl Strides {
     pub(crate) fn packed(k: usize, n: usize) -> Self {
         Self { x_row: k, x_step: 1, w_step: PANEL, w_panel: k * PANEL, y_row: n, y_panel: PANEL }
     }
+
+    /// The same where two steps of w, beside each other, are one element.
+    pub(crate) fn in_pairs(self) -> Self {
+        Self { w_panel: self.w_panel / 2, ..self }
+    }
 }
 
 impl<'a, E: Element> Operands<'a, E> {
@@ -78,7 +83,7 @@ impl<'a, E: Element> Operands<'a, E> {
         let x_len = (rows - 1) * x_row + (k * E::NUMBERS - 1) * x_step + 1;
         let w_len = last * w_panel + (k - 1) * w_step + PANEL;
         let fits = x_len <= self.x.len() && w_len <= self.w.len() && (rows - 1) * y_row + y_width <= y.len();
-        let reads = (x_row == 1 || x_step == 1) && (w_step == PANEL || !E::IS_IN_PAIRS);
+        let reads = (x_row == 1 || x_step == 1) && (w_step == PANEL || !E::TAKES_TURNS);
         // Rows of y stand one after another, or its panels do: no two elements share a place.
         let by_rows = y_width <= y_row || rows == 1;
         let by_panels = (rows - 1) * y_row + PANEL <= y_panel || last == 0;
@@ -153,6 +158,8 @@ impl Weight for [u16; 2] {
         unsafe {
             block_pairs(checked, rows, panels);
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (checked, rows, panels);
     }
 }
 

@@ -89,7 +89,22 @@ fn products_are_their_chains() {
     }
 }
 
-/// Numbers of all sizes, whose products are as small as floats get: what is left of a sum is what is left of its chain.
+/// Sums of two products that all but cancel each other are never subnormal, on any instruction set: what is too small is zero before.
+#[test]
+fn sums_that_cancel_are_not_subnormal() {
+    for exponent in -75..=-40 {
+        let (size, bit) = (2.0_f32.powi(exponent), 2.0_f32.powi(-7));
+        let x: Vec<f32> = [1.0 + bit, -1.0].map(|x| x * size).to_vec();
+        let w: Vec<f32> = [1.0 + bit, 1.0 + 2.0 * bit].map(|w| w * size).to_vec();
+        let weight = Matrix::new(&Arc::new(pack(&w, 1, 2)), 1, 2, Storage::Bf16);
+        let mut y = [1.0];
+        linear(&Pool::default(), &x, &weight, &mut y);
+        let want = if exponent < -55 { 0.0 } else { 2.0_f32.powi(exponent).powi(2) * bit * bit };
+        assert_eq!(y[0].to_bits(), want.to_bits(), "2^{exponent}");
+    }
+}
+
+/// Numbers of all sizes: what is left of a sum is what is left of its chain.
 #[test]
 fn small_and_large_numbers_are_not_lost() {
     let (rows, k, n) = (5, 96, 48);
@@ -119,7 +134,7 @@ fn small_and_large_numbers_are_not_lost() {
 /// The same of both gradients, with more rows than a block of k and more features than a block of rows.
 #[test]
 fn gradients_are_their_chains() {
-    let shapes = [(1, 4, 3), (3, 5, 17), (1100, 130, 33), (77, 34, 48)];
+    let shapes = [(1, 4, 3), (6, 1, 17), (3, 5, 17), (1100, 130, 33), (77, 34, 48)];
     for (storage, (rows, k, n)) in STORAGES.into_iter().flat_map(|storage| shapes.map(|shape| (storage, shape))) {
         let (x, g) = (values(1, rows * k), values(2, rows * n));
         let (w, sums) = (values(3, n * k), values(4, n * k));
@@ -266,10 +281,16 @@ fn fingerprint() -> String {
         draw(&pool, (&logits, 90), draws, &places, &mut drawn);
         all.extend(drawn.iter().flat_map(|drawn| [drawn.token as f32, drawn.log_prob]));
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
-        // Many rows, more than a block of k, an odd number of features.
+        // Many rows, more than a block of k, an odd number of features or of rows.
         let mut many = vec![0.0; 40 * 50];
-        linear(&pool, &values(4, 40 * 601), &matrix(5, 50, 601, storage), &mut many);
-        all.extend(many);
+        for k in [601, 1070] {
+            linear(&pool, &values(4, 40 * k), &matrix(5, 50, k, storage), &mut many);
+            all.extend(&many);
+        }
+        let mut by_rows = vec![0.0; kernels::packed_len(90, 64)];
+        let (x, g) = (values(6, 41 * 64), values(7, 41 * 90));
+        weight_gradient(&pool, &x, &g, &w, &mut by_rows, &mut Turned::default());
+        all.extend(by_rows);
     }
     format!("{:x?} {:x?}", bits(&all), both_words(sum_of_squares(&pool, &values(5, 12_345))))
 }

@@ -21,8 +21,8 @@ pub use self::sled::{Recovery, SledJournal};
 pub use memory::MemoryJournal;
 pub use record::VERSION;
 
-/// Something that happened to a run. Variants are only appended, and [`VERSION`] is raised when one changes, or when the same
-/// plan comes to mean other numbers.
+/// Something that happened to a run. Variants are only appended, and [`VERSION`] is raised when one changes,
+/// or the same plan comes to mean other numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The run began; the first event of a journal.

@@ -71,7 +71,7 @@ fn kept(experience: Experience) -> (tempfile::TempDir, RunFolder) {
 }
 
 fn drafter(shape: DrafterShape) -> Weights {
-    Weights::random_layout(eagle::parameters(&config(), shape), config().storage, 0, 1).unwrap()
+    eagle::random(&config(), shape, 0).unwrap()
 }
 
 #[test]

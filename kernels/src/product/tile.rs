@@ -66,8 +66,8 @@ pub(super) unsafe fn sized<V: Lanes, E: Element>(
 ///
 /// # Safety
 /// Rows `row..row + R` and panels `panel..panel + P` lie within y, and nobody else uses these elements of it. The block's x holds
-/// `depth * R` floats from `x` on. For each p of P, w holds `depth` steps of PANEL numbers, `w_step` apart, from
-/// `place.w + p * w_panel` on; beside each other and in pairs if it is bf16.
+/// `depth * R` floats from `x` on. For each p of P, w holds `depth` steps of PANEL elements, `w_step` apart, from
+/// `place.w + p * w_panel` on; beside each other if two of them take turns.
 #[expect(clippy::needless_range_loop, reason = "constant indices keep the accumulators in registers")]
 #[inline(always)]
 unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
@@ -154,8 +154,8 @@ unsafe fn tile<V: Lanes, E: Element, const R: usize, const P: usize>(
     // for that prefetches are best spread evenly.
     let is_packed = w_step == PANEL && R > 1;
     let lines = (STEPS * PANEL * size_of::<E>() / LINE).div_ceil(tiles);
-    // A tile alone spreads them over its steps, too: at once they would stand in the way of what is needed now. Of bf16 they are
-    // half as many.
+    // A tile alone spreads them over its steps, too: at once they would stand in the way of what is needed now. Of bf16 that is
+    // widened they are half as many.
     while is_packed && tiles == 1 && size_of::<E>() == size_of::<f32>() && rest >= STEPS {
         steps!(pair, {
             for p in 0..P {

@@ -119,7 +119,7 @@ fn tiny(rows: &mut Vec<serde_json::Value>) {
             }
         }
         let shape = DrafterShape::eagle(0);
-        let drafter = Weights::random_layout(eagle::parameters(&config, shape), storage, 2, 1).unwrap();
+        let drafter = eagle::random(&config, shape, 2).unwrap().to_draft();
         for (requests, depth) in [(1, 4), (4, 4), (8, 4)] {
             let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), &drafter, shape, pool.clone()).unwrap();
             let mut decoder = decoder(&target, requests, &pool);

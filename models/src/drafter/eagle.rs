@@ -21,7 +21,7 @@ use crate::target::{Hidden, Target};
 use crate::weights::Weights;
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
-pub use super::network::{config, parameters, reads, weights};
+pub use super::network::{config, parameters, random, reads, weights};
 
 /// Memory that forwards reuse.
 #[derive(Debug, Default)]

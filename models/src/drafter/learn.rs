@@ -185,7 +185,7 @@ impl Learner {
     /// If memory for a tensor cannot be had.
     pub fn fresh(target: &Target, shape: DrafterShape, seed: u64) -> Result<Weights> {
         let (config, width) = (target.config(), target.config().hidden);
-        let mut raw = Weights::random_layout(eagle::parameters(config, shape), config.storage, seed, 1)?.to_raw();
+        let mut raw = eagle::random(config, shape, seed)?.to_raw();
         let copying = match shape.network {
             NetworkKind::Eagle => "fc_hidden.weight",
             NetworkKind::Eagle3 => "fc.weight",

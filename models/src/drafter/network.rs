@@ -63,6 +63,14 @@ pub fn parameters(target: &Config, shape: DrafterShape) -> Vec<Parameter> {
     }
 }
 
+/// A drafter of `target` with keyed random weights.
+///
+/// # Errors
+/// If memory for a tensor cannot be had.
+pub fn random(target: &Config, shape: DrafterShape, seed: u64) -> Result<Weights> {
+    Weights::random_layout(parameters(target, shape), storage_to_learn(target.storage), seed, 1)
+}
+
 /// Weights of a drafter of `target` from what a file held.
 ///
 /// # Errors

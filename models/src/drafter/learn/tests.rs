@@ -33,6 +33,11 @@ fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {
     (target, windows)
 }
 
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
 #[test]
 fn gradients_are_differences_of_the_loss() {
     for (shape, levels) in SHAPES.into_iter().flat_map(|shape| [(shape, 1), (shape, 3)]) {
@@ -44,10 +49,9 @@ fn gradients_are_differences_of_the_loss() {
             fuse.iter_mut().for_each(|value| *value *= 0.02);
         }
         let batch = Batch::new(&windows, target.config(), shape, levels);
-        let of = |raw: &RawWeights| {
-            // Differences of numbers in bf16 are steps.
-            let layout = eagle::parameters(target.config(), shape);
-            let weights = Weights::with_layout(layout, Storage::F32, raw).unwrap();
+        let of = |raw: &RawWeights, storage: Storage| {
+            let in_full = Weights::with_layout(eagle::parameters(target.config(), shape), Storage::F32, raw).unwrap();
+            let weights = if storage == Storage::F32 { in_full.clone() } else { in_full.rounded() };
             let network = Network::new(target.config(), shape, &weights).unwrap();
             let mut gradients = weights.zeros();
             let loss = loss::gradient(
@@ -60,11 +64,15 @@ fn gradients_are_differences_of_the_loss() {
             )
             .unwrap();
             let rounded = vec![Vec::new(); gradients.len()];
-            (loss, weights.replaced(gradients, rounded).to_raw())
+            (loss, in_full.replaced(gradients, rounded).to_raw())
         };
-        let (_, gradients) = of(&raw);
+        let (_, gradients) = of(&raw, Storage::F32);
+        let (_, in_bf16) = of(&raw, Storage::Bf16);
         for name in raw.tensors.keys() {
             let slopes = &gradients.tensors[name].1;
+            // Of numbers in bf16 differences are steps, but gradients point the same way.
+            let alike = cosine(slopes, &in_bf16.tensors[name].1);
+            assert!(alike > 0.99, "{shape:?} of {levels}, {name}: {alike}");
             // The steepest ones, all moved uphill, are the least drowned in rounding.
             let mut order: Vec<usize> = (0..slopes.len()).collect();
             order.sort_by(|a, b| slopes[*b].abs().total_cmp(&slopes[*a].abs()));
@@ -73,7 +81,7 @@ fn gradients_are_differences_of_the_loss() {
                 let mut raw = raw.clone();
                 let values = &mut raw.tensors.get_mut(name).unwrap().1;
                 order.iter().for_each(|at| values[*at] += by * slopes[*at].signum());
-                of(&raw).0
+                of(&raw, Storage::F32).0
             };
             let slope: f64 = order.iter().map(|at| f64::from(slopes[*at].abs())).sum();
             let step = (0.01 / slope).min(2e-2) as f32;
