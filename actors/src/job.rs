@@ -21,6 +21,8 @@ use crate::speculator::Published;
 
 /// Generated problems that stand for all.
 const GENERATED: u64 = 16;
+/// As how many tokens the data's count at most for what is drafted: what the model says is soon known better than by its data.
+const SEEN_MAX: u64 = 1 << 17;
 
 /// Everything of a run that does not change while it runs.
 #[derive(Debug)]
@@ -135,7 +137,7 @@ impl Job {
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
             hashes.push_str(&hash_of(problem, &tokens));
         }
-        (self.seen, self.data_sha256) = (seen, sha::of_bytes(hashes.as_bytes()));
+        (self.seen, self.data_sha256) = (at_most(seen, SEEN_MAX), sha::of_bytes(hashes.as_bytes()));
         Ok(())
     }
 
@@ -198,4 +200,13 @@ fn drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<Weights> {
         return Err(Error::DrafterWidth { path: folder.into(), found: width(found), expected: width(shape) });
     }
     Ok(eagle::weights(config, shape, &raw)?)
+}
+
+/// Counts whose sum is at most `most`, in the same proportion.
+fn at_most(mut counts: Vec<u64>, most: u64) -> Vec<u64> {
+    let total: u64 = counts.iter().sum();
+    if total > most {
+        counts.iter_mut().for_each(|count| *count = (*count as f64 * most as f64 / total as f64) as u64);
+    }
+    counts
 }

@@ -11,7 +11,7 @@ use models::drafter::buffer::{Buffer, Example};
 use models::drafter::eagle::{Eagle, reads};
 use models::drafter::learn::{Guesses, Workspace};
 use models::drafter::share::Lengths;
-use models::drafter::vocabulary::{Vocabulary, frequent};
+use models::drafter::vocabulary::{Vocabulary, worth_drafting};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Hidden, Target, Weights};
 use state::drafter::Watchdog;
@@ -173,7 +173,7 @@ impl Speculator {
 
     /// The tokens that are drafted for this target, from what was seen so far.
     pub(crate) fn vocabulary(&self, target: &Arc<Target>) -> Arc<Vocabulary> {
-        let ids = self.plan.shape().and_then(|_| frequent(&lock(&self.seen)));
+        let ids = self.plan.shape().and_then(|_| worth_drafting(&self.seen(), target.config()));
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 

@@ -1,5 +1,5 @@
 //! Chooses the instruction set at run time. All variants compute the same bits: each lane is an independent chain of
-//! fused multiply-adds, and `f32::mul_add` rounds once everywhere; of numbers in bf16 see [`to_bf16`](crate::to_bf16), too.
+//! fused multiply-adds, and `f32::mul_add` rounds once everywhere. For bf16 this needs what [`to_bf16`](crate::to_bf16) says of small numbers.
 
 use std::sync::OnceLock;
 
@@ -23,8 +23,8 @@ pub fn variant() -> &'static str {
     }
 }
 
-/// Whether the processor adds two products of bf16 at once: with an even number of features, products of weights in bf16 take half
-/// the time of others.
+/// Whether the processor adds two products of bf16 at once: with an even number of features, the arithmetic of weights in bf16 takes
+/// half the time of others.
 #[must_use]
 pub fn multiplies_pairs() -> bool {
     chosen() == Variant::Avx512Bf16
@@ -56,10 +56,10 @@ fn widest() -> Variant {
 /// built, but what bits are depends on it.
 #[cfg(target_arch = "x86_64")]
 fn adds_products_in_order() -> bool {
-    // What enables the one enables the other.
+    // The compiler takes the first to imply the second.
     let is_there = std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512bw");
     // SAFETY: the processor has just been asked for these instruction sets.
-    is_there && unsafe { crate::lanes::adds_products_in_order() }
+    is_there && unsafe { crate::lanes::pairs_are_as_expected() }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

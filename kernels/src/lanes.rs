@@ -212,7 +212,7 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512, adds_products_in_order};
+pub(crate) use x86::{Avx2, Avx512, pairs_are_as_expected};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -306,7 +306,7 @@ mod x86 {
 
     /// Whether this processor's [`Lanes::mul_add_pairs`] does what it says.
     #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
-    pub(crate) fn adds_products_in_order() -> bool {
+    pub(crate) fn pairs_are_as_expected() -> bool {
         let sum = |from: f32, upper: f32, lower: f32| {
             let one = Avx512::splat(pair([1.0, 1.0]));
             let mut sums = [0.0; 16];

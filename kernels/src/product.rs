@@ -273,6 +273,7 @@ fn widened<V: Lanes, E: Element>(
     block: Block<'_>,
     wide: &mut Vec<f32>,
 ) {
+    assert!(E::NUMBERS == 1, "pairs are not widened");
     let Operands { x, w, shape, strides, keep } = operands;
     let size = block.depth * PANEL;
     let wide = first_of(wide, V::TILE.1 * size);

@@ -75,7 +75,8 @@ pub fn log_probs(pool: &Pool, target: &Target, sequences: &[Sequence], inverse_t
     split(&kernels::log_probs(pool, &forward.hidden, &target.head, forward.chosen()), sequences)
 }
 
-/// Adds to `gradients` that of a loss that is a sum over the answers' tokens. `slope` gets a sequence, a token's place in its
+/// Adds to `gradients` that of a loss that is a sum over the answers' tokens. If the weights are in bf16 they are to be zeros before:
+/// sums of bf16 begin where [`kernels::to_bf16`] says. `slope` gets a sequence, a token's place in its
 /// answer, and its log-probability under `target`, in this order, and returns the derivative of the loss by it. The loss
 /// itself is whatever it closes over. That a token's part depends on its own log-probability alone saves a second pass
 /// through the head, a sixteenth of the arithmetic of SmolLM2.

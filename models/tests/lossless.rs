@@ -190,8 +190,7 @@ fn answers_are_those_of_plain_decoding() {
                         assert_same(&plain, &drafted, &format!("{habit:?} {strategy:?} T={temperature} batch={batch}"));
                     }
                     let learned = |shape| {
-                        let parameters = eagle::parameters(&config(), shape);
-                        let weights = Weights::random_layout(parameters, Storage::F32, 5, 1).unwrap();
+                        let weights = eagle::random(&config(), shape, 5).unwrap();
                         let vocabulary = Arc::new(Vocabulary::whole(&target));
                         eagle::Eagle::new(vocabulary, &weights, shape, Arc::new(Pool::new(2))).unwrap()
                     };
@@ -233,7 +232,7 @@ fn answers_are_those_of_plain_decoding() {
 #[test]
 fn one_tree_holds_what_is_proposed_and_what_is_guessed() {
     let (target, shape) = (target(4), DrafterShape::eagle(40));
-    let weights = Weights::random_layout(eagle::parameters(&config(), shape), Storage::F32, 5, 1).unwrap();
+    let weights = eagle::random(&config(), shape, 5).unwrap();
     let vocabulary = Arc::new(Vocabulary::whole(&target));
     let mut learned = eagle::Eagle::new(vocabulary, &weights, shape, Arc::default()).unwrap();
     let hidden = vec![0.1; 8 * 32];

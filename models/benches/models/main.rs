@@ -124,7 +124,9 @@ fn tiny(rows: &mut Vec<serde_json::Value>) {
             let mut eagle = Eagle::new(Arc::new(Vocabulary::whole(&target)), &drafter, shape, pool.clone()).unwrap();
             let mut decoder = decoder(&target, requests, &pool);
             let seconds = cycle(&mut decoder, 60, Some((&mut eagle, chain(depth))));
-            tell(rows, &format!("tiny {storage:?}, eagle of {depth} for {requests}, whole cycle"), seconds * 1e6, "us");
+            let drafts = drafter.storage();
+            let name = format!("tiny {storage:?}, eagle of {depth} in {drafts:?} for {requests}, whole cycle");
+            tell(rows, &name, seconds * 1e6, "us");
         }
     }
 }

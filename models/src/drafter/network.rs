@@ -28,7 +28,7 @@ const MIDLAYER: &str = "midlayer.";
 #[must_use]
 pub fn config(target: &Config, shape: DrafterShape) -> Config {
     let ffn = if shape.ffn == 0 { target.ffn } else { shape.ffn };
-    Config { layers: 1, ffn, ..target.clone() }
+    Config { layers: 1, ffn, storage: storage_to_learn(target.storage), ..target.clone() }
 }
 
 /// Hidden states that it reads.
@@ -66,9 +66,9 @@ pub fn parameters(target: &Config, shape: DrafterShape) -> Vec<Parameter> {
 /// A drafter of `target` with keyed random weights.
 ///
 /// # Errors
-/// If memory for a tensor cannot be had.
+/// Never: all parameters are made.
 pub fn random(target: &Config, shape: DrafterShape, seed: u64) -> Result<Weights> {
-    Weights::random_layout(parameters(target, shape), storage_to_learn(target.storage), seed, 1)
+    Weights::random_layout(parameters(target, shape), config(target, shape).storage, seed, 1)
 }
 
 /// Weights of a drafter of `target` from what a file held.
@@ -76,7 +76,7 @@ pub fn random(target: &Config, shape: DrafterShape, seed: u64) -> Result<Weights
 /// # Errors
 /// If a parameter is missing or has another shape.
 pub fn weights(target: &Config, shape: DrafterShape, raw: &RawWeights) -> Result<Weights> {
-    Weights::with_layout(parameters(target, shape), storage_to_learn(target.storage), raw)
+    Weights::with_layout(parameters(target, shape), config(target, shape).storage, raw)
 }
 
 /// How rows enter the layer and leave it.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use kernels::{Draws, Matrix, NoiseKey, Pool, linear, noise};
 
+use crate::layout::parameters;
+use crate::load::Config;
 use crate::target::Target;
 use crate::weights::storage_to_draft;
 
@@ -12,8 +14,11 @@ use crate::weights::storage_to_draft;
 const WHOLE: usize = 1024;
 /// Fewest tokens of a part.
 const LEAST: usize = 512;
-/// Share of the tokens seen that a part covers.
-const COVERED: f64 = 0.995;
+/// Forwards of the target that a drafted token saves each time it is said: drafts seldom get that far, and seldom guess a rare token.
+/// An estimate of SmolLM2.
+const SAVES: f64 = 0.15;
+/// From this share of a vocabulary on all of it is drafted: no copy of the head is made.
+const NEARLY_WHOLE: f64 = 0.75;
 
 /// What a token outside the guessed nucleus is behind by: the target's own may hold it nevertheless.
 const OUTSIDE: f32 = 3.0;
@@ -50,21 +55,26 @@ pub struct Vocabulary {
     head: Matrix,
 }
 
-/// The tokens to draft, from how often each was seen; none for all of them.
+/// The tokens to draft for this target, from how often each was seen; none for all of them. A token is drafted if it is seen so often
+/// that guessing it saves more of the target's forwards than its row of the head, read at each level of a draft, takes of them. If
+/// hardly any is, the first ones of the vocabulary are, too.
 #[must_use]
-pub fn frequent(counts: &[u64]) -> Option<Arc<Vec<u32>>> {
+pub fn worth_drafting(counts: &[u64], target: &Config) -> Option<Arc<Vec<u32>>> {
     let total: u64 = counts.iter().sum();
     if counts.len() <= WHOLE || total == 0 {
         return None;
     }
+    // Of an embedding that is not the head, a forward reads a row or two.
+    let aside = if target.tied { 0 } else { target.vocab * target.hidden };
+    let read = parameters(target).iter().map(|parameter| parameter.shape.len()).sum::<usize>() - aside;
+    let row = target.hidden as f64 / read as f64;
     let mut ranked: Vec<u32> = (0..u32::try_from(counts.len()).unwrap_or(u32::MAX)).collect();
     ranked.sort_by_key(|id| std::cmp::Reverse(counts[*id as usize]));
-    let mut seen = 0;
-    let enough = ranked.iter().position(|id| {
-        seen += counts[*id as usize];
-        seen as f64 >= COVERED * total as f64
-    });
-    ranked.truncate(enough.map_or(ranked.len(), |last| last + 1).max(LEAST));
+    let pays = |id: &u32| counts[*id as usize] as f64 * SAVES > row * total as f64;
+    ranked.truncate(ranked.partition_point(pays).max(LEAST));
+    if ranked.len() as f64 >= NEARLY_WHOLE * counts.len() as f64 {
+        return None;
+    }
     ranked.sort_unstable();
     Some(Arc::new(ranked))
 }
@@ -155,7 +165,6 @@ impl Vocabulary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Config;
     use crate::weights::Weights;
     use kernels::Storage;
     use state::plan::TinyShape;
@@ -215,18 +224,21 @@ mod tests {
     }
 
     #[test]
-    fn frequent_tokens_cover_what_was_seen() {
-        assert_eq!(frequent(&[5; 80]), None);
-        assert_eq!(frequent(&[0; 5000]), None);
+    fn tokens_that_pay_are_drafted() {
+        let large = Config { layers: 1000, ..target().config().clone() };
+        assert_eq!(worth_drafting(&[5; 80], &large), None);
+        assert_eq!(worth_drafting(&[0; 5000], &large), None);
         let mut counts = vec![0; 5000];
-        (0..2000).for_each(|id| counts[4999 - id] = 1 + u64::from(id < 600) * 1_000_000);
-        let ids = frequent(&counts).unwrap();
-        let seen: u64 = ids.iter().map(|id| counts[*id as usize]).sum();
-        assert!(seen as f64 >= COVERED * counts.iter().sum::<u64>() as f64 && ids.len() < 600, "{}", ids.len());
-        assert!(ids.is_sorted() && ids.iter().all(|id| *id >= 4400));
+        (0..2000).for_each(|id| counts[4999 - id] = if id < 600 { 100 } else { 1 });
+        let ids = worth_drafting(&counts, &large).unwrap();
+        assert!(ids.is_sorted() && ids.len() == 600 && ids[0] == 4400, "{}", ids.len());
+        // Beside a larger target a row costs less.
+        let larger = Config { layers: 10_000, ..large.clone() };
+        assert_eq!(worth_drafting(&counts, &larger).unwrap().len(), 2000);
+        assert_eq!(worth_drafting(&[5; 5000], &larger), None);
         counts.fill(0);
         counts[4000] = 9;
-        assert!(frequent(&counts).unwrap().contains(&4000));
-        assert_eq!(frequent(&counts).unwrap().len(), LEAST);
+        let ids = worth_drafting(&counts, &large).unwrap();
+        assert!(ids.contains(&4000) && ids.len() == LEAST, "where hardly one pays a few are drafted nevertheless");
     }
 }
