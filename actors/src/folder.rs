@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::drafter::buffer::Buffer;
+use models::drafter::eagle;
+use models::load::Config;
 use models::load::export::{Precision, write_tensors};
 use models::load::load_part;
 use models::optim::AdamW;
 use models::{RawWeights, Weights, sha};
 use serde::Serialize;
-use state::plan::{Plan, Step};
+use state::plan::{DrafterShape, Plan, Step};
 
 use crate::error::{Error, Result};
 use crate::experience::{Experience, Habits};
@@ -110,13 +112,18 @@ impl RunFolder {
         Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), experience: Experience::default() })
     }
 
-    /// Reads what speculation had learned, and what is wrong with the parts that cannot be used; `like` has the layout of the
-    /// drafter's weights, and comes with the numbers a token that the drafter reads.
-    pub(crate) fn experience(&self, name: &str, like: Option<(&Weights, usize)>) -> (Experience, Vec<Error>) {
+    /// Reads what speculation had learned, and what is wrong with the parts that cannot be used, for a drafter of this shape.
+    pub(crate) fn experience(
+        &self,
+        name: &str,
+        target: &Config,
+        drafter: Option<DrafterShape>,
+    ) -> (Experience, Vec<Error>) {
         let (mut experience, mut errors) = (Experience::default(), Vec::new());
-        if let Some((like, width)) = like {
-            experience.published = usable(self.drafter(name, like), &mut errors);
-            experience.learner = usable(self.learner(name, like), &mut errors).map(Arc::new);
+        if let Some(shape) = drafter {
+            experience.published = usable(self.drafter(name, target, shape), &mut errors);
+            experience.learner = usable(self.learner(name, target, shape), &mut errors).map(Arc::new);
+            let width = eagle::reads(shape).width(target);
             experience.buffer = usable(self.buffer(name, width), &mut errors).unwrap_or_default();
         }
         experience.habits = usable(self.habits(name), &mut errors);
@@ -139,16 +146,15 @@ impl RunFolder {
     }
 
     /// Reads the drafter of a checkpoint, if it has one.
-    pub(crate) fn drafter(&self, name: &str, like: &Weights) -> Result<Option<Published>> {
+    pub(crate) fn drafter(&self, name: &str, target: &Config, shape: DrafterShape) -> Result<Option<Published>> {
         let Some(raw) = self.part(name, "drafter")? else { return Ok(None) };
         let version = raw.tensors.get("version").and_then(|v| v.1.first()).map_or(0, |v| *v as u64);
-        let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?;
-        Ok(Some(Published::new(version, &weights)))
+        Ok(Some(Published::new(version, &eagle::weights(target, shape, &raw)?)))
     }
 
-    fn learner(&self, name: &str, like: &Weights) -> Result<Option<RawWeights>> {
+    fn learner(&self, name: &str, target: &Config, shape: DrafterShape) -> Result<Option<RawWeights>> {
         let Some(raw) = self.part(name, "learner")? else { return Ok(None) };
-        Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?;
+        eagle::weights(target, shape, &raw)?;
         Ok(Some(raw))
     }
 

@@ -4,8 +4,6 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use models::Weights;
-use models::drafter::eagle::{self, reads};
 use ractor::Actor;
 use state::journal::{Event, Inputs, Journal, SledJournal};
 use state::plan::{Model, Plan, Source};
@@ -155,7 +153,7 @@ fn start(
                 if let Some(error) = damaged {
                     observer.tell(Progress::Warning(older(&name, &error)));
                 }
-                checkpoint.experience = experience(folder, &name, job, observer)?;
+                checkpoint.experience = experience(folder, &name, job, observer);
                 return Ok((state.next, Some(checkpoint)));
             }
             Err(source) => {
@@ -181,15 +179,14 @@ fn older(name: &str, error: &Error) -> String {
 }
 
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
-fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Result<Experience> {
-    let width = job.plan.speculation.shape().map_or(0, |shape| reads(shape).width(&job.config));
-    let (experience, errors) = folder.experience(name, drafter_layout(job)?.as_ref().map(|like| (like, width)));
+fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Experience {
+    let (experience, errors) = folder.experience(name, &job.config, job.plan.speculation.shape());
     for error in errors {
         let path = folder.checkpoint(name);
         let text = format!("a part of the drafter in {} cannot be used ({error}); it is learned again", path.display());
         observer.tell(Progress::Warning(text));
     }
-    Ok(experience)
+    experience
 }
 
 fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
@@ -238,10 +235,4 @@ fn device_names(plan: &Plan) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads).max(1) } else { plan.devices.cpu };
     (0..count).map(|i| format!("cpu{i}")).collect()
-}
-
-/// A drafter of the plan's shape, to read a checkpoint into.
-pub(crate) fn drafter_layout(job: &Job) -> Result<Option<Weights>> {
-    let blank = |shape| eagle::random(&job.config, shape, 0);
-    Ok(job.plan.speculation.shape().map(blank).transpose()?)
 }

@@ -21,7 +21,6 @@ use crate::folder::RunFolder;
 use crate::job::Job;
 use crate::learning::Learned;
 use crate::past::inspect;
-use crate::run;
 use crate::speculator::{Published, Speculator, lock};
 
 /// A model on one device, with the drafter of its run if it has one.
@@ -187,7 +186,7 @@ impl Solo {
         if let Some(habits) = &habits {
             job.seen.clone_from(&habits.seen);
         }
-        let drafter = match run::drafter_layout(&job)?.map(|like| folder.drafter(&name, &like)) {
+        let drafter = match job.plan.speculation.shape().map(|shape| folder.drafter(&name, &job.config, shape)) {
             // One of the drafter that an earlier session of the run had.
             Some(Err(Error::Model(models::Error::MissingTensor { .. } | models::Error::TensorShape { .. }))) => None,
             Some(drafter) => drafter?,

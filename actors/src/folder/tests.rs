@@ -80,7 +80,7 @@ fn what_a_drafter_learns_from_is_kept() {
     let experience = Experience { buffer: Buffer::from_raw(&raw).unwrap(), ..Experience::default() };
     assert_eq!(experience.buffer.tokens(), 4);
     let (_dir, folder) = kept(experience);
-    let (again, errors) = folder.experience("000-000001", Some((&drafter(DrafterShape::eagle(0)), 16)));
+    let (again, errors) = folder.experience("000-000001", &config(), Some(DrafterShape::eagle(0)));
     assert!(errors.is_empty(), "{errors:?}");
     assert_eq!(again.buffer.to_raw(), Some(raw));
 }
@@ -91,7 +91,6 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         [[DrafterShape::eagle(24), DrafterShape::eagle3(24)], [DrafterShape::eagle3(24), DrafterShape::eagle(24)]]
     {
         let (config, weights) = (config(), drafter(before));
-        let width = |shape| eagle::reads(shape).width(&config);
         let (mut publication, mut calibration) = (Publication::default(), Calibration::default());
         let _ = publication.judge(Duel { guesses: 100, right: 50, only: (50, 0), is_alone: false });
         calibration.observe(0, 1.0, true);
@@ -101,18 +100,20 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
             published: Some(Published::new(3, &weights)),
             learner: Some(Arc::new(Learner::new(&config, before, weights.clone(), 1e-3).to_raw())),
             habits: Some(habits),
-            buffer: Buffer::from_raw(&examples(width(before))).unwrap(),
+            buffer: Buffer::from_raw(&examples(eagle::reads(before).width(&config))).unwrap(),
         });
-        let (same, errors) = folder.experience("000-000001", Some((&weights, width(before))));
-        assert!(errors.is_empty() && same.published.is_some() && same.learner.is_some(), "{errors:?}");
+        let (same, errors) = folder.experience("000-000001", &config, Some(before));
+        assert!(errors.is_empty() && same.learner.is_some(), "{errors:?}");
+        let storage = same.published.map(|published| published.weights.storage());
+        assert_eq!(storage, Some(weights.storage()), "what goes on learning learns as before");
         assert_eq!((same.buffer.tokens(), same.habits.unwrap().publication), (4, publication));
-        let (other, errors) = folder.experience("000-000001", Some((&drafter(now), width(now))));
+        let (other, errors) = folder.experience("000-000001", &config, Some(now));
         assert_eq!(errors.len(), 2, "drafter and learner are of one shape: {errors:?}");
         assert!(other.published.is_none() && other.learner.is_none() && other.buffer.tokens() == 0);
         let habits = other.habits.unwrap();
         assert_eq!((habits.publication, habits.calibration), Default::default());
         assert_eq!(habits.seen, [7], "what was seen is true of any");
-        let (none, errors) = folder.experience("000-000001", None);
+        let (none, errors) = folder.experience("000-000001", &config, None);
         assert!(errors.is_empty() && none.habits.unwrap().publication == Publication::default(), "{errors:?}");
     }
 }
