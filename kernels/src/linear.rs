@@ -67,36 +67,23 @@ pub(crate) struct Packed {
     narrow: Vec<u16>,
 }
 
-impl Packed {
-    /// `count` panels of `steps` in this storage, each written by `write` or, rounded, by `round`.
-    fn fill(
-        &mut self,
-        pool: &Pool,
-        [count, steps]: [usize; 2],
-        storage: Storage,
-        write: impl Fn(usize, &mut [f32]) + Sync,
-        round: impl Fn(usize, &mut [u16]) + Sync,
-    ) -> Panels<'_> {
-        let size = steps * PANEL;
-        match storage {
-            Storage::F32 => {
-                self.wide.resize(count * size, 0.0);
-                let shares = Shares::of(&mut self.wide);
-                // SAFETY: ranges of a split are disjoint, and so are their panels.
-                let part = |panel: usize| unsafe { shares.part(panel * size..(panel + 1) * size) };
-                pool.split(count, 1, |panels| panels.for_each(|panel| write(panel, part(panel))));
-                Panels::F32(&self.wide)
-            }
-            Storage::Bf16 => {
-                self.narrow.resize(count * size, 0);
-                let shares = Shares::of(&mut self.narrow);
-                // SAFETY: as above.
-                let part = |panel: usize| unsafe { shares.part(panel * size..(panel + 1) * size) };
-                pool.split(count, 1, |panels| panels.for_each(|panel| round(panel, part(panel))));
-                Panels::Bf16(&self.narrow)
-            }
+/// `count` panels of so many steps, each written by `write`.
+fn filled<'a, T: Copy + Default + Send + Sync>(
+    pool: &Pool,
+    memory: &'a mut Vec<T>,
+    [count, steps]: [usize; 2],
+    write: impl Fn(usize, &mut [T]) + Sync,
+) -> &'a [T] {
+    let size = steps * PANEL;
+    memory.resize(count * size, T::default());
+    let shares = Shares::of(memory);
+    pool.split(count, 1, |panels| {
+        for panel in panels {
+            // SAFETY: ranges of a split are disjoint, and so are their panels.
+            write(panel, unsafe { shares.part(panel * size..(panel + 1) * size) });
         }
-    }
+    });
+    memory
 }
 
 /// `dx = g W` (`keep`: `dx += g W`): g `(r, n)`, dx `(r, k)`. The weight is packed by input features, then it is a forward
@@ -111,9 +98,11 @@ pub fn input_gradient(pool: &Pool, grad: &[f32], weight: &Matrix, dx: &mut [f32]
 
 /// The weight packed by input features: `(ceil(k / PANEL), n, PANEL)`.
 pub(crate) fn turn_weight<'a>(pool: &Pool, weight: &Matrix, turned: &'a mut Packed) -> Panels<'a> {
-    let size = [weight.k().div_ceil(PANEL), weight.n()];
-    let write = |panel: usize, to: &mut [f32]| turn_panel(weight, panel, to);
-    turned.fill(pool, size, weight.storage(), write, |panel, to| turn_panel_bf16(weight, panel, to))
+    let (size, Packed { wide, narrow }) = ([weight.k().div_ceil(PANEL), weight.n()], turned);
+    match weight.storage() {
+        Storage::F32 => Panels::F32(filled(pool, wide, size, |panel, to| turn_panel(weight, panel, to))),
+        Storage::Bf16 => Panels::Bf16(filled(pool, narrow, size, |panel, to| turn_panel_bf16(weight, panel, to))),
+    }
 }
 
 /// [`input_gradient`] of a weight of shape `(n, k)` that is already turned.
@@ -166,24 +155,24 @@ pub fn weight_gradient(pool: &Pool, x: &[f32], grad: &[f32], weight: &Matrix, dw
     let panels = n.div_ceil(PANEL);
     assert!(x.len() == rows * k && grad.len() == rows * n && dw.len() == panels * k * PANEL, "gradient of ({n}, {k})");
     let columns = |panel: usize| panel * PANEL..n.min((panel + 1) * PANEL);
-    let write = |panel: usize, to: &mut [f32]| pack_panel(grad, n, columns(panel), to);
-    let round = |panel: usize, to: &mut [u16]| pack_panel_bf16(grad, n, columns(panel), to);
-    let packed = turned.grad.fill(pool, [panels, rows], weight.storage(), write, round);
+    let Packed { wide, narrow } = &mut turned.grad;
     // Input features are the rows of this product, batch rows its depth: x is read column by column where it stands.
     let strides = Strides { x_row: 1, x_step: k, y_row: PANEL, y_panel: k * PANEL, ..Strides::packed(rows, 0) };
     let shape = |steps: usize| [k, steps, panels * PANEL];
-    match packed {
-        Panels::F32(w) => product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw),
-        Panels::Bf16(w) if multiplies_pairs() && rows > 1 => {
-            let (pairs, strides_of_pairs) = (w.as_chunks::<2>().0, strides.in_pairs());
-            let operands = Operands { x, w: pairs, shape: shape(rows / 2), strides: strides_of_pairs, keep: true };
-            product(pool, operands, dw);
-            if !rows.is_multiple_of(2) {
-                let (x, w) = (&x[(rows - 1) * k..], &w[(rows - 1) * PANEL..]);
-                product(pool, Operands { x, w, shape: shape(1), strides, keep: true }, dw);
-            }
-        }
-        Panels::Bf16(w) => product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw),
+    let size = [panels, rows];
+    if weight.storage() == Storage::F32 {
+        let w = filled(pool, wide, size, |panel, to| pack_panel(grad, n, columns(panel), to));
+        return product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw);
+    }
+    let w = filled(pool, narrow, size, |panel, to| pack_panel_bf16(grad, n, columns(panel), to));
+    if !multiplies_pairs() {
+        return product(pool, Operands { x, w, shape: shape(rows), strides, keep: true }, dw);
+    }
+    let (pairs, shape_of_pairs) = (w.as_chunks::<2>().0, shape(rows / 2));
+    product(pool, Operands { x, w: pairs, shape: shape_of_pairs, strides: strides.in_pairs(), keep: true }, dw);
+    if !rows.is_multiple_of(2) {
+        let (x, w) = (&x[(rows - 1) * k..], &w[(rows - 1) * PANEL..]);
+        product(pool, Operands { x, w, shape: shape(1), strides, keep: true }, dw);
     }
 }
 
