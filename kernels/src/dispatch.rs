@@ -1,5 +1,6 @@
 //! Chooses the instruction set at run time. All variants compute the same bits: each lane is an independent chain of
-//! fused multiply-adds, and `f32::mul_add` rounds once everywhere. For bf16 this needs what [`to_bf16`](crate::to_bf16) says of small numbers.
+//! fused multiply-adds, and `f32::mul_add` rounds once everywhere. For bf16 this needs what [`to_bf16`](crate::to_bf16) says
+//! of small numbers.
 
 use std::sync::OnceLock;
 

@@ -44,20 +44,32 @@ pub(crate) trait Element: Copy + Sync {
     /// Steps of a row of x, a float each, rounded as what they are multiplied with.
     fn narrow(x: &[f32], to: &mut [f32]);
     /// The same of a step of some rows, whose numbers stand `x_step` apart.
-    fn narrow_rows<const N: usize>(x: &[f32], x_step: usize, to: &mut [f32; N]);
+    #[inline(always)]
+    fn narrow_rows<const N: usize>(x: &[f32], _x_step: usize, to: &mut [f32; N]) {
+        Self::narrow(&x[..N], to);
+    }
     /// `x * w + sum`.
     #[inline(always)]
     fn mul_add<V: Lanes>(x: V, w: V, sum: V) -> V {
         x.mul_add(w, sum)
     }
     /// Rows of the largest tile.
-    fn tile_rows<V: Lanes>() -> usize;
+    #[inline(always)]
+    fn tile_rows<V: Lanes>() -> usize {
+        V::TILE.0
+    }
     /// A step; where lanes take turns, the last one of an odd number.
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V;
     /// The first of two steps of a panel.
-    fn even<V: Lanes>(from: &[Self; 32]) -> V;
+    #[inline(always)]
+    fn even<V: Lanes>(from: &[Self; 32]) -> V {
+        Self::lanes(&from.as_chunks().0[0])
+    }
     /// The second.
-    fn odd<V: Lanes>(from: &[Self; 32]) -> V;
+    #[inline(always)]
+    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
+        Self::lanes(&from.as_chunks().0[1])
+    }
 }
 
 impl Element for f32 {
@@ -68,24 +80,8 @@ impl Element for f32 {
         to.copy_from_slice(x);
     }
     #[inline(always)]
-    fn narrow_rows<const N: usize>(x: &[f32], _x_step: usize, to: &mut [f32; N]) {
-        to.copy_from_slice(&x[..N]);
-    }
-    #[inline(always)]
-    fn tile_rows<V: Lanes>() -> usize {
-        V::TILE.0
-    }
-    #[inline(always)]
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V {
         V::load(from)
-    }
-    #[inline(always)]
-    fn even<V: Lanes>(from: &[Self; 32]) -> V {
-        V::load(&from.as_chunks().0[0])
-    }
-    #[inline(always)]
-    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
-        V::load(&from.as_chunks().0[1])
     }
 }
 
@@ -95,10 +91,6 @@ impl Element for u16 {
     #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
         x.iter().zip(to).for_each(|(x, to)| *to = f32::from_bits(round_bits(*x)));
-    }
-    #[inline(always)]
-    fn narrow_rows<const N: usize>(x: &[f32], _x_step: usize, to: &mut [f32; N]) {
-        Self::narrow(&x[..N], to);
     }
     #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
@@ -136,20 +128,8 @@ impl Element for [u16; 2] {
         x.mul_add_pairs(w, sum)
     }
     #[inline(always)]
-    fn tile_rows<V: Lanes>() -> usize {
-        V::TILE.0
-    }
-    #[inline(always)]
     fn lanes<V: Lanes>(from: &[Self; 16]) -> V {
         V::load_pairs(from)
-    }
-    #[inline(always)]
-    fn even<V: Lanes>(from: &[Self; 32]) -> V {
-        Self::lanes(&from.as_chunks().0[0])
-    }
-    #[inline(always)]
-    fn odd<V: Lanes>(from: &[Self; 32]) -> V {
-        Self::lanes(&from.as_chunks().0[1])
     }
 }
 

@@ -32,6 +32,12 @@ fn seen(values: &[f32], storage: Storage) -> Vec<f32> {
     values.iter().map(rounded).collect()
 }
 
+/// Every element of x `(rows, k)` times w `(n, k)`: its chain as it is written down.
+fn chains(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    let chain = |x: &[f32], w: &[f32]| x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum));
+    x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| chain(x, w))).collect()
+}
+
 #[test]
 fn linear_does_not_see_its_batch() {
     for (rows, k, n) in [(1, 5, 3), (2, 64, 48), (7, 33, 96), (13, 128, 352), (130, 600, 17), (40, 601, 80)] {
@@ -77,12 +83,7 @@ fn products_are_their_chains() {
                 let x = values(1, rows * k);
                 let mut y = vec![0.25; rows * n];
                 linear(&Pool::new(1 + rows % 3), &x, &weight, &mut y);
-                let x = seen(&x, storage);
-                let chain = |at: usize| {
-                    let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
-                    x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
-                };
-                let want: Vec<f32> = (0..rows * n).map(chain).collect();
+                let want = chains(&seen(&x, storage), &w, k);
                 assert_eq!(bits(&y), bits(&want), "{rows} rows of {k} by {n}, {storage:?}");
             }
         }
@@ -122,12 +123,7 @@ fn small_and_large_numbers_are_not_lost() {
         let (mut x, mut x_seen) = (x.clone(), x_seen.clone());
         x.chunks_exact_mut(k).chain(x_seen.chunks_exact_mut(k)).for_each(|row| row[steps..].fill(0.0));
         linear(&Pool::default(), &x, &weight, &mut y);
-        let chain = |at: usize| {
-            let (x, w) = (&x_seen[at / n * k..][..k], &w_seen[at % n * k..][..k]);
-            x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
-        };
-        let want: Vec<f32> = (0..rows * n).map(chain).collect();
-        assert_eq!(bits(&y), bits(&want), "{steps} steps");
+        assert_eq!(bits(&y), bits(&chains(&x_seen, &w_seen, k)), "{steps} steps");
     }
 }
 

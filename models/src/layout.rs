@@ -65,6 +65,11 @@ pub(crate) fn layer_reading(config: &Config, width: usize, prefix: &str) -> Vec<
     ]
 }
 
+/// Numbers in these parameters.
+pub(crate) fn count(parameters: &[Parameter]) -> usize {
+    parameters.iter().map(|parameter| parameter.shape.len()).sum()
+}
+
 /// All parameters of a target: embedding, layers, final norm, and the head unless it is tied to the embedding.
 #[must_use]
 pub fn parameters(config: &Config) -> Vec<Parameter> {

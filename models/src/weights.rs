@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kernels::{Matrix, NoiseKey, Storage, pack, unpack};
 
 use crate::error::{Error, Result};
-use crate::layout::{Parameter, ParameterShape, parameters};
+use crate::layout::{Parameter, ParameterShape, count, parameters};
 use crate::load::{Config, RawWeights};
 
 /// One version of a model's parameters: f32 masters, and matrices to compute with. Never written in place: an update makes
@@ -141,7 +141,7 @@ impl Weights {
     /// Number of parameters.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.layout.iter().map(|p| p.shape.len()).sum()
+        count(&self.layout)
     }
 
     /// The layout.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::{Draws, Matrix, NoiseKey, Pool, linear, noise};
 
-use crate::layout::parameters;
+use crate::layout::{count, parameters};
 use crate::load::Config;
 use crate::target::Target;
 use crate::weights::storage_to_draft;
@@ -66,8 +66,7 @@ pub fn worth_drafting(counts: &[u64], target: &Config) -> Option<Arc<Vec<u32>>> 
     }
     // Of an embedding that is not the head, a forward reads a row or two.
     let aside = if target.tied { 0 } else { target.vocab * target.hidden };
-    let read = parameters(target).iter().map(|parameter| parameter.shape.len()).sum::<usize>() - aside;
-    let row = target.hidden as f64 / read as f64;
+    let row = target.hidden as f64 / (count(&parameters(target)) - aside) as f64;
     let mut ranked: Vec<u32> = (0..u32::try_from(counts.len()).unwrap_or(u32::MAX)).collect();
     ranked.sort_by_key(|id| std::cmp::Reverse(counts[*id as usize]));
     let pays = |id: &u32| counts[*id as usize] as f64 * SAVES > row * total as f64;

@@ -20,7 +20,7 @@ use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
 use crate::target::Target;
 
-mod third;
+pub(crate) mod third;
 
 /// Who is to read an exported drafter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use state::plan::TinyShape;
 
 use super::super::buffer::Example;
 use super::*;
+use crate::load::eagle::third::cosine;
 
 const DRAWS: Draws = Draws { temperature: 0.8, top_p: 1.0 };
 const SHAPES: [DrafterShape; 2] = [DrafterShape::eagle(10), DrafterShape::eagle3(10)];
@@ -31,11 +32,6 @@ fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {
     };
     let windows = vec![example(1, 12), example(2, 7)];
     (target, windows)
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 #[test]
