@@ -171,8 +171,10 @@ fn copy(from: &Path, to: &Path) {
 
 /// Changes the store behind the journal's back.
 fn tamper(dir: &Path, change: impl FnOnce(&::sled::Db)) {
-    // Without a thread of sled's that would hold the files for a moment longer.
-    let db = ::sled::Config::new().path(dir).flush_every_ms(None).open().unwrap();
+    // Without a thread of sled's that would hold the files for a moment longer; others may.
+    let config = ::sled::Config::new().path(dir).flush_every_ms(None);
+    let again = |_| std::thread::sleep(std::time::Duration::from_millis(10));
+    let db = (0..200).find_map(|_| config.open().map_err(again).ok()).unwrap();
     change(&db);
     db.flush().unwrap();
 }
@@ -275,6 +277,21 @@ fn reading_a_folder_that_is_not_there_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let error = SledJournal::open_read_only(&dir.path().join("none")).unwrap_err();
     assert!(error.to_string().starts_with("cannot read the folder "), "{error}");
+}
+
+#[test]
+fn a_store_that_is_being_closed_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = write(dir.path(), 3);
+    let held = fs::File::open(dir.path().join("db")).unwrap();
+    while held.try_lock().is_err() {}
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(held);
+    });
+    let journal = SledJournal::open(dir.path()).unwrap();
+    assert_eq!((journal.events().unwrap(), &journal.recovery().aside), (events, &None));
+    later.join().unwrap();
 }
 
 #[test]

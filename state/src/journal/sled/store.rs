@@ -5,11 +5,18 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Error, Found, folder};
 
 /// Size of sled's page cache, in bytes. A journal is small and read once.
 const CACHE_BYTES: u64 = 8 << 20;
+/// Attempts to open a store, and the time between them: sled's threads let go of its files a moment after it was closed. Nobody else
+/// has them, as the folder is locked, or a copy.
+const ATTEMPTS: u32 = 200;
+const BETWEEN: Duration = Duration::from_millis(10);
+/// What sled says meanwhile.
+const HELD: &str = "could not acquire lock";
 
 /// Keys and values, in order of the keys.
 pub(super) type Records = Vec<(Vec<u8>, Vec<u8>)>;
@@ -50,7 +57,15 @@ impl Store {
 
     fn start(dir: &Path, named: &Path) -> Result<Self, Error> {
         let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let db = guarded(|| config.open()).map_err(|reason| Error::Unreadable { dir: named.into(), reason })?;
+        let mut opened = guarded(|| config.open());
+        for _ in 1..ATTEMPTS {
+            if !opened.as_ref().is_err_and(|reason| reason.contains(HELD)) {
+                break;
+            }
+            std::thread::sleep(BETWEEN);
+            opened = guarded(|| config.open());
+        }
+        let db = opened.map_err(|reason| Error::Unreadable { dir: named.into(), reason })?;
         Ok(Self { db: Some(db), dir: dir.into(), failure: None })
     }
 
