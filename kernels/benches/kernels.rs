@@ -1,6 +1,6 @@
 //! Kernels against the machine's limits, measured in the same run, and against candle's matmul.
 //!
-//!     cargo bench -p taper-kernels [-- forward backward attention small]
+//!     cargo bench -p taper-kernels [-- forward backward attention decoding small]
 //!
 //! Prints a table and writes it to target/bench/kernels.json: name, rows, threads, dtype, ms, the ratio of the time to the
 //! floor (bytes over bandwidth or flops over peak, whichever is longer), and the times of peers over ours: candle's matmul, and
@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use kernels::{
-    Heads, Matrix, NoiseKey, Pool, SequencesGradient, Storage, Turned, input_gradient, linear, weight_gradient,
+    Context, Heads, KeyValues, Matrix, NoiseKey, Pool, SequencesGradient, Storage, Turned, attend_requests,
+    input_gradient, linear, weight_gradient,
 };
 
 /// Shape and number of the weights: together larger than any cache.
@@ -41,8 +42,13 @@ fn main() {
             bandwidth(&pool) / 1e9,
             peak(&pool) / 1e9
         );
-        let all: [(&str, Part); 4] =
-            [("forward", forward), ("backward", backward), ("attention", attention), ("small", small)];
+        let all: [(&str, Part); 5] = [
+            ("forward", forward),
+            ("backward", backward),
+            ("attention", attention),
+            ("decoding", decoding),
+            ("small", small),
+        ];
         for (name, part) in all {
             if wants(name) {
                 part(&pool, &mut table);
@@ -320,24 +326,66 @@ fn small(pool: &Pool, table: &mut Table) {
     }
 }
 
+/// Attention's heads in SmolLM2, and the name of what they store.
+fn heads() -> [(Heads, &'static str); 2] {
+    [(Storage::F32, "f32"), (Storage::Bf16, "bf16")]
+        .map(|(storage, dtype)| (Heads { heads: 9, kv_heads: 3, head_dim: 64, storage }, dtype))
+}
+
 fn attention(pool: &Pool, table: &mut Table) {
-    let shape = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+    heads().into_iter().for_each(|heads| attention_of(pool, table, heads));
+}
+
+fn decoding(pool: &Pool, table: &mut Table) {
+    heads().into_iter().for_each(|heads| decoding_of(pool, table, heads));
+}
+
+fn attention_of(pool: &Pool, table: &mut Table, (shape, dtype): (Heads, &'static str)) {
     let lengths = [256; 8];
     let rows = 2048;
     let (q, kv, g) = (values(1, rows * 576), values(2, rows * 192), values(3, rows * 576));
     let mut y = vec![0.0; q.len()];
-    // Half of all pairs, two products forward, five backward.
-    let flops = (lengths.len() * 256 * 256 / 2 * 576 * 2) as f64;
-    let work = [0.0, flops * 2.0];
+    // Half of all pairs, two products forward, five backward, which is computed in f32.
+    let flops = lengths.len() * 256 * 256 / 2 * 576 * 2;
+    let work = [0.0, as_f32(shape.storage, flops * 2)];
     let forward =
         beside_floor(pool, work, 7, || kernels::attend_sequences(pool, [&q, &kv, &kv], &lengths, shape, &mut y));
-    table.add(Row::new("attention", (pool, rows, "f32"), forward));
+    table.add(Row::new("attention", (pool, rows, dtype), forward));
     let (mut dq, mut dk, mut dv) = (y.clone(), kv.clone(), kv.clone());
-    let backward = beside_floor(pool, [0.0, flops * 5.0], 7, || {
+    let backward = beside_floor(pool, [0.0, (flops * 5) as f64], 7, || {
         let to = SequencesGradient { dq: &mut dq, dk: &mut dk, dv: &mut dv, ahead: &mut [] };
         kernels::attend_ahead_gradient(pool, [&q, &kv, &kv], &[], &lengths, shape, &g, to);
     });
-    table.add(Row::new("attention backward", (pool, rows, "f32"), backward));
+    table.add(Row::new("attention backward", (pool, rows, dtype), backward));
+}
+
+/// A row, or a draft tree, of each of 128 requests in the middle of answers of 512 tokens, in pages as a cache has them.
+fn decoding_of(pool: &Pool, table: &mut Table, (shape, dtype): (Heads, &'static str)) {
+    const REQUESTS: usize = 128;
+    const PAGE: usize = 64;
+    let kv = values(2, PAGE * shape.kv_width());
+    let mut page = KeyValues::new(shape);
+    page.extend(&kv, &kv);
+    let pages = vec![page; REQUESTS * 512 / PAGE];
+    let pages: Vec<&KeyValues> = pages.iter().collect();
+    let bytes = REQUESTS * 512 * 2 * shape.kv_width() * if shape.storage == Storage::F32 { 4 } else { 2 };
+    for each in [1, 8] {
+        let mut fresh = KeyValues::new(shape);
+        let tree = each * shape.kv_width();
+        fresh.extend(&kv[..tree], &kv[..tree]);
+        let order: Vec<usize> = (0..each).collect();
+        let paths: Vec<&[usize]> = (1..=each).map(|rows| &order[..rows]).collect();
+        let requests: Vec<Context<'_>> =
+            pages.chunks(512 / PAGE).map(|shared| Context { shared, fresh: &fresh, paths: &paths }).collect();
+        let q = values(1, REQUESTS * each * shape.width());
+        let (mut y, mut scratch) = (vec![0.0; q.len()], Vec::new());
+        let flops = as_f32(shape.storage, REQUESTS * each * 512 * shape.width() * 4);
+        let name = if each == 1 { "128 requests" } else { "128 trees of 8" };
+        let seconds = beside_floor(pool, [bytes as f64, flops], 7, || {
+            attend_requests(pool, &q, &requests, shape, &mut scratch, &mut y);
+        });
+        table.add(Row::new(name, (pool, REQUESTS * each, dtype), seconds));
+    }
 }
 
 struct Row {

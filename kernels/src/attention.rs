@@ -2,27 +2,33 @@
 //!
 //! For a row each score is one chain over the features, then one pass for the maximum, lanes `i % 8` for the sum, and
 //! values are added as one chain in the order of positions. So a token's output does not depend on where its keys are
-//! stored or on which rows attend beside it.
+//! stored or on which rows attend beside it. With keys and values in bf16, queries and the weights of values are rounded to it,
+//! too; maxima and sums are not.
 
 mod sequences;
+mod stored;
 
 pub use sequences::{SequencesGradient, attend_ahead, attend_ahead_gradient, attend_sequences};
+pub use stored::KeyValues;
 
 use crate::dispatch::simd;
 use crate::math;
-use crate::matrix::PANEL;
+use crate::matrix::{PANEL, Storage, round_bits};
 use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, multiply};
+use stored::{HeadRows, Number, Numbers, of_heads};
 
-/// Shape of the heads.
+/// Shape of the heads, and what their keys and values are stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; query head h reads key/value head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head; even, where its keys are in bf16.
     pub head_dim: usize,
+    /// What keys and values are stored as, and multiplied with.
+    pub storage: Storage,
 }
 
 impl Heads {
@@ -44,79 +50,6 @@ impl Heads {
 
     fn padded(&self) -> usize {
         self.head_dim.next_multiple_of(PANEL)
-    }
-}
-
-/// Keys, already turned, and values of consecutive positions in one layer. Each head's stand together, so that attention
-/// streams them.
-#[derive(Debug, Clone)]
-pub struct KeyValues {
-    shape: Heads,
-    rows: usize,
-    heads: Vec<HeadRows>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct HeadRows {
-    /// Panels of 16 positions: `(panels, head_dim, PANEL)`.
-    keys: Vec<f32>,
-    /// `(rows, padded head_dim)`.
-    values: Vec<f32>,
-}
-
-impl KeyValues {
-    /// None yet.
-    #[must_use]
-    pub fn new(shape: Heads) -> Self {
-        Self { shape, rows: 0, heads: vec![HeadRows::default(); shape.kv_heads] }
-    }
-
-    /// Positions stored.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Forgets all positions and keeps the memory.
-    pub fn clear(&mut self) {
-        self.rows = 0;
-        for head in &mut self.heads {
-            head.keys.clear();
-            head.values.clear();
-        }
-    }
-
-    /// Becomes the same as another, of the same shape, and keeps the memory.
-    pub fn copy_from(&mut self, other: &Self) {
-        (self.shape, self.rows) = (other.shape, other.rows);
-        for (to, from) in self.heads.iter_mut().zip(&other.heads) {
-            to.keys.clone_from(&from.keys);
-            to.values.clone_from(&from.values);
-        }
-    }
-
-    /// Appends a position: key and value, `(kv_heads * head_dim)` each.
-    pub fn push(&mut self, key: &[f32], value: &[f32]) {
-        let (lane, dim, padded) = (self.rows % PANEL, self.shape.head_dim, self.shape.padded());
-        let base = self.rows / PANEL * PANEL * dim + lane;
-        let own = key.chunks_exact(dim).zip(value.chunks_exact(dim));
-        for (head, (key, value)) in self.heads.iter_mut().zip(own) {
-            if lane == 0 {
-                head.keys.resize(base + dim * PANEL, 0.0);
-            }
-            for (to, v) in head.keys[base..].iter_mut().step_by(PANEL).zip(key) {
-                *to = *v;
-            }
-            head.values.extend_from_slice(value);
-            head.values.resize((self.rows + 1) * padded, 0.0);
-        }
-        self.rows += 1;
-    }
-
-    /// Appends positions from rows of keys and of values.
-    pub fn extend(&mut self, keys: &[f32], values: &[f32]) {
-        let width = self.shape.kv_width();
-        keys.chunks_exact(width).zip(values.chunks_exact(width)).for_each(|(key, value)| self.push(key, value));
     }
 }
 
@@ -227,14 +160,19 @@ fn attend_head(
         let strides =
             Strides { x_row: stride, x_step: 1, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
         if run.rows > 0 {
-            let (x, w) = (&scores[done..], run.heads[kv_head].values.as_slice());
-            multiply(Operands { x, w, shape: [rows, run.rows, padded], strides, keep: true }, mixed);
+            // Behind an odd number of positions a step in bf16 multiplies one more score, by zero.
+            let x = &scores[done..];
+            of_heads!(&run.numbers, heads => add_values(x, &heads[kv_head], [rows, run.rows, padded], strides, mixed));
         }
         done += run.rows;
     }
     for (row, mixed) in mixed.chunks_exact_mut(padded).enumerate() {
         let weights = &scores[row * stride + shared..];
-        add_path(mixed, weights, context.paths[row / group], &context.fresh.heads[kv_head].values);
+        let path = context.paths[row / group];
+        match &context.fresh.numbers {
+            Numbers::F32(heads) => add_path(mixed, weights, path, &heads[kv_head].values),
+            Numbers::Bf16(heads) => add_path_bf16(mixed, weights, path, heads[kv_head].values.as_flattened()),
+        }
         let at = row / group * shape.width() + (kv_head * group + row % group) * dim;
         let inverse = 1.0 / own[row];
         out[at..at + dim].iter_mut().zip(mixed).for_each(|(o, m)| *o = *m * inverse);
@@ -243,13 +181,28 @@ fn attend_head(
 
 /// `q · key` of every position, rows of `to` `stride` floats apart.
 fn key_products(queries: &[f32], run: &KeyValues, kv_head: usize, stride: usize, to: &mut [f32]) {
-    let dim = run.shape.head_dim;
+    let shape = [queries.len() / run.shape.head_dim, run.shape.head_dim, run.rows];
     if run.rows > 0 {
-        let strides = Strides::packed(dim, stride);
-        let shape = [queries.len() / dim, dim, run.rows];
-        let w = run.heads[kv_head].keys.as_slice();
-        multiply(Operands { x: queries, w, shape, strides, keep: false }, to);
+        of_heads!(&run.numbers, heads => multiply_keys(queries, &heads[kv_head], shape, stride, to));
     }
+}
+
+fn multiply_keys<E: Number>(x: &[f32], head: &HeadRows<E>, [rows, dim, n]: [usize; 3], stride: usize, to: &mut [f32]) {
+    let steps = dim / E::NUMBERS;
+    let strides = Strides { x_row: dim, ..Strides::packed(steps, stride) };
+    multiply(Operands { x, w: head.keys.as_slice(), shape: [rows, steps, n], strides, keep: false }, to);
+}
+
+/// Adds values, as often as `x` says.
+fn add_values<E: Number>(
+    x: &[f32],
+    head: &HeadRows<E>,
+    [rows, positions, n]: [usize; 3],
+    strides: Strides,
+    to: &mut [f32],
+) {
+    let shape = [rows, positions.div_ceil(E::NUMBERS), n];
+    multiply(Operands { x, w: head.values.as_slice(), shape, strides, keep: true }, to);
 }
 
 simd! {
@@ -259,6 +212,20 @@ simd! {
             let row = values[node * mixed.len()..].as_chunks::<PANEL>().0;
             for (to, value) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
                 V::splat(*weight).mul_add(V::load(value), V::load(to)).store(to);
+            }
+        }
+    }
+}
+
+simd! {
+    /// The same in bf16, which pairs of positions share.
+    fn add_path_bf16<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[u16]) {
+        for (weight, node) in weights.iter().zip(path) {
+            let row = values[node / 2 * 2 * mixed.len()..].as_chunks::<{ 2 * PANEL }>().0;
+            let weight = V::splat(f32::from_bits(round_bits(*weight)));
+            for (to, pairs) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
+                let value = if node % 2 == 0 { V::load_bf16_even(pairs) } else { V::load_bf16_odd(pairs) };
+                weight.mul_add(value, V::load(to)).store(to);
             }
         }
     }

@@ -88,7 +88,7 @@ macro_rules! simd {
                 }
                 #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
                 fn avx512 ($($arg: $ty),*) $(-> $ret)? {
-                    body::<$crate::lanes::Avx512>($($arg),*)
+                    body::<$crate::lanes::Avx512<false>>($($arg),*)
                 }
                 match $crate::dispatch::chosen() {
                     // SAFETY: the processor was asked for these instruction sets when the variant was chosen.

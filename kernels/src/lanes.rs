@@ -13,24 +13,45 @@ pub(crate) trait Lanes: Copy {
     fn load(from: &[f32; 16]) -> Self;
     /// Sixteen bf16 of a step that stands alone.
     fn load_bf16(from: &[u16; 16]) -> Self;
-    /// Of two steps that take turns, lane by lane, the first, in the upper halves: a mask widens it.
-    fn load_bf16_even(from: &[u16; 32]) -> Self;
-    /// The second: a shift widens it.
-    fn load_bf16_odd(from: &[u16; 32]) -> Self;
+    /// Two bf16 in each lane.
+    fn load_pairs(from: &[[u16; 2]; 16]) -> Self;
+    /// The upper bf16 of each lane: a mask widens it.
+    fn upper(self) -> Self;
+    /// The lower one: a shift widens it.
+    fn lower(self) -> Self;
+    /// Of two steps that take turns, lane by lane, the first, in the upper halves.
+    #[inline(always)]
+    fn load_bf16_even(from: &[u16; 32]) -> Self {
+        Self::load_pairs(pairs(from)).upper()
+    }
+    /// The second.
+    #[inline(always)]
+    fn load_bf16_odd(from: &[u16; 32]) -> Self {
+        Self::load_pairs(pairs(from)).lower()
+    }
     fn store(self, to: &mut [f32; 16]);
     /// `self * factor + addend`, rounded once.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Two bf16 in each lane, for [`mul_add_pairs`](Self::mul_add_pairs).
-    fn load_pairs(_from: &[[u16; 2]; 16]) -> Self {
-        unreachable!("pairs are multiplied where the processor does so")
-    }
-    /// The product of the upper bf16 of each lane added, then that of the lower ones, rounded each time. Only where
-    /// [`multiplies_pairs`](crate::dispatch::multiplies_pairs).
-    fn mul_add_pairs(self, _factor: Self, _addend: Self) -> Self {
-        unreachable!("pairs are multiplied where the processor does so")
+    /// The product of the upper bf16 of each lane added, then that of the lower ones, rounded each time.
+    #[inline(always)]
+    fn mul_add_pairs(self, factor: Self, addend: Self) -> Self {
+        one_by_one(self, factor, addend)
     }
     /// Asks for a cache line that is read soon; any address will do.
     fn prefetch(_at: *const u8) {}
+}
+
+/// What stands in the lanes of two steps that take turns.
+#[inline(always)]
+fn pairs(steps: &[u16; 32]) -> &[[u16; 2]; 16] {
+    let Ok(pairs) = steps.as_chunks().0.try_into() else { unreachable!("32 numbers are 16 pairs") };
+    pairs
+}
+
+/// [`Lanes::mul_add_pairs`] where the processor knows single products only.
+#[inline(always)]
+fn one_by_one<V: Lanes>(x: V, factor: V, addend: V) -> V {
+    x.lower().mul_add(factor.lower(), x.upper().mul_add(factor.upper(), addend))
 }
 
 /// What a tile reads of a weight in each lane of a step.
@@ -90,7 +111,10 @@ impl Element for u16 {
     const TAKES_TURNS: bool = true;
     #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
-        x.iter().zip(to).for_each(|(x, to)| *to = f32::from_bits(round_bits(*x)));
+        // A loop, not an iterator's closure: that would not be compiled for the instruction set.
+        for (x, to) in x.iter().zip(to) {
+            *to = f32::from_bits(round_bits(*x));
+        }
     }
     #[inline(always)]
     fn tile_rows<V: Lanes>() -> usize {
@@ -110,18 +134,26 @@ impl Element for u16 {
     }
 }
 
-/// Two steps of bf16, which a processor multiplies at once. What holds floats elsewhere holds pairs here.
+/// Two steps of bf16, which some processors multiply at once. What holds floats elsewhere holds pairs here.
 impl Element for [u16; 2] {
     const TAKES_TURNS: bool = false;
     const NUMBERS: usize = 2;
     #[inline(always)]
+    fn tile_rows<V: Lanes>() -> usize {
+        V::TILE_BF16
+    }
+    #[inline(always)]
     fn narrow(x: &[f32], to: &mut [f32]) {
-        x.as_chunks().0.iter().zip(to).for_each(|(x, to)| *to = pair(*x));
+        for (x, to) in x.as_chunks().0.iter().zip(to) {
+            *to = pair(*x);
+        }
     }
     #[inline(always)]
     fn narrow_rows<const N: usize>(x: &[f32], x_step: usize, to: &mut [f32; N]) {
         let rows = x[..N].iter().zip(&x[x_step..][..N]);
-        rows.zip(to).for_each(|((first, second), to)| *to = pair([*first, *second]));
+        for ((first, second), to) in rows.zip(to) {
+            *to = pair([*first, *second]);
+        }
     }
     #[inline(always)]
     fn mul_add<V: Lanes>(x: V, w: V, sum: V) -> V {
@@ -174,12 +206,16 @@ impl Lanes for Portable {
         Self(from.map(|half| f32::from_bits(u32::from(half) << 16)))
     }
     #[inline(always)]
-    fn load_bf16_even(from: &[u16; 32]) -> Self {
-        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2 + 1]) << 16)))
+    fn load_pairs(from: &[[u16; 2]; 16]) -> Self {
+        Self(from.map(|[lower, upper]| f32::from_bits(u32::from(upper) << 16 | u32::from(lower))))
     }
     #[inline(always)]
-    fn load_bf16_odd(from: &[u16; 32]) -> Self {
-        Self(std::array::from_fn(|i| f32::from_bits(u32::from(from[i * 2]) << 16)))
+    fn upper(self) -> Self {
+        Self(self.0.map(|both| f32::from_bits(both.to_bits() & 0xffff_0000)))
+    }
+    #[inline(always)]
+    fn lower(self) -> Self {
+        Self(self.0.map(|both| f32::from_bits(both.to_bits() << 16)))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 16]) {
@@ -198,15 +234,15 @@ pub(crate) use x86::{Avx2, Avx512, pairs_are_as_expected};
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m256, __m512, __m512bh, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
-        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps,
-        _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-        _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps,
+        __m256, __m512, __m512bh, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_and_ps, _mm256_castps_si256,
+        _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_and_si512, _mm512_castps_si512,
+        _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
     };
     use std::mem::transmute;
 
-    use super::{Lanes, pair};
+    use super::{Lanes, one_by_one, pair, pairs};
 
     // These types are named only by functions that `simd!` and `product` call after the processor was asked for their
     // instruction set; that is the reason for every `unsafe` below.
@@ -239,14 +275,25 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn load_bf16_even(from: &[u16; 32]) -> Self {
-            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+        fn load_pairs(from: &[[u16; 2]; 16]) -> Self {
+            // SAFETY: sixteen pairs are readable; the instruction set is there, see above.
+            unsafe { Self(_mm256_loadu_ps(from.as_ptr().cast()), _mm256_loadu_ps(from.as_ptr().add(8).cast())) }
+        }
+        #[inline(always)]
+        fn upper(self) -> Self {
+            // SAFETY: the instruction set is there, see above.
             unsafe {
-                let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-                let low = _mm256_and_si256(_mm256_loadu_si256(from.as_ptr().cast()), upper);
-                let high = _mm256_and_si256(_mm256_loadu_si256(from.as_ptr().add(16).cast()), upper);
-                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+                Self(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
             }
+        }
+        #[inline(always)]
+        fn lower(self) -> Self {
+            let shift = |both: __m256| {
+                // SAFETY: the instruction set is there, see above.
+                unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(both))) }
+            };
+            Self(shift(self.0), shift(self.1))
         }
         #[inline(always)]
         fn load_bf16_odd(from: &[u16; 32]) -> Self {
@@ -254,14 +301,9 @@ mod x86 {
             // out as it went in.
             unsafe {
                 // Read anew: kept from the even ones, they would take the registers of two accumulators.
-                let mut from = from.as_ptr();
+                let mut from: *const [u16; 32] = from;
                 asm!("/* {0} */", inout(reg) from, options(pure, readonly, nostack, preserves_flags));
-                let low = _mm256_loadu_si256(from.cast());
-                let high = _mm256_loadu_si256(from.add(16).cast());
-                Self(
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                )
+                Self::load_pairs(pairs(&*from)).lower()
             }
         }
         #[inline(always)]
@@ -288,7 +330,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
     pub(crate) fn pairs_are_as_expected() -> bool {
         let sum = |from: f32, upper: f32, lower: f32| {
-            let one = Avx512::splat(pair([1.0, 1.0]));
+            let one = Avx512::<true>::splat(pair([1.0, 1.0]));
             let mut sums = [0.0; 16];
             one.mul_add_pairs(Avx512::splat(pair([upper, lower])), Avx512::splat(from)).store(&mut sums);
             sums
@@ -298,10 +340,11 @@ mod x86 {
         sum(1.0, half, half) == [1.0; 16] && sum(1.0, -1.0, least) == [least; 16] && sum(1.0, least, -1.0) == [0.0; 16]
     }
 
+    /// With PAIRS, two products of bf16 are added at once.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
+    pub(crate) struct Avx512<const PAIRS: bool>(__m512);
 
-    impl Lanes for Avx512 {
+    impl<const PAIRS: bool> Lanes for Avx512<PAIRS> {
         const TILE: (usize, usize) = (12, 2);
         const TILE_BF16: usize = 12;
         #[inline(always)]
@@ -323,21 +366,22 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn load_bf16_even(from: &[u16; 32]) -> Self {
-            // SAFETY: 32 halves are readable; the instruction set is there, see above.
+        fn load_pairs(from: &[[u16; 2]; 16]) -> Self {
+            // SAFETY: sixteen pairs are readable; the instruction set is there, see above.
+            unsafe { Self(_mm512_loadu_ps(from.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn upper(self) -> Self {
+            // SAFETY: the instruction set is there, see above.
             unsafe {
-                let both = _mm512_loadu_si512(from.as_ptr().cast());
-                let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-                Self(_mm512_castsi512_ps(_mm512_and_si512(both, upper)))
+                let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                Self(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self.0), mask)))
             }
         }
         #[inline(always)]
-        fn load_bf16_odd(from: &[u16; 32]) -> Self {
-            // SAFETY: 32 halves are readable; the instruction set is there, see above.
-            unsafe {
-                let both = _mm512_loadu_si512(from.as_ptr().cast());
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)))
-            }
+        fn lower(self) -> Self {
+            // SAFETY: the instruction set is there, see above.
+            unsafe { Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0)))) }
         }
         #[inline(always)]
         fn store(self, to: &mut [f32; 16]) {
@@ -350,13 +394,11 @@ mod x86 {
             unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
         }
         #[inline(always)]
-        fn load_pairs(from: &[[u16; 2]; 16]) -> Self {
-            // SAFETY: sixteen pairs are readable; the instruction set is there, see above.
-            unsafe { Self(_mm512_loadu_ps(from.as_ptr().cast())) }
-        }
-        #[inline(always)]
         fn mul_add_pairs(self, factor: Self, addend: Self) -> Self {
-            // SAFETY: this instruction, too, is there where pairs are multiplied; its operands are 32 bf16 each.
+            if !PAIRS {
+                return one_by_one(self, factor, addend);
+            }
+            // SAFETY: this instruction, too, is there where there are to be PAIRS; its operands are 32 bf16 each.
             unsafe {
                 let (x, w) = (transmute::<__m512, __m512bh>(self.0), transmute::<__m512, __m512bh>(factor.0));
                 Self(_mm512_dpbf16_ps(addend.0, x, w))

@@ -41,7 +41,7 @@ pub use draw::{Draws, Pick, draw};
 pub use embed::{embed, embed_gradient};
 pub use linear::{Turned, add, add_linear, input_gradient, linear, weight_gradient};
 pub use logprob::{Chosen, log_prob, log_probs, log_probs_gradient, softmax};
-pub use matrix::{Matrix, PANEL, Storage, from_bf16, pack, packed_len, to_bf16, unpack};
+pub use matrix::{Matrix, PANEL, Storage, from_bf16, pack, packed_len, round_to_bf16, to_bf16, unpack};
 pub use noise::NoiseKey;
 pub use norm::{rms_norm, rms_norm_gradient};
 pub use pool::Pool;

@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::dispatch::simd;
 use crate::lanes::{Lanes, widen};
 
 /// Output features in a panel.
@@ -103,6 +104,13 @@ pub(crate) fn round_bits(value: f32) -> u32 {
     // Rounding would carry some of what is not a number into its sign.
     let rounded = if value.is_nan() { bits | 1 << 22 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) };
     if bits << 1 < LEAST << 1 { 0 } else { rounded & 0xffff_0000 }
+}
+
+simd! {
+    /// Rounds numbers as [`to_bf16`] does.
+    pub fn round_to_bf16(values: &mut [f32]) {
+        values.iter_mut().for_each(|value| *value = f32::from_bits(round_bits(*value)));
+    }
 }
 
 /// Widens a bf16.

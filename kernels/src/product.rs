@@ -116,12 +116,12 @@ pub(crate) fn product<E: Weight>(pool: &Pool, operands: Operands<'_, E>, y: &mut
 }
 
 /// The product on the calling thread.
-pub(crate) fn multiply(operands: Operands<'_, f32>, y: &mut [f32]) {
+pub(crate) fn multiply<E: Weight>(operands: Operands<'_, E>, y: &mut [f32]) {
     let [rows, k, n] = operands.shape;
     if rows == 0 || n == 0 || k == 0 {
         return nothing(operands, y);
     }
-    block_f32(operands.check(y), 0..rows, 0..n.div_ceil(PANEL));
+    E::block(operands.check(y), 0..rows, 0..n.div_ceil(PANEL));
 }
 
 /// An empty sum is zero.
@@ -152,21 +152,24 @@ impl Weight for f32 {
 
 impl Weight for [u16; 2] {
     fn block(checked: Checked<'_, Self>, rows: Range<usize>, panels: Range<usize>) {
-        assert!(multiplies_pairs(), "pairs of bf16 on a processor that does not multiply them");
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor was asked for these instruction sets when the variant was chosen.
-        unsafe {
-            block_pairs(checked, rows, panels);
+        if multiplies_pairs() {
+            #[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
+            fn at_once(checked: Checked<'_, [u16; 2]>, rows: Range<usize>, panels: Range<usize>) {
+                block::<crate::lanes::Avx512<true>, _>(checked, rows, panels);
+            }
+            // SAFETY: the processor was asked for these instruction sets when the variant was chosen.
+            return unsafe { at_once(checked, rows, panels) };
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (checked, rows, panels);
+        block_pairs(checked, rows, panels);
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bf16,avx2,fma")]
-fn block_pairs(checked: Checked<'_, [u16; 2]>, rows: Range<usize>, panels: Range<usize>) {
-    block::<crate::lanes::Avx512, _>(checked, rows, panels);
+simd! {
+    /// Where pairs are multiplied one by one.
+    fn block_pairs<V>(checked: Checked<'_, [u16; 2]>, rows: Range<usize>, panels: Range<usize>) {
+        block::<V, [u16; 2]>(checked, rows, panels);
+    }
 }
 
 impl Weight for u16 {
@@ -198,7 +201,7 @@ fn block<V: Lanes, E: Element>(checked: Checked<'_, E>, rows: Range<usize>, pane
     let is_whole = is_few && rows.len() * k <= ROWS * DEPTH;
     let depth = if is_whole { k } else { k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2) };
     // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
-    let widens = !is_few && E::tile_rows::<V>() < V::TILE.0;
+    let widens = !is_few && E::NUMBERS == 1 && E::tile_rows::<V>() < V::TILE.0;
     let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
     let [mut packed, mut wide, mut narrow] = SCRATCH.take();
     let blocks = Parts::of(rows, ROWS);

@@ -49,7 +49,7 @@ pub fn rope(x: &[f64], width: usize, head_dim: usize, theta: f64, positions: &[u
 /// Causal grouped-query attention within each sequence, and of each row to its own row of each of `ahead`: keys and values.
 #[must_use]
 pub fn attention([q, k, v]: [&[f64]; 3], ahead: &[[&[f64]; 2]], lengths: &[usize], shape: crate::Heads) -> Vec<f64> {
-    let crate::Heads { heads, kv_heads, head_dim } = shape;
+    let crate::Heads { heads, kv_heads, head_dim, .. } = shape;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let mut y = vec![0.0; q.len()];
     let mut start = 0;

@@ -161,7 +161,7 @@ fn gradients_are_their_chains() {
 fn gradients_do_not_see_threads() {
     let (rows, k, n) = (130, 40, 72);
     let (x, g, weight) = (values(1, rows * k), values(2, rows * n), matrix(3, n, k, Storage::Bf16));
-    let shape = Heads { heads: 2, kv_heads: 1, head_dim: 20 };
+    let shape = Heads { heads: 2, kv_heads: 1, head_dim: 20, storage: Storage::Bf16 };
     let lengths = [70, 60];
     let run = |threads: usize| {
         let pool = Pool::new(threads);
@@ -186,7 +186,7 @@ fn gradients_do_not_see_threads() {
 #[test]
 fn attention_does_not_see_where_keys_are_stored() {
     for (heads, kv_heads, head_dim) in [(4, 2, 24), (3, 1, 64), (4, 2, 80), (1, 1, 96)] {
-        attention_of(Heads { heads, kv_heads, head_dim });
+        STORAGES.into_iter().for_each(|storage| attention_of(Heads { heads, kv_heads, head_dim, storage }));
     }
 }
 
@@ -256,7 +256,7 @@ fn fingerprint() -> String {
     let mut all = Vec::new();
     for storage in STORAGES {
         let (x, w) = (values(1, 9 * 64), matrix(2, 90, 64, storage));
-        let heads = Heads { heads: 4, kv_heads: 4, head_dim: 16 };
+        let heads = Heads { heads: 4, kv_heads: 4, head_dim: 16, storage };
         let (mut a, mut b, mut c) = (vec![0.0; 9 * 64], vec![0.0; 9 * 64], Vec::new());
         attend_sequences(&pool, [&x, &x, &x], &[4, 5], heads, &mut a);
         rms_norm(&pool, &a, &[1.0; 64], 1e-5, &mut b);
@@ -287,6 +287,9 @@ fn fingerprint() -> String {
         let (x, g) = (values(6, 41 * 64), values(7, 41 * 90));
         weight_gradient(&pool, &x, &g, &w, &mut by_rows, &mut Turned::default());
         all.extend(by_rows);
+        let mut attended = vec![0.0; x.len()];
+        attend_sequences(&pool, [&x, &x, &x], &[23, 18], heads, &mut attended);
+        all.extend(attended);
     }
     format!("{:x?} {:x?}", bits(&all), both_words(sum_of_squares(&pool, &values(5, 12_345))))
 }

@@ -139,9 +139,27 @@ fn attention_matches() {
     let long: &[usize] = &[61, 50];
     for (heads, kv_heads, head_dim, lengths) in [(4, 2, 8, few), (3, 1, 20, &[7]), (2, 2, 16, long)] {
         for ahead in [0, 1, 3] {
-            attention_of(Heads { heads, kv_heads, head_dim }, lengths, ahead);
+            attention_of(Heads { heads, kv_heads, head_dim, storage: Storage::F32 }, lengths, ahead);
         }
     }
+}
+
+/// Queries, keys and values that bf16 holds: only the weights of values are rounded.
+#[test]
+fn attention_in_bf16_is_near() {
+    let shape = Heads { heads: 4, kv_heads: 2, head_dim: 24, storage: Storage::Bf16 };
+    let lengths = [37, 20];
+    let [q, k, v] = [(1, shape.width()), (2, shape.kv_width()), (3, shape.kv_width())].map(|(stream, width)| {
+        let mut values = random(stream, 57 * width);
+        kernels::round_to_bf16(&mut values);
+        values
+    });
+    let mut y = vec![0.0; q.len()];
+    kernels::attend_sequences(&Pool::new(2), [&q, &k, &v], &lengths, shape, &mut y);
+    let want = reference::attention([&wide(&q), &wide(&k), &wide(&v)], &[], &lengths, shape);
+    let far = y.iter().zip(&want).map(|(y, want)| (f64::from(*y) - want).abs()).fold(0.0, f64::max);
+    // No value is larger than 1, and no weight is off by more than 2^-9 of it.
+    assert!(far > 1e-5 && far < 1.0 / 512.0, "{far}");
 }
 
 /// Inputs: queries, keys, values, and keys and values of each step ahead.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use kernels::{
-    Heads, Matrix, Pool, RopeTable, SequencesGradient, Turn, Turned, add, input_gradient, linear, rms_norm,
-    rms_norm_gradient, rope, swiglu, swiglu_gradient, weight_gradient,
+    Heads, Matrix, Pool, RopeTable, SequencesGradient, Storage, Turn, Turned, add, input_gradient, linear, rms_norm,
+    rms_norm_gradient, rope, round_to_bf16, swiglu, swiglu_gradient, weight_gradient,
 };
 
 use crate::load::Config;
@@ -92,7 +92,8 @@ pub(crate) struct Layer {
 }
 
 pub(crate) fn heads(config: &Config) -> Heads {
-    Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
+    let Config { heads, kv_heads, head_dim, storage, .. } = *config;
+    Heads { heads, kv_heads, head_dim, storage }
 }
 
 /// The next parameter, if it is a vector.
@@ -146,7 +147,7 @@ pub(crate) struct Passing {
 impl Values {
     /// Bytes of a layer's values of r rows, without those that pass.
     pub(crate) fn bytes(config: &Config, rows: usize) -> usize {
-        let Heads { heads, kv_heads, head_dim } = heads(config);
+        let Heads { heads, kv_heads, head_dim, .. } = heads(config);
         rows * (config.hidden + (2 * heads + 2 * kv_heads) * head_dim + 2 * config.ffn) * size_of::<f32>()
     }
 
@@ -188,11 +189,12 @@ impl Layer {
 
     /// The same, of which `reads` brings the norms before its attention.
     pub(crate) fn reading(config: &Config, reads: Reads, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
+        let q = matrix(parameters)?;
         Some(Self {
-            heads: heads(config),
+            heads: Heads { storage: q.storage(), ..heads(config) },
             eps: config.eps,
             reads,
-            q: matrix(parameters)?,
+            q,
             k: matrix(parameters)?,
             v: matrix(parameters)?,
             o: matrix(parameters)?,
@@ -201,6 +203,11 @@ impl Layer {
             up: matrix(parameters)?,
             down: matrix(parameters)?,
         })
+    }
+
+    /// Shape of its attention; keys and values are stored as its weights are.
+    pub(crate) fn heads(&self) -> Heads {
+        self.heads
     }
 
     /// Bytes of its matrices.
@@ -235,6 +242,10 @@ impl Layer {
         linear(pool, normed, &self.v, v);
         rope(q, width, rows.positions, rows.rope, Turn::Forth);
         rope(k, kv_width, rows.positions, rows.rope, Turn::Forth);
+        if self.heads.storage == Storage::Bf16 {
+            // As attention would; a backward starts from the same.
+            [&mut *q, k, v].into_iter().for_each(|values| round_to_bf16(values));
+        }
         attend([q, k, v], attended);
         mixed.resize(x.len(), 0.0);
         linear(pool, attended, &self.o, mixed);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use state::plan::{DrafterShape, Model, NetworkKind, Plan, Step, TinyShape};
+use state::plan::{Compute, DrafterShape, Model, NetworkKind, Plan, Step, TinyShape};
 
 /// Tokens of a tiny model's vocabulary.
 const VOCABULARY: u64 = 80;
@@ -103,6 +103,11 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
     // how many there are may be the machine's to say.
     let trainers = wide(plan.devices.cpu.max(2));
     let weights = sum(&[product(&[copies(sums(plan)), target]), product(&[trainers.saturating_add(5), drafter])]);
+    // In bf16 weights stand beside those that the optimiser moves, and keys and values take half their room.
+    let (beside, cache) = match plan.compute {
+        Compute::F32 => (0, cache(plan, shape)),
+        Compute::Bf16 => (target / 2, cache(plan, shape) / 2),
+    };
     let kept = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_tokens_max));
     // Three taps beside the last hidden state.
     let states = match plan.speculation.shape().map(|shape| shape.network) {
@@ -110,7 +115,7 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
         _ => 1,
     };
     let buffer = product(&[kept, states, wide(shape.hidden)]);
-    product(&[F32, sum(&[weights, cache(plan, shape), buffer, activations(plan, shape)])])
+    product(&[F32, sum(&[weights, beside, cache, buffer, activations(plan, shape)])])
 }
 
 /// Sums of gradients that wait for their neighbours: one a level of the tree over micro-batches, one in the making, and half of the

@@ -6,6 +6,8 @@ use super::{Strides, first_of};
 use crate::lanes::Element;
 use crate::turn::turn;
 
+// Loops, not iterators' closures: those would not be compiled for the instruction set.
+
 /// Rows in parts of about the same height: as tiles they keep more chains in flight than full ones and a rest.
 pub(super) struct Parts {
     pub(super) rows: Range<usize>,
@@ -52,10 +54,14 @@ impl Parts {
             let (to, after) = rest.split_at_mut(rows.len() * len);
             if x_step > 1 {
                 let steps = (steps.start..).map(|step| &x[step * E::NUMBERS * x_step + rows.start * x_row..]);
-                to.chunks_exact_mut(rows.len()).zip(steps).for_each(|(to, x)| narrow_few::<E>(x, x_step, to));
+                for (to, x) in to.chunks_exact_mut(rows.len()).zip(steps) {
+                    narrow_few::<E>(x, x_step, to);
+                }
             } else if E::NARROWS {
                 let narrow = first_of(narrow, rows.len() * len);
-                narrow.chunks_exact_mut(len).zip(rows.clone()).for_each(|(to, row)| E::narrow(line(row), to));
+                for (to, row) in narrow.chunks_exact_mut(len).zip(rows.clone()) {
+                    E::narrow(line(row), to);
+                }
                 turn(narrow, len, rows.len(), to);
             } else {
                 turn(&x[rows.start * x_row + steps.start..], x_row, rows.len(), to);
@@ -71,6 +77,10 @@ impl Parts {
 fn narrow_few<E: Element>(x: &[f32], x_step: usize, to: &mut [f32]) {
     let (fours, rest) = to.as_chunks_mut::<4>();
     let at = fours.len() * 4;
-    fours.iter_mut().enumerate().for_each(|(i, to)| E::narrow_rows(&x[i * 4..], x_step, to));
-    rest.iter_mut().enumerate().for_each(|(i, to)| E::narrow_rows(&x[at + i..], x_step, std::array::from_mut(to)));
+    for (i, to) in fours.iter_mut().enumerate() {
+        E::narrow_rows(&x[i * 4..], x_step, to);
+    }
+    for (i, to) in rest.iter_mut().enumerate() {
+        E::narrow_rows(&x[at + i..], x_step, std::array::from_mut(to));
+    }
 }

@@ -40,7 +40,7 @@ impl Cycle {
             [hidden, ffn],
         ];
         let layer = |l: usize| std::array::from_fn(|i| matrix(l * 7 + i, shapes[i][0], shapes[i][1]));
-        let heads = Heads { heads, kv_heads, head_dim };
+        let heads = Heads { heads, kv_heads, head_dim, storage: Storage::F32 };
         let mut rows = KeyValues::new(heads);
         let some = vec![0.1; heads.kv_width()];
         (0..CONTEXT).for_each(|_| rows.push(&some, &some));

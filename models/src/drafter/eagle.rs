@@ -16,7 +16,7 @@ use super::sharpness::{CANDIDATES, Favourites};
 use super::vocabulary::{Candidate, Place};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
-use crate::layer::{Attend, Rows, heads};
+use crate::layer::{Attend, Rows};
 use crate::target::{Hidden, Target};
 use crate::weights::Weights;
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
@@ -88,7 +88,7 @@ impl Eagle {
     pub fn new(vocabulary: Arc<Vocabulary>, weights: &Weights, shape: DrafterShape, pool: Arc<Pool>) -> Result<Self> {
         let config = vocabulary.target().config();
         let network = Network::new(config, shape, weights)?;
-        let (heads, reads) = (heads(config), reads(shape));
+        let (heads, reads) = (network.heads(), reads(shape));
         let (seen, records, memory) = (BTreeMap::new(), BTreeMap::new(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();
         let catch_up_s = 0.0;

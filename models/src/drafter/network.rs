@@ -11,7 +11,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use kernels::{Matrix, Pool, Turned, add_linear, input_gradient, linear, rms_norm, rms_norm_gradient, weight_gradient};
+use kernels::{
+    Heads, Matrix, Pool, Turned, add_linear, input_gradient, linear, rms_norm, rms_norm_gradient, weight_gradient,
+};
 use state::plan::{DrafterShape, NetworkKind};
 
 use crate::error::{Error, Result};
@@ -146,6 +148,11 @@ impl Network {
             }
         }
         Some(Self { ends, layer, hidden, eps })
+    }
+
+    /// Shape of its attention.
+    pub(crate) fn heads(&self) -> Heads {
+        self.layer.heads()
     }
 
     /// What the target made of tokens, [`Hidden::width`] numbers each, as the layer takes it.

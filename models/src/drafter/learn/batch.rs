@@ -7,7 +7,7 @@ use crate::drafter::Vocabulary;
 use crate::drafter::buffer::Window;
 use crate::drafter::eagle::reads;
 use crate::drafter::network::{Network, Pass};
-use crate::layer::{Attention, Rows, heads};
+use crate::layer::{Attention, Rows};
 use crate::load::Config;
 
 /// A token of an answer, and what drew it.
@@ -20,7 +20,6 @@ pub(super) struct Drawn {
 /// Rows of all windows. At level 0 row t sees token t + 1 and what the target made of token t, and predicts what the target makes
 /// of token t + 1, from which token t + 2 is guessed. At level l it stands l tokens further on, on its own prediction.
 pub(super) struct Batch {
-    heads: Heads,
     hidden: usize,
     /// Rows of each window.
     lengths: Vec<usize>,
@@ -45,7 +44,6 @@ impl Batch {
         let (width, hidden) = (reads(shape).width(target), target.hidden);
         let level = |_| Level { ids: Vec::new(), positions: Vec::new(), used: Vec::new() };
         let mut batch = Self {
-            heads: heads(target),
             hidden,
             lengths: Vec::new(),
             kept: Vec::new(),
@@ -154,7 +152,7 @@ impl Batch {
                 Some(above) => pass.entered.clone_from(&above.predicted),
             }
             kernels::embed(&level.ids, &vocabulary.target().embedding, &mut pass.embedded);
-            let mut ahead = self.ahead(pool, above, &mut []);
+            let mut ahead = self.ahead((pool, network), above, &mut []);
             let mut attend = |qkv: [&[f32]; 3], out: &mut [f32]| ahead.forth(qkv, out);
             network.predict(pool, self.rows(i, vocabulary), &mut attend, pass);
         }
@@ -162,8 +160,13 @@ impl Batch {
     }
 
     /// How rows below `above` attend; `by` gets gradients by keys and values of those levels and of this one.
-    pub(super) fn ahead<'a>(&'a self, pool: &'a Pool, above: &'a [Pass], by: &'a mut [[Vec<f32>; 2]]) -> Ahead<'a> {
-        Ahead { pool, heads: self.heads, lengths: &self.lengths, above, by }
+    pub(super) fn ahead<'a>(
+        &'a self,
+        (pool, network): (&'a Pool, &Network),
+        above: &'a [Pass],
+        by: &'a mut [[Vec<f32>; 2]],
+    ) -> Ahead<'a> {
+        Ahead { pool, heads: network.heads(), lengths: &self.lengths, above, by }
     }
 }
 

@@ -122,7 +122,7 @@ fn backward(
     for level in (0..passes.len()).rev() {
         pool.goes_on()?;
         let (above, here) = passes.split_at_mut(level);
-        let mut attention = batch.ahead(pool, above, &mut by[..=level]);
+        let mut attention = batch.ahead((pool, network), above, &mut by[..=level]);
         let d = &mut slopes[level];
         let rows = (batch.rows(level, vocabulary), &mut attention as &mut dyn crate::layer::Attention);
         network.predict_backward(pool, &mut here[0], rows, d, gradients, (layer, turned));
