@@ -13,10 +13,10 @@ pub use stored::KeyValues;
 
 use crate::dispatch::simd;
 use crate::math;
-use crate::matrix::{PANEL, Storage, round_bits};
+use crate::matrix::{PANEL, Storage};
 use crate::pool::{Pool, Shares};
 use crate::product::{Operands, Strides, multiply};
-use stored::{HeadRows, Number, Numbers, of_heads};
+use stored::{HeadRows, Number, of_heads};
 
 /// Shape of the heads, and what their keys and values are stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Context<'a> {
     pub shared: &'a [&'a KeyValues],
     /// Newer rows: a draft tree, or the newest part of a sequence.
     pub fresh: &'a KeyValues,
-    /// For each query its rows of `fresh`, in the order of their positions, its own last.
+    /// For each query its rows of `fresh`, in the order of their positions, its own last: never none.
     pub paths: &'a [&'a [usize]],
 }
 
@@ -113,6 +113,9 @@ pub fn attend_requests(
 pub fn attend(queries: &[f32], context: Context<'_>, shape: Heads, scratch: &mut Scratch, out: &mut [f32]) {
     let rows = context.paths.len();
     assert!(queries.len() == rows * shape.width() && out.len() == queries.len(), "attention of {} floats", out.len());
+    let is_stored = |run: &KeyValues| run.shape == shape;
+    assert!(context.shared.iter().all(|run| is_stored(run)) && is_stored(context.fresh), "keys of heads not {shape:?}");
+    assert!(context.paths.iter().all(|path| !path.is_empty()), "a query without its own row");
     for kv_head in 0..shape.kv_heads {
         attend_head(queries, context, shape, kv_head, scratch, out);
     }
@@ -160,7 +163,8 @@ fn attend_head(
         let strides =
             Strides { x_row: stride, x_step: 1, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
         if run.rows > 0 {
-            // Behind an odd number of positions a step in bf16 multiplies one more score, by zero.
+            // A step in bf16 that only the run's last position fills multiplies one weight more by zero. There is one: of the row's next
+            // run, or of its path, which ends with the row itself.
             let x = &scores[done..];
             of_heads!(&run.numbers, heads => add_values(x, &heads[kv_head], [rows, run.rows, padded], strides, mixed));
         }
@@ -169,10 +173,7 @@ fn attend_head(
     for (row, mixed) in mixed.chunks_exact_mut(padded).enumerate() {
         let weights = &scores[row * stride + shared..];
         let path = context.paths[row / group];
-        match &context.fresh.numbers {
-            Numbers::F32(heads) => add_path(mixed, weights, path, &heads[kv_head].values),
-            Numbers::Bf16(heads) => add_path_bf16(mixed, weights, path, heads[kv_head].values.as_flattened()),
-        }
+        of_heads!(&context.fresh.numbers, heads => Number::add_path(mixed, weights, path, &heads[kv_head].values));
         let at = row / group * shape.width() + (kv_head * group + row % group) * dim;
         let inverse = 1.0 / own[row];
         out[at..at + dim].iter_mut().zip(mixed).for_each(|(o, m)| *o = *m * inverse);
@@ -203,32 +204,6 @@ fn add_values<E: Number>(
 ) {
     let shape = [rows, positions.div_ceil(E::NUMBERS), n];
     multiply(Operands { x, w: head.values.as_slice(), shape, strides, keep: true }, to);
-}
-
-simd! {
-    /// Adds the values along a path, in order.
-    fn add_path<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[f32]) {
-        for (weight, node) in weights.iter().zip(path) {
-            let row = values[node * mixed.len()..].as_chunks::<PANEL>().0;
-            for (to, value) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
-                V::splat(*weight).mul_add(V::load(value), V::load(to)).store(to);
-            }
-        }
-    }
-}
-
-simd! {
-    /// The same in bf16, which pairs of positions share.
-    fn add_path_bf16<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[u16]) {
-        for (weight, node) in weights.iter().zip(path) {
-            let row = values[node / 2 * 2 * mixed.len()..].as_chunks::<{ 2 * PANEL }>().0;
-            let weight = V::splat(f32::from_bits(round_bits(*weight)));
-            for (to, pairs) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
-                let value = if node % 2 == 0 { V::load_bf16_even(pairs) } else { V::load_bf16_odd(pairs) };
-                weight.mul_add(value, V::load(to)).store(to);
-            }
-        }
-    }
 }
 
 simd! {

@@ -289,11 +289,14 @@ mod x86 {
         }
         #[inline(always)]
         fn lower(self) -> Self {
-            let shift = |both: __m256| {
-                // SAFETY: the instruction set is there, see above.
-                unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(both))) }
-            };
-            Self(shift(self.0), shift(self.1))
+            // SAFETY: the instruction set is there, see above.
+            unsafe {
+                let (low, high) = (_mm256_castps_si256(self.0), _mm256_castps_si256(self.1));
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
+            }
         }
         #[inline(always)]
         fn load_bf16_odd(from: &[u16; 32]) -> Self {

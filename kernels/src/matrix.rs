@@ -109,7 +109,9 @@ pub(crate) fn round_bits(value: f32) -> u32 {
 simd! {
     /// Rounds numbers as [`to_bf16`] does.
     pub fn round_to_bf16(values: &mut [f32]) {
-        values.iter_mut().for_each(|value| *value = f32::from_bits(round_bits(*value)));
+        for value in values {
+            *value = f32::from_bits(round_bits(*value));
+        }
     }
 }
 

@@ -200,7 +200,8 @@ fn block<V: Lanes, E: Element>(checked: Checked<'_, E>, rows: Range<usize>, pane
     // steps stay together.
     let is_whole = is_few && rows.len() * k <= ROWS * DEPTH;
     let depth = if is_whole { k } else { k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2) };
-    // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before.
+    // Narrow numbers take registers in a tile: where that costs rows and there are many, they are widened before. Pairs are not: x
+    // is in pairs, too.
     let widens = !is_few && E::NUMBERS == 1 && E::tile_rows::<V>() < V::TILE.0;
     let highest = if widens { V::TILE.0 } else { E::tile_rows::<V>() };
     let [mut packed, mut wide, mut narrow] = SCRATCH.take();

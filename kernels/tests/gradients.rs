@@ -158,8 +158,8 @@ fn attention_in_bf16_is_near() {
     kernels::attend_sequences(&Pool::new(2), [&q, &k, &v], &lengths, shape, &mut y);
     let want = reference::attention([&wide(&q), &wide(&k), &wide(&v)], &[], &lengths, shape);
     let far = y.iter().zip(&want).map(|(y, want)| (f64::from(*y) - want).abs()).fold(0.0, f64::max);
-    // No value is larger than 1, and no weight is off by more than 2^-9 of it.
-    assert!(far > 1e-5 && far < 1.0 / 512.0, "{far}");
+    // No value is larger than 1, and no weight is off by more than 2^-8 of it.
+    assert!(far > 1e-5 && far < 1.0 / 256.0, "{far}");
 }
 
 /// Inputs: queries, keys, values, and keys and values of each step ahead.

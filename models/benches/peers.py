@@ -4,7 +4,7 @@ SmolLM2-135M.
     python3 -m venv target/peers && target/peers/bin/pip install xllamacpp gguf numpy torch transformers
     target/peers/bin/python models/benches/peers.py
     target/peers/bin/python models/benches/peers.py transformers f32   # or llama, torch; f32 or bf16
-    target/peers/bin/python models/benches/peers.py rollout.json   # as `taper bench rollout … --json` printed it
+    target/peers/bin/python models/benches/peers.py rollout.json f32   # as `taper bench rollout … --json` printed it
 
 Run it beside `cargo bench -p taper-models`, on the same quiet machine. Prints one line a figure, as soon as it is there: bf16 is
 slow for peers where the processor knows nothing of it.
@@ -182,7 +182,8 @@ def measured(asked):
     for name in recorded:
         with open(name) as file:
             lengths = json.load(file)["tail_lengths"]
-        yield f"llama.cpp f32, the rollout of {name}, 1 thread, tokens/s", llama_rollout(model("f32"), lengths)
+        for kind in kinds:
+            yield f"llama.cpp {kind}, the rollout of {name}, 1 thread, tokens/s", llama_rollout(model(kind), lengths)
     if "torch" in peers:
         yield "torch eager f32, training step of 8 x 256, 2 threads, tokens/s", torch_step()
         yield "torch peak memory, GB", peak_gb()

@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use kernels::{Heads, KeyValues};
 
-use crate::layer::heads;
-use crate::load::Config;
-
 /// Positions of a page.
 pub(crate) const PAGE: usize = 64;
 
@@ -31,8 +28,8 @@ pub(crate) struct Cache {
 }
 
 impl Pages {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self { layers: config.layers, shape: heads(config), free: Vec::new() }
+    pub(crate) fn new(layers: usize, shape: Heads) -> Self {
+        Self { layers, shape, free: Vec::new() }
     }
 
     fn take(&mut self) -> Page {
@@ -103,12 +100,14 @@ mod tests {
     use state::plan::TinyShape;
 
     use super::*;
+    use crate::layer::heads;
+    use crate::load::Config;
 
     #[test]
     fn pages_are_shared_until_they_differ_and_used_again() {
         let shape = TinyShape { hidden: 8, layers: 2, heads: 2, kv_heads: 1, ffn: 8, positions_max: 512 };
         let config = Config::tiny(&shape).unwrap();
-        let mut pages = Pages::new(&config);
+        let mut pages = Pages::new(config.layers, heads(&config));
         let new = vec![(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], vec![0.5; 8]); 2];
         let mut first = Cache::default();
         (0..PAGE + 3).for_each(|row| first.push(&mut pages, &new, row % 2));

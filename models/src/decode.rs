@@ -17,7 +17,6 @@ use crate::cache::{Cache, Pages};
 use crate::drafter::share::Lengths;
 use crate::drafter::{self, Drafter};
 use crate::error::{Error, Result};
-use crate::layer::heads;
 use crate::request::{Answer, Entering, Request, Running};
 use crate::stop::Stop;
 use crate::target::{Hidden, Memory, Target};
@@ -120,7 +119,7 @@ impl Decoder {
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
         let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
         let (slots, entering, lengths) = Default::default();
-        let pages = Pages::new(target.config());
+        let pages = Pages::new(target.config().layers, target.heads());
         let memory = Memory { keeps: decoding.hidden, ..Memory::default() };
         Self { target, decoding, pool, slots, entering, next_id: 0, lengths, pages, pages_max: None, memory, new }
     }
@@ -382,7 +381,7 @@ impl Decoder {
     fn forward(&mut self, batch: &Batch) {
         let Self { target, pool, slots, entering, memory, new, .. } = self;
         let NewRows { layers, fresh, scratch, logits, .. } = new;
-        let shape = heads(target.config());
+        let shape = target.heads();
         let kv_width = shape.kv_width();
         let paths: Vec<&[usize]> = batch.paths.iter().map(Vec::as_slice).collect();
         let running = slots.iter().map(|slot| &slot.cache);

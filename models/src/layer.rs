@@ -411,3 +411,31 @@ impl Layer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use state::plan::TinyShape;
+
+    use super::*;
+    use crate::target::Target;
+    use crate::weights::Weights;
+
+    #[test]
+    fn a_backward_in_bf16_starts_from_what_attention_read() {
+        let shape = TinyShape { hidden: 16, layers: 1, heads: 2, kv_heads: 1, ffn: 8, positions_max: 8 };
+        for storage in [Storage::F32, Storage::Bf16] {
+            let config = Config { storage, ..Config::tiny(&shape).unwrap() };
+            let weights = Weights::random(&config, 1).unwrap();
+            let target = Target::new(&config, &weights, &Target::rope_table(&config)).unwrap();
+            let (mut x, mut values) = ((0..32).map(|i| (i as f32).sin()).collect::<Vec<_>>(), Values::default());
+            let rows = Rows { positions: &[3, 4], rope: target.rope(), beside: &[] };
+            let nothing = &mut |_: [&[f32]; 3], out: &mut [f32]| out.fill(0.0);
+            target.layers[0].forward(&Pool::default(), &mut x, rows, nothing, &mut values);
+            for kept in [values.q, values.k, values.v] {
+                let mut rounded = kept.clone();
+                round_to_bf16(&mut rounded);
+                assert_eq!(rounded == kept, storage == Storage::Bf16);
+            }
+        }
+    }
+}

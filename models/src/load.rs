@@ -45,7 +45,7 @@ pub struct Config {
     pub tied: bool,
     /// Longest sequence, in tokens.
     pub positions_max: usize,
-    /// What matrices are computed with; f32 unless asked otherwise.
+    /// What matrices are computed with, and keys and values kept as; f32 unless asked otherwise.
     pub storage: Storage,
     /// Token that begins a text, where the model has one.
     pub bos: Option<u32>,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kernels::{Matrix, Pool, RopeTable, embed, linear, rms_norm};
+use kernels::{Heads, Matrix, Pool, RopeTable, embed, linear, rms_norm};
 
 use crate::error::{Error, Result};
 use crate::layer::{Attend, Layer, Rows, Values, heads, matrix, vector};
@@ -130,6 +130,11 @@ impl Target {
         RopeTable::new(config.head_dim, config.rope_theta, config.positions_max)
     }
 
+    /// Shape of its attention; keys and values are stored as its weights are.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads { storage: self.embedding.storage(), ..heads(&self.config) }
+    }
+
     /// Its shape.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -199,7 +204,7 @@ impl Target {
     #[must_use]
     pub fn hidden_of_sequences(&self, pool: &Pool, sequences: &[&[u32]], which: Hidden) -> Vec<f32> {
         let packed = Packed::new(sequences);
-        let shape = heads(&self.config);
+        let shape = self.heads();
         let mut memory = Memory { keeps: which, ..Memory::default() };
         let mut attend = |_: usize, qkv: [&[f32]; 3], out: &mut [f32]| {
             kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);

@@ -6,7 +6,7 @@
 
 use kernels::{Chosen, Pool, embed_gradient, log_probs_gradient, rms_norm_gradient};
 
-use crate::layer::{Gradient, PARAMETERS, Rows, Sequences, heads};
+use crate::layer::{Gradient, PARAMETERS, Rows, Sequences};
 use crate::optim::Gradients;
 use crate::target::{Memory, Packed, Tape, Target};
 use crate::weights::Weights;
@@ -119,7 +119,7 @@ impl Forward {
         // The last token of a sequence predicts nothing that is learned.
         let inputs: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..s.tokens.len() - 1]).collect();
         let packed = Packed::new(&inputs);
-        let (shape, width) = (heads(target.config()), target.config().hidden);
+        let (shape, width) = (target.heads(), target.config().hidden);
         let mut attend = |_: usize, qkv: [&[f32]; 3], out: &mut [f32]| {
             kernels::attend_sequences(pool, qkv, &packed.lengths, shape, out);
         };
@@ -163,7 +163,7 @@ impl Forward {
         let norm = &mut gradients[1 + layers * PARAMETERS];
         rms_norm_gradient(pool, &memory.x, &target.norm, config.eps, &by_hidden, &mut d, norm);
         let rows = Rows { positions: &self.packed.positions, rope: target.rope(), beside: &[] };
-        let mut attention = Sequences { pool, lengths: &self.packed.lengths, heads: heads(config) };
+        let mut attention = Sequences { pool, lengths: &self.packed.lengths, heads: target.heads() };
         let Tape { inputs, values, first } = memory.tape.get_or_insert_default();
         for (i, layer) in target.layers.iter().enumerate().rev() {
             let kept = (i >= *first).then_some(&mut values[i]);

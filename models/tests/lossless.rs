@@ -32,9 +32,19 @@ fn weights(seed: u64) -> Weights {
     Weights::from_raw(&config(), &raw).unwrap()
 }
 
+/// Of even seeds in bf16.
 fn target(seed: u64) -> Arc<Target> {
-    Arc::new(Target::new(&config(), &weights(seed), &Target::rope_table(&config())).unwrap())
+    target_in(if seed.is_multiple_of(2) { Storage::Bf16 } else { Storage::F32 }, seed)
 }
+
+fn target_in(storage: Storage, seed: u64) -> Arc<Target> {
+    let config = Config { storage, ..config() };
+    let weights = Weights::from_raw(&config, &weights(seed).to_raw()).unwrap();
+    Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap())
+}
+
+/// More than a page of keys and values.
+const TOKENS_MAX: usize = 90;
 
 /// Knows the answers, or draws from a list of evil habits.
 struct Scripted {
@@ -91,6 +101,16 @@ fn decode(
     seed: u64,
     temperature: f32,
     batch: usize,
+    drafter: Option<(&mut dyn Drafter, Strategy)>,
+) -> Vec<Answer> {
+    decode_up_to(TOKENS_MAX, target, (seed, temperature), batch, drafter)
+}
+
+fn decode_up_to(
+    tokens_max: usize,
+    target: &Arc<Target>,
+    (seed, temperature): (u64, f32),
+    batch: usize,
     mut drafter: Option<(&mut dyn Drafter, Strategy)>,
 ) -> Vec<Answer> {
     // One of the three seeds draws from the nucleus.
@@ -103,7 +123,7 @@ fn decode(
     let stop = stop.filter(|_| seed == 2);
     let hidden = drafter.as_ref().map_or(Hidden::Last, |(drafter, _)| drafter.reads());
     let hidden = if hidden == Hidden::Taps { hidden } else { Hidden::Last };
-    let decoding = Decoding { temperature, top_p, tokens_max: 40, eos: vec![0], stop, hidden };
+    let decoding = Decoding { temperature, top_p, tokens_max, eos: vec![0], stop, hidden };
     // With a drafter also on several threads.
     let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
     let mut decoder = Decoder::new(target.clone(), decoding, pool);
@@ -303,10 +323,9 @@ fn a_good_drafter_saves_forwards() {
 #[test]
 fn training_sees_the_bits_of_the_rollout() {
     for storage in [Storage::F32, Storage::Bf16] {
-        let config = Config { storage, ..config() };
-        let weights = Weights::from_raw(&config, &weights(6).to_raw()).unwrap();
-        let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
+        let target = target_in(storage, 6);
         let answers = decode(&target, 6, 1.0, 7, None);
+        assert!(answers.iter().any(|answer| answer.tokens.len() > 70), "no answer has two pages");
         let sequence = |a: &Answer| Sequence { tokens: a.tokens.clone(), prompt: a.prompt };
         let sequences: Vec<Sequence> = answers.iter().map(sequence).collect();
         // Alone, and all laid end to end on several threads.
@@ -321,8 +340,13 @@ fn training_sees_the_bits_of_the_rollout() {
 
 #[test]
 fn requests_move_between_decoders() {
-    let target = target(9);
-    let plain = decode(&target, 9, 1.0, 5, None);
+    for storage in [Storage::F32, Storage::Bf16] {
+        requests_move(storage);
+    }
+}
+
+fn requests_move(storage: Storage) {
+    let target = target_in(storage, 9);
     // With their keys and values, without, and with some of a target that is not this one, though it has the same weights.
     for (cycles, way) in [
         (2, Way::Exported),
@@ -332,9 +356,12 @@ fn requests_move_between_decoders() {
         (4, Way::Halved),
         (2, Way::Strange),
     ] {
-        let decoding =
-            Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 40, eos: vec![0], stop: None, hidden: Hidden::Last };
-        let other = if way == Way::Strange { self::target(9) } else { target.clone() };
+        // Who brings no keys and values is to be done with making them before it moves again.
+        let tokens_max = if way == Way::Halved { TOKENS_MAX } else { 40 };
+        let plain = decode_up_to(tokens_max, &target, (9, 1.0), 5, None);
+        let (temperature, top_p, hidden) = (1.0, 1.0, Hidden::Last);
+        let decoding = Decoding { temperature, top_p, tokens_max, eos: vec![0], stop: None, hidden };
+        let other = if way == Way::Strange { target_in(storage, 9) } else { target.clone() };
         let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads)));
         let (mut decoders, mut ended) = ([decoder(target.clone(), 1), decoder(other, 2)], Vec::new());
         for group in 0..6 {

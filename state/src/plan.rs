@@ -42,14 +42,14 @@ pub struct Plan {
     pub checkpoint: Checkpoint,
 }
 
-/// What matrices are computed with, in rollouts and in training alike. The optimiser's own copy is always f32.
+/// What matrices, and attention, are computed with, in rollouts and in training alike. The optimiser's own copy is always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Compute {
     /// As they are trained.
     #[default]
     F32,
-    /// Rounded after every step to the upper half of an f32, and so is what they are multiplied with; summed in f32. Half the bytes
-    /// to stream, and twice the speed where processors multiply bf16.
+    /// Rounded after every step to the upper half of an f32, and so is what they are multiplied with; summed in f32. Keys and
+    /// values are kept so, too. Half the bytes to keep and to stream, and twice the speed where processors multiply bf16.
     Bf16,
 }
 

@@ -227,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    fn bf16_takes_half_of_what_is_cached_and_stands_beside_what_learns() {
+        let quickstart = crate::parse(include_str!("../quickstart.ron"), std::path::Path::new(".")).unwrap();
+        let shape = shape(&quickstart).unwrap();
+        let bytes = |compute| describe(&Plan { compute, ..quickstart.clone() }).memory_bytes.unwrap();
+        let (target, cached) = (parameters(shape), cache(&quickstart, shape));
+        assert_eq!(bytes(Compute::F32) + 2 * target - 2 * cached, bytes(Compute::Bf16));
+    }
+
+    #[test]
     fn numbers_are_short() {
         assert_eq!(short(999, 1000.0, ""), "999");
         assert_eq!(short(1_606_656, 1000.0, ""), "1.6 M");

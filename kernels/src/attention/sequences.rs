@@ -95,7 +95,8 @@ pub struct SequencesGradient<'a> {
     pub ahead: &'a mut [[Vec<f32>; 2]],
 }
 
-/// Backward of [`attend_ahead`] from `grad`, the gradient by its output.
+/// Backward of [`attend_ahead`] from `grad`, the gradient by its output, computed in f32 whatever is stored: in bf16 q, k and v are to
+/// be what the forward rounded them to, and that the weights of values were rounded, too, it does not see.
 ///
 /// # Panics
 /// If shapes do not fit.

@@ -1,7 +1,8 @@
 //! Keys and values as attention streams them.
 
 use super::Heads;
-use crate::matrix::{PANEL, Storage, to_bf16};
+use crate::dispatch::simd;
+use crate::matrix::{PANEL, Storage, round_bits, to_bf16};
 use crate::product::Weight;
 
 /// Keys, already turned, and values of consecutive positions in one layer. Each head's stand together, so that attention
@@ -23,14 +24,15 @@ pub(super) enum Numbers {
 macro_rules! of_heads {
     ($numbers:expr, $heads:ident => $body:expr) => {
         match $numbers {
-            Numbers::F32($heads) => $body,
-            Numbers::Bf16($heads) => $body,
+            $crate::attention::stored::Numbers::F32($heads) => $body,
+            $crate::attention::stored::Numbers::Bf16($heads) => $body,
         }
     };
 }
 pub(super) use of_heads;
 
-/// Rows of a head. What they are multiplied by comes in steps of [`NUMBERS`](crate::lanes::Element::NUMBERS): features with keys, positions with values.
+/// Rows of a head. What they are multiplied by comes in steps of [`NUMBERS`](crate::lanes::Element::NUMBERS) numbers: features
+/// with keys, positions with values.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeadRows<E> {
     /// Panels of 16 positions: `(panels, steps, PANEL)`.
@@ -43,12 +45,18 @@ pub(super) struct HeadRows<E> {
 pub(super) trait Number: Weight + Default {
     /// Stores a number as the i-th of a step.
     fn put(&mut self, i: usize, value: f32);
+    /// Adds the values along a path, in order, each as often as its weight says.
+    fn add_path(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[Self]);
 }
 
 impl Number for f32 {
     #[inline(always)]
     fn put(&mut self, _: usize, value: f32) {
         *self = value;
+    }
+
+    fn add_path(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[Self]) {
+        add_path(mixed, weights, path, values);
     }
 }
 
@@ -57,6 +65,35 @@ impl Number for [u16; 2] {
     #[inline(always)]
     fn put(&mut self, i: usize, value: f32) {
         self[1 - i] = to_bf16(value);
+    }
+
+    fn add_path(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[Self]) {
+        add_path_bf16(mixed, weights, path, values);
+    }
+}
+
+simd! {
+    fn add_path<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[f32]) {
+        for (weight, node) in weights.iter().zip(path) {
+            let row = values[node * mixed.len()..].as_chunks::<PANEL>().0;
+            for (to, value) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
+                V::splat(*weight).mul_add(V::load(value), V::load(to)).store(to);
+            }
+        }
+    }
+}
+
+simd! {
+    fn add_path_bf16<V>(mixed: &mut [f32], weights: &[f32], path: &[usize], values: &[[u16; 2]]) {
+        for (weight, node) in weights.iter().zip(path) {
+            let row = values[node / 2 * mixed.len()..].as_chunks::<PANEL>().0;
+            let (weight, is_first) = (V::splat(f32::from_bits(round_bits(*weight))), node % 2 == 0);
+            for (to, pairs) in mixed.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
+                let pairs = V::load_pairs(pairs);
+                let value = if is_first { pairs.upper() } else { pairs.lower() };
+                weight.mul_add(value, V::load(to)).store(to);
+            }
+        }
     }
 }
 
@@ -97,7 +134,8 @@ impl KeyValues {
             Storage::F32 => Numbers::F32(vec![HeadRows::default(); shape.kv_heads]),
             Storage::Bf16 => Numbers::Bf16(vec![HeadRows::default(); shape.kv_heads]),
         };
-        assert!(shape.storage == Storage::F32 || shape.head_dim.is_multiple_of(2), "{shape:?} in pairs");
+        let fits = shape.storage == Storage::F32 || shape.head_dim.is_multiple_of(2);
+        assert!(fits, "keys in bf16 are pairs of numbers: a head of {} cannot be split into them", shape.head_dim);
         Self { shape, rows: 0, numbers }
     }
 
@@ -113,15 +151,19 @@ impl KeyValues {
         of_heads!(&mut self.numbers, heads => heads.iter_mut().for_each(HeadRows::clear));
     }
 
-    /// Becomes the same as another and keeps the memory.
+    /// Becomes the same as another, of the same shape, and keeps the memory.
+    ///
+    /// # Panics
+    /// If it has another shape.
     pub fn copy_from(&mut self, other: &Self) {
-        (self.shape, self.rows) = (other.shape, other.rows);
+        assert_eq!(self.shape, other.shape, "keys and values copied to others");
+        self.rows = other.rows;
         match (&mut self.numbers, &other.numbers) {
             (Numbers::F32(to), Numbers::F32(from)) => to.iter_mut().zip(from).for_each(|(to, from)| to.copy_from(from)),
             (Numbers::Bf16(to), Numbers::Bf16(from)) => {
                 to.iter_mut().zip(from).for_each(|(to, from)| to.copy_from(from));
             }
-            (to, from) => to.clone_from(from),
+            _ => unreachable!("a shape says what is stored"),
         }
     }
 

@@ -6,8 +6,6 @@ use super::{Strides, first_of};
 use crate::lanes::Element;
 use crate::turn::turn;
 
-// Loops, not iterators' closures: those would not be compiled for the instruction set.
-
 /// Rows in parts of about the same height: as tiles they keep more chains in flight than full ones and a rest.
 pub(super) struct Parts {
     pub(super) rows: Range<usize>,
@@ -52,6 +50,7 @@ impl Parts {
         for tile in 0..self.count {
             let rows = self.get(tile);
             let (to, after) = rest.split_at_mut(rows.len() * len);
+            // Loops, not iterators' closures: those would not be compiled for the instruction set.
             if x_step > 1 {
                 let steps = (steps.start..).map(|step| &x[step * E::NUMBERS * x_step + rows.start * x_row..]);
                 for (to, x) in to.chunks_exact_mut(rows.len()).zip(steps) {
