@@ -203,45 +203,29 @@ fn answers_are_those_of_plain_decoding() {
             });
             let known: BTreeMap<_, _> = known.collect();
             for batch in [1, 2, 5, 16] {
+                let same = |drafter: &mut dyn Drafter, strategy: Strategy, what: &str| {
+                    let drafted = decode(&target, seed, temperature, batch, Some((drafter, strategy)));
+                    assert_same(&plain, &drafted, &format!("{what} {strategy:?} T={temperature} batch={batch}"));
+                };
                 for strategy in [chain, tree] {
                     for habit in [Habit::Good, Habit::Random, Habit::Adversarial] {
                         let mut drafter = Scripted { known: known.clone(), habit, calls: 0 };
-                        let drafted = decode(&target, seed, temperature, batch, Some((&mut drafter, strategy)));
-                        assert_same(&plain, &drafted, &format!("{habit:?} {strategy:?} T={temperature} batch={batch}"));
+                        same(&mut drafter, strategy, &format!("{habit:?}"));
                     }
                     let learned = |shape| {
                         let weights = eagle::random(&config(), shape, 5).unwrap();
                         let vocabulary = Arc::new(Vocabulary::whole(&target));
                         eagle::Eagle::new(vocabulary, &weights, shape, Arc::new(Pool::new(2))).unwrap()
                     };
-                    let mut third = learned(DrafterShape::eagle3(0));
-                    assert_same(
-                        &plain,
-                        &decode(&target, seed, temperature, batch, Some((&mut third, strategy))),
-                        "eagle3",
-                    );
+                    let (mut third, mut suffix) = (learned(DrafterShape::eagle3(0)), Suffix::new(1, 4));
                     let mut learned = learned(DrafterShape::eagle(40));
-                    assert_same(
-                        &plain,
-                        &decode(&target, seed, temperature, batch, Some((&mut learned, strategy))),
-                        "eagle",
-                    );
-                    assert_same(
-                        &plain,
-                        &decode(&target, seed, temperature, batch, Some((&mut Uncoupled(&mut learned), strategy))),
-                        "eagle without the target's noise",
-                    );
-                    let mut suffix = Suffix::new(1, 4);
-                    assert_same(
-                        &plain,
-                        &decode(&target, seed, temperature, batch, Some((&mut suffix, strategy))),
-                        "suffix",
-                    );
+                    same(&mut third, strategy, "eagle3");
+                    same(&mut learned, strategy, "eagle");
+                    same(&mut Uncoupled(&mut learned), strategy, "eagle without the target's noise");
+                    same(&mut suffix, strategy, "suffix");
                     for learned in [&mut learned, &mut third] {
-                        let mut hybrid = Hybrid::new(&mut suffix, learned);
                         let with_suffix = strategy.with_suffix(4).with_chance_min(0.05).with_budget_all(9);
-                        let drafted = decode(&target, seed, temperature, batch, Some((&mut hybrid, with_suffix)));
-                        assert_same(&plain, &drafted, "hybrid");
+                        same(&mut Hybrid::new(&mut suffix, learned), with_suffix, "hybrid");
                     }
                 }
             }
