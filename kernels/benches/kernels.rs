@@ -27,6 +27,8 @@ use kernels::{
 /// Shape and number of the weights: together larger than any cache.
 const SHAPE: [usize; 2] = [4864, 896];
 const COUNT: usize = 24;
+/// How numbers are stored, and what the table calls it.
+const STORAGES: [(Storage, &str); 2] = [(Storage::F32, "f32"), (Storage::Bf16, "bf16")];
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -256,7 +258,7 @@ fn forward(pool: &Pool, table: &mut Table) {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let peer: Vec<Tensor> =
         (0..COUNT).map(|i| Tensor::from_vec(values(i as u32, n * k), (n, k), &Device::Cpu).unwrap()).collect();
-    for (storage, dtype) in [(Storage::F32, "f32"), (Storage::Bf16, "bf16")] {
+    for (storage, dtype) in STORAGES {
         let weights = weights(storage);
         let mut one_row = 0.0;
         for rows in [1, 4, 8, 16, 64, 256] {
@@ -284,7 +286,7 @@ fn forward(pool: &Pool, table: &mut Table) {
 
 fn backward(pool: &Pool, table: &mut Table) {
     let [n, k] = SHAPE;
-    for (storage, dtype) in [(Storage::F32, "f32"), (Storage::Bf16, "bf16")] {
+    for (storage, dtype) in STORAGES {
         let weight = &weights(storage)[0];
         for rows in [256, 1024] {
             let (x, g) = (values(1, rows * k), values(2, rows * n));
@@ -328,8 +330,7 @@ fn small(pool: &Pool, table: &mut Table) {
 
 /// Attention's heads in SmolLM2, and the name of what they store.
 fn heads() -> [(Heads, &'static str); 2] {
-    [(Storage::F32, "f32"), (Storage::Bf16, "bf16")]
-        .map(|(storage, dtype)| (Heads { heads: 9, kv_heads: 3, head_dim: 64, storage }, dtype))
+    STORAGES.map(|(storage, dtype)| (Heads { heads: 9, kv_heads: 3, head_dim: 64, storage }, dtype))
 }
 
 fn attention(pool: &Pool, table: &mut Table) {

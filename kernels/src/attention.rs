@@ -160,14 +160,10 @@ fn attend_head(
     mixed.fill(0.0);
     done = 0;
     for run in context.shared {
-        let strides =
-            Strides { x_row: stride, x_step: 1, w_step: padded, w_panel: PANEL, y_row: padded, y_panel: PANEL };
-        if run.rows > 0 {
-            // A step in bf16 that only the run's last position fills multiplies one weight more by zero. There is one: of the row's next
-            // run, or of its path, which ends with the row itself.
-            let x = &scores[done..];
-            of_heads!(&run.numbers, heads => add_values(x, &heads[kv_head], [rows, run.rows, padded], strides, mixed));
-        }
+        // A step in bf16 that only the run's last position fills multiplies one weight more by zero. There is one: of the row's next
+        // run, or of its path, which ends with the row itself.
+        let x = &scores[done..];
+        of_heads!(&run.numbers, heads => add_values(x, &heads[kv_head], [rows, run.rows, padded], stride, mixed));
         done += run.rows;
     }
     for (row, mixed) in mixed.chunks_exact_mut(padded).enumerate() {
@@ -183,9 +179,7 @@ fn attend_head(
 /// `q · key` of every position, rows of `to` `stride` floats apart.
 fn key_products(queries: &[f32], run: &KeyValues, kv_head: usize, stride: usize, to: &mut [f32]) {
     let shape = [queries.len() / run.shape.head_dim, run.shape.head_dim, run.rows];
-    if run.rows > 0 {
-        of_heads!(&run.numbers, heads => multiply_keys(queries, &heads[kv_head], shape, stride, to));
-    }
+    of_heads!(&run.numbers, heads => multiply_keys(queries, &heads[kv_head], shape, stride, to));
 }
 
 fn multiply_keys<E: Number>(x: &[f32], head: &HeadRows<E>, [rows, dim, n]: [usize; 3], stride: usize, to: &mut [f32]) {
@@ -194,15 +188,16 @@ fn multiply_keys<E: Number>(x: &[f32], head: &HeadRows<E>, [rows, dim, n]: [usiz
     multiply(Operands { x, w: head.keys.as_slice(), shape: [rows, steps, n], strides, keep: false }, to);
 }
 
-/// Adds values, as often as `x` says.
+/// Adds values, as often as rows of `x` say, `stride` floats apart.
 fn add_values<E: Number>(
     x: &[f32],
     head: &HeadRows<E>,
     [rows, positions, n]: [usize; 3],
-    strides: Strides,
+    stride: usize,
     to: &mut [f32],
 ) {
     let shape = [rows, positions.div_ceil(E::NUMBERS), n];
+    let strides = Strides { x_row: stride, x_step: 1, w_step: n, w_panel: PANEL, y_row: n, y_panel: PANEL };
     multiply(Operands { x, w: head.values.as_slice(), shape, strides, keep: true }, to);
 }
 

@@ -107,7 +107,7 @@ mod tests {
     fn pages_are_shared_until_they_differ_and_used_again() {
         let shape = TinyShape { hidden: 8, layers: 2, heads: 2, kv_heads: 1, ffn: 8, positions_max: 512 };
         let config = Config::tiny(&shape).unwrap();
-        let mut pages = Pages::new(config.layers, heads(&config));
+        let mut pages = Pages::new(config.layers, heads(&config, config.storage));
         let new = vec![(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], vec![0.5; 8]); 2];
         let mut first = Cache::default();
         (0..PAGE + 3).for_each(|row| first.push(&mut pages, &new, row % 2));

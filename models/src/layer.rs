@@ -91,8 +91,9 @@ pub(crate) struct Layer {
     down: Matrix,
 }
 
-pub(crate) fn heads(config: &Config) -> Heads {
-    let Config { heads, kv_heads, head_dim, storage, .. } = *config;
+/// Shape of attention, where keys and values are stored as weights are.
+pub(crate) fn heads(config: &Config, storage: Storage) -> Heads {
+    let Config { heads, kv_heads, head_dim, .. } = *config;
     Heads { heads, kv_heads, head_dim, storage }
 }
 
@@ -147,7 +148,7 @@ pub(crate) struct Passing {
 impl Values {
     /// Bytes of a layer's values of r rows, without those that pass.
     pub(crate) fn bytes(config: &Config, rows: usize) -> usize {
-        let Heads { heads, kv_heads, head_dim, .. } = heads(config);
+        let Config { heads, kv_heads, head_dim, .. } = *config;
         rows * (config.hidden + (2 * heads + 2 * kv_heads) * head_dim + 2 * config.ffn) * size_of::<f32>()
     }
 
@@ -191,7 +192,7 @@ impl Layer {
     pub(crate) fn reading(config: &Config, reads: Reads, parameters: &mut dyn Iterator<Item = Loaded>) -> Option<Self> {
         let q = matrix(parameters)?;
         Some(Self {
-            heads: Heads { storage: q.storage(), ..heads(config) },
+            heads: heads(config, q.storage()),
             eps: config.eps,
             reads,
             q,
@@ -205,7 +206,7 @@ impl Layer {
         })
     }
 
-    /// Shape of its attention; keys and values are stored as its weights are.
+    /// Shape of its attention.
     pub(crate) fn heads(&self) -> Heads {
         self.heads
     }

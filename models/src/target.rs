@@ -130,9 +130,9 @@ impl Target {
         RopeTable::new(config.head_dim, config.rope_theta, config.positions_max)
     }
 
-    /// Shape of its attention; keys and values are stored as its weights are.
+    /// Shape of its attention.
     pub(crate) fn heads(&self) -> Heads {
-        Heads { storage: self.embedding.storage(), ..heads(&self.config) }
+        heads(&self.config, self.embedding.storage())
     }
 
     /// Its shape.
