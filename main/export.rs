@@ -72,7 +72,7 @@ pub(crate) fn export(args: &Export) -> Result<ExitCode> {
             solo.export(&folder, precision)?;
             Exported { folder, drafter: None }
         }
-        Some(engine) => drafter(solo, args, engine, precision)?,
+        Some(engine) => drafter(&solo, args, engine, precision)?,
     };
     match (args.json, &exported.drafter) {
         (true, _) => output::json(&exported)?,
@@ -93,7 +93,7 @@ pub(crate) fn export(args: &Export) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn drafter(solo: Solo, args: &Export, engine: Engine, precision: Precision) -> Result<Exported> {
+fn drafter(solo: &Solo, args: &Export, engine: Engine, precision: Precision) -> Result<Exported> {
     let (layout, name) = match engine {
         Engine::Sglang => (Layout::Sglang, "sglang"),
         Engine::Vllm => (Layout::Vllm, "vllm"),
@@ -101,8 +101,9 @@ fn drafter(solo: Solo, args: &Export, engine: Engine, precision: Precision) -> R
     };
     let folder = args.to.clone().unwrap_or_else(|| args.run.join(format!("drafter-{name}")));
     solo.export_drafter(&folder, layout, precision)?;
-    let accept_length_run = accept_length(&solo)?;
-    let accept_length_folder = accept_length(&solo.with_drafter(&folder)?)?;
+    // Before either drafts and learns how far it is to be believed.
+    let read = solo.with_drafter(&folder)?;
+    let (accept_length_run, accept_length_folder) = (accept_length(solo)?, accept_length(&read)?);
     let comparison = Comparison { engine: name.into(), accept_length_run, accept_length_folder, answers: ANSWERS };
     Ok(Exported { folder, drafter: Some(comparison) })
 }

@@ -25,7 +25,7 @@ use crate::speculator::{Published, Speculator, lock};
 
 /// A model on one device, with the drafter of its run if it has one.
 pub struct Solo {
-    job: Job,
+    job: Arc<Job>,
     weights: Arc<Weights>,
     target: Arc<Target>,
     pool: Arc<Pool>,
@@ -204,7 +204,7 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (pool, uncoupled) = (Arc::new(Pool::new(threads)), Arc::default());
+        let (job, pool, uncoupled) = (Arc::new(job), Arc::new(Pool::new(threads)), Arc::default());
         Ok(Self { job, weights, target, pool, learning, uncoupled })
     }
 
@@ -226,14 +226,17 @@ impl Solo {
         Ok(eagle::export_drafter(folder, &self.vocabulary(), (&raw, shape), layout, precision)?)
     }
 
-    /// The same model with the drafter of such a folder.
+    /// The same model with the drafter of such a folder, believed as far as this one's is by now.
     ///
     /// # Errors
     /// If there is no drafter of this model in it.
-    pub fn with_drafter(self, folder: &Path) -> Result<Self> {
-        let weights = self.job.read_drafter(&self.target, folder)?;
-        let learning = learning(&self.job, Some(Published::new(1, &weights)));
-        Ok(Self { learning, uncoupled: Arc::default(), ..self })
+    pub fn with_drafter(&self, folder: &Path) -> Result<Self> {
+        let Self { job, weights, target, pool, .. } = self;
+        let drafter = Published::new(1, &job.read_drafter(target, folder)?);
+        let learning = learning(job, Some(drafter));
+        lock(&learning.calibration).clone_from(&lock(&self.learning.calibration));
+        let (job, weights, target, pool) = (job.clone(), weights.clone(), target.clone(), pool.clone());
+        Ok(Self { job, weights, target, pool, learning, uncoupled: Arc::default() })
     }
 
     /// Writes the model as a Hugging Face folder.
