@@ -7,7 +7,8 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -28,35 +29,37 @@ pub struct Pool {
     parts: Arc<AtomicU64>,
 }
 
-#[derive(Debug, Default)]
+/// What helpers and their caller agree on. A layer of a small model is many jobs of microseconds: none waits for a lock or asks the
+/// system for anything, unless a helper sleeps.
+///
+/// A helper counts itself `inside` before it looks again whether the job is still open, and a caller closes the job before it looks who
+/// is inside, both in one order for all: so either the helper finds it closed, or the caller waits for the helper.
+#[derive(Debug)]
 struct Shared {
     /// Held by the one caller that the helpers work for.
     turn: Mutex<()>,
-    job: Mutex<Job>,
-    wake: Condvar,
-    /// Number of the newest job; helpers poll it before they sleep.
-    newest: AtomicUsize,
+    /// Odd while a job is open, one more at each opening and each closing; helpers poll it before they sleep.
+    state: AtomicUsize,
+    /// The open job.
+    job: AtomicPtr<Job<'static>>,
     /// Next part to do.
     next: AtomicUsize,
-    /// Helpers that are inside the job.
+    /// Helpers that are inside the job, or about to find that it is closed.
     inside: AtomicUsize,
     has_panicked: AtomicBool,
+    /// Helpers that sleep, or are about to.
+    sleepers: AtomicUsize,
+    /// Held to fall asleep and to wake others.
+    sleep: Mutex<()>,
+    wake: Condvar,
+    is_over: AtomicBool,
 }
 
-#[derive(Debug, Default)]
-struct Job {
-    number: usize,
-    task: Option<TaskPointer>,
+/// What one call of [`Pool::run`] has to do; it lives as long as that.
+struct Job<'a> {
+    task: &'a Task<'a>,
     parts: usize,
-    is_over: bool,
 }
-
-#[derive(Debug, Clone, Copy)]
-struct TaskPointer(*const Task<'static>);
-
-// SAFETY: the pointer is used only between the beginning and the end of `Pool::run`, which outlives it, and its target
-// is `Sync`.
-unsafe impl Send for TaskPointer {}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -155,11 +158,10 @@ impl Pool {
         }
         let Ok(_turn) = self.shared.turn.try_lock() else { return (0..parts).for_each(task) };
         self.shared.has_panicked.store(false, Ordering::Relaxed);
-        // SAFETY: only the lifetime is forgotten; `finish` waits until no helper can use the pointer any more.
-        let forgotten = TaskPointer(unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) });
-        self.shared.begin(forgotten, parts);
+        let job = Job { task, parts };
+        self.shared.open((&raw const job).cast_mut().cast());
         let finish = Finish(&self.shared);
-        self.shared.work(task, parts);
+        self.shared.work(&job);
         drop(finish);
         assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a part of a kernel panicked");
     }
@@ -187,9 +189,10 @@ impl Drop for Until<'_> {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.job).is_over = true;
-        self.shared.newest.fetch_add(1, Ordering::Release);
-        self.shared.wake.notify_all();
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        // Another state, in which no job is open.
+        self.shared.state.fetch_add(2, Ordering::SeqCst);
+        self.shared.wake_all();
         for helper in self.helpers.drain(..) {
             let _ = helper.join();
         }
@@ -201,64 +204,95 @@ struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        // No helper enters any more: entering takes the lock and finds no task.
-        lock(&self.0.job).task = None;
-        while self.0.inside.load(Ordering::Acquire) > 0 {
+        self.0.state.fetch_add(1, Ordering::SeqCst);
+        while self.0.inside.load(Ordering::SeqCst) > 0 {
             std::hint::spin_loop();
         }
     }
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            turn: Mutex::default(),
+            state: AtomicUsize::new(0),
+            job: AtomicPtr::new(null_mut()),
+            next: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
+            has_panicked: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::default(),
+            wake: Condvar::new(),
+            is_over: AtomicBool::new(false),
+        }
+    }
+}
+
 impl Shared {
-    fn begin(&self, task: TaskPointer, parts: usize) {
-        let mut job = lock(&self.job);
-        job.number += 1;
-        job.task = Some(task);
-        job.parts = parts;
+    /// Opens a job, which has to outlive its closing by [`Finish`].
+    fn open(&self, job: *mut Job<'static>) {
+        self.job.store(job, Ordering::Relaxed);
         self.next.store(0, Ordering::Relaxed);
-        self.newest.store(job.number, Ordering::Release);
-        drop(job);
+        self.state.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.wake_all();
+        }
+    }
+
+    fn wake_all(&self) {
+        // Not between a helper's last look and its sleep.
+        drop(lock(&self.sleep));
         self.wake.notify_all();
     }
 
-    fn work(&self, task: &Task<'_>, parts: usize) {
+    fn work(&self, job: &Job<'_>) {
         loop {
             let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= parts {
+            if part >= job.parts {
                 return;
             }
-            task(part);
+            (job.task)(part);
         }
     }
 
+    /// What a helper does until all is over.
     fn help(&self) {
         let mut seen = 0;
-        loop {
-            for _ in 0..POLLS {
-                if self.newest.load(Ordering::Acquire) != seen {
-                    break;
+        while let Some(state) = self.wait(seen) {
+            seen = state;
+            if state % 2 == 0 {
+                continue;
+            }
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            if self.state.load(Ordering::SeqCst) == state {
+                // SAFETY: the job is open, and whoever closes it waits until nobody is inside before it ends.
+                let job = unsafe { &*self.job.load(Ordering::Relaxed) };
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(job))).is_err() {
+                    self.has_panicked.store(true, Ordering::Relaxed);
                 }
-                std::hint::spin_loop();
             }
-            let mut job = lock(&self.job);
-            while job.number == seen && !job.is_over {
-                job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
-            }
-            if job.is_over {
-                return;
-            }
-            seen = job.number;
-            let Some(task) = job.task else { continue };
-            let parts = job.parts;
-            self.inside.fetch_add(1, Ordering::Relaxed);
-            drop(job);
-            // SAFETY: `run` does not return before `inside` is back at zero.
-            let task = unsafe { &*task.0 };
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(task, parts))).is_err() {
-                self.has_panicked.store(true, Ordering::Relaxed);
-            }
-            self.inside.fetch_sub(1, Ordering::Release);
+            self.inside.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    /// Another state than the one that was seen; nothing once all is over.
+    fn wait(&self, seen: usize) -> Option<usize> {
+        let is_seen = || self.state.load(Ordering::SeqCst) == seen;
+        let mut polls = 0;
+        while is_seen() && polls < POLLS {
+            polls += 1;
+            std::hint::spin_loop();
+        }
+        if polls == POLLS {
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            let mut asleep = lock(&self.sleep);
+            while is_seen() {
+                asleep = self.wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(asleep);
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        }
+        (!self.is_over.load(Ordering::SeqCst)).then(|| self.state.load(Ordering::SeqCst))
     }
 }
 
@@ -372,5 +406,21 @@ mod tests {
             assert!(failed.is_err());
             pool.run(2, &|_| {});
         }
+    }
+
+    #[test]
+    fn short_jobs_one_after_the_other_find_helpers_awake_asleep_and_late() {
+        let (pool, sum) = (Pool::new(4), AtomicUsize::new(0));
+        for job in 0..30_000 {
+            // What a helper that is late would use after its end.
+            let own = [job; 5];
+            pool.run(5, &|i| {
+                sum.fetch_add(own[i], Ordering::Relaxed);
+            });
+            if job % 3_000 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        assert_eq!(sum.into_inner(), (0..30_000).sum::<usize>() * 5);
     }
 }
