@@ -6,6 +6,7 @@ use models::Weights;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use state::journal::{Event, Journal, SledJournal};
 use state::metrics::StepMetrics;
+use tokio::sync::oneshot;
 
 use crate::error::Result;
 use crate::folder::{Checkpoint, RunFolder};
@@ -34,20 +35,23 @@ pub(crate) struct Books {
     last: (Weak<Weights>, String),
     /// A record could not be made. Later ones must not be: they would say that it had been.
     has_failed: bool,
+    /// Dropped after the journal.
+    _closed: oneshot::Sender<()>,
 }
 
 impl Actor for Recorder {
     type Msg = Record;
     type State = Books;
-    type Arguments = (RunFolder, SledJournal, usize, ActorRef<Message>);
+    type Arguments = (RunFolder, (SledJournal, oneshot::Sender<()>), usize, ActorRef<Message>);
 
     async fn pre_start(
         &self,
         _: ActorRef<Record>,
         args: Self::Arguments,
     ) -> std::result::Result<Books, ActorProcessingErr> {
-        let (folder, journal, keep, supervisor) = args;
-        Ok(Books { folder, journal, keep, supervisor, last: Default::default(), has_failed: false })
+        let (folder, (journal, closed), keep, supervisor) = args;
+        let (last, has_failed) = Default::default();
+        Ok(Books { folder, journal, keep, supervisor, last, has_failed, _closed: closed })
     }
 
     async fn handle(

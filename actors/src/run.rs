@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ractor::Actor;
+use ractor::{Actor, ActorRef};
 use state::journal::{Event, Inputs, Journal, SledJournal};
 use state::plan::{Model, Plan, Source};
 use state::run::{Position, RunState};
@@ -39,7 +39,8 @@ pub struct Options {
 /// What is learned depends on the plan's model, data, steps, sampling and rewards alone; its devices, speculation,
 /// supervision and checkpoints may differ from those of earlier sessions. The newest ones are recorded.
 ///
-/// Runs on a multi-threaded runtime of tokio: files are written while actors go on.
+/// Runs on a multi-threaded runtime of tokio: files are written while actors go on. If the future is dropped, the run is interrupted; it
+/// has the folder until it has noted that.
 ///
 /// # Errors
 /// If the model, the data or the folder cannot be used, the folder holds another run, or one that began with other data or another
@@ -55,30 +56,49 @@ pub async fn run(
             `#[tokio::main]` without `flavor`";
         return Err(Error::Runtime { reason: reason.into() });
     }
-    let (ended, end) = oneshot::channel();
-    let setup = tokio::task::block_in_place(|| prepare(plan, options, Observer(Arc::new(observer)), ended))?;
+    let ((ended, end), (closed, close)) = (oneshot::channel(), oneshot::channel());
+    let tells = (Observer(Arc::new(observer)), ended, closed);
+    let setup = tokio::task::block_in_place(|| prepare(plan, options, tells))?;
     let Some(setup) = setup else { return Ok(Ended::Complete) };
     let failed = |e: ractor::SpawnErr| Error::Runtime { reason: e.to_string() };
     let (supervisor, handle) = Actor::spawn(None, Supervisor, setup).await.map_err(failed)?;
+    let supervisor = Interrupts(supervisor);
     let mut end = std::pin::pin!(end);
     let result = tokio::select! {
         result = &mut end => result,
         () = interrupt => {
             // A supervisor that has just ended has sent its result.
-            let _ = supervisor.cast(Message::Interrupt);
+            supervisor.interrupt();
             end.await
         }
     };
     let _ = handle.await;
+    // The recorder ends after its supervisor. The folder is somebody else's to open from then on.
+    let _ = close.await;
     result.unwrap_or_else(|_| Err(Error::Runtime { reason: "the supervisor ended without a result".into() }))
+}
+
+/// Interrupts a run, at the latest when nobody waits for it any more.
+struct Interrupts(ActorRef<Message>);
+
+impl Interrupts {
+    fn interrupt(&self) {
+        // A supervisor that has ended needs no telling.
+        let _ = self.0.cast(Message::Interrupt);
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        self.interrupt();
+    }
 }
 
 /// Everything the supervisor starts with; nothing if the run is complete.
 fn prepare(
     plan: &Plan,
     options: Options,
-    observer: Observer,
-    ended: oneshot::Sender<Result<Ended>>,
+    (observer, ended, closed): (Observer, oneshot::Sender<Result<Ended>>, oneshot::Sender<()>),
 ) -> Result<Option<Setup>> {
     let folder = RunFolder::new(&options.dir);
     if SledJournal::is_in_use(&folder.journal()) {
@@ -120,7 +140,20 @@ fn prepare(
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
     let speculator = Arc::new(Speculator::new(&plan.speculation, plan.seed, experience, job.seen.clone()));
-    Ok(Some(Setup { job, speculator, folder, journal, position, weights, adam, devices, options, observer, ended }))
+    Ok(Some(Setup {
+        job,
+        speculator,
+        folder,
+        journal,
+        position,
+        weights,
+        adam,
+        devices,
+        options,
+        observer,
+        ended,
+        closed,
+    }))
 }
 
 /// An empty journal, after removing what the run in the folder has made.

