@@ -21,6 +21,7 @@ mod show;
 #[path = "main/signals.rs"]
 mod signals;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -89,7 +90,7 @@ enum Command {
     /// Measure on this machine.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Check a workflow and tell what it would do, without doing it.
+    /// Check a workflow and the files it names, and tell what it would do, without doing it.
     Check {
         /// The workflow.
         file: PathBuf,
@@ -108,14 +109,16 @@ fn main() -> ExitCode {
 
 fn start() -> Result<ExitCode, Failure> {
     let command = Cli::parse().command;
-    let filter = variable("TAPER_LOG", "error", "write `info`, or for instance `taper_actors=debug`", |text| {
+    // Failures are told once, at the end.
+    let filter = variable("TAPER_LOG", "off", "write `info`, or for instance `taper_actors=debug`", |text| {
         EnvFilter::try_new(text).ok()
     })?;
     let kernels = ["portable", "avx2", "avx512", "avx512bf16"];
-    variable("TAPER_KERNELS", "avx512bf16", "write `portable`, `avx2` or `avx512`", |text| {
+    variable("TAPER_KERNELS", "avx512bf16", "write `portable`, `avx2`, `avx512` or `avx512bf16`", |text| {
         kernels.contains(&text).then_some(())
     })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = logs.with_ansi(std::io::stderr().is_terminal());
     // A terminal that is gone takes no logs, and no complaints about that.
     logs.log_internal_errors(false).init();
     match command {

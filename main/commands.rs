@@ -1,5 +1,6 @@
 //! One function a command.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -16,7 +17,10 @@ use crate::signals::{Signal, Signals};
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 pub(crate) fn load(path: &Path) -> Result<Plan> {
-    let bytes = std::fs::read(path).map_err(Failure::file(path))?;
+    let file = std::fs::File::open(path).map_err(Failure::file(path))?;
+    // What is longer is no workflow, whatever it says, and may have no end.
+    let mut bytes = Vec::new();
+    file.take(workflows::LENGTH_MAX as u64 + 1).read_to_end(&mut bytes).map_err(Failure::file(path))?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let folder = std::path::absolute(path).map_err(Failure::file(path))?;
     let folder = folder.parent().unwrap_or(Path::new("/"));
@@ -68,6 +72,9 @@ pub(crate) fn check(file: &Path, json: bool) -> Result<ExitCode> {
     }
     for path in &checked.missing {
         output::note(&format!("warning: {} is not there; a run of this workflow reads it", path.display()));
+    }
+    if checked.missing.is_empty() {
+        actors::check_inputs(&plan)?;
     }
     Ok(ExitCode::SUCCESS)
 }

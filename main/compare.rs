@@ -19,8 +19,9 @@ use crate::{output, show};
 /// What a comparison found; the keys of its JSON form.
 #[derive(Serialize)]
 struct Comparison {
-    rollout_ratio: f64,
-    step_ratio: f64,
+    /// Of steps of GRPO; null without any.
+    rollout_ratio: Option<f64>,
+    step_ratio: Option<f64>,
     identical: bool,
     weights_sha256_with: String,
     weights_sha256_without: String,
@@ -161,7 +162,7 @@ impl Comparison {
         let sum = |r: &Report, f: fn(&StepMetrics) -> f64| -> f64 {
             r.history.iter().filter(|m| m.kind == "grpo").map(f).sum()
         };
-        let ratio = |f: fn(&StepMetrics) -> f64| sum(without, f) / sum(with, f).max(1e-9);
+        let ratio = |f: fn(&StepMetrics) -> f64| Some(sum(without, f) / sum(with, f)).filter(|ratio| ratio.is_finite());
         Self {
             rollout_ratio: ratio(|m| m.rollout_s),
             step_ratio: ratio(|m| m.wall_s),
@@ -175,9 +176,13 @@ impl Comparison {
 
     fn text(&self) -> String {
         let same = if self.identical { "byte-identical" } else { "DIFFERENT" };
+        let ratios = match (self.rollout_ratio, self.step_ratio) {
+            (Some(rollout), Some(step)) => format!("rollouts {rollout:.2}x, steps {step:.2}x as fast as without"),
+            _ => "no steps of GRPO, whose rollouts could be faster".into(),
+        };
         format!(
-            "\n  rollouts {:.2}x, steps {:.2}x as fast as without\n  final weights: {same}\n    with    {}\n    without {}\n",
-            self.rollout_ratio, self.step_ratio, self.weights_sha256_with, self.weights_sha256_without
+            "\n  {ratios}\n  final weights: {same}\n    with    {}\n    without {}\n",
+            self.weights_sha256_with, self.weights_sha256_without
         )
     }
 }

@@ -10,7 +10,7 @@ use crate::output;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// A workflow file that cannot be read.
-    #[error("cannot read the workflow {}; check the path", path.display())]
+    #[error("cannot read {}; check the path", path.display())]
     File { path: PathBuf, source: std::io::Error },
     /// A workflow with problems.
     #[error("{} of {} cannot be run as it is", count(problems.len()), path.display())]
@@ -59,6 +59,15 @@ pub(crate) enum Failure {
     /// A probability that is none.
     #[error("--top-p {0} is not above 0 and up to 1; 1 draws from all tokens")]
     TopP(f32),
+    /// An answer without a token.
+    #[error("--tokens 0 leaves no room for an answer; write 1 or more")]
+    Tokens,
+    /// A text that stands everywhere.
+    #[error("--stop \"\" would end every answer before it begins; give it a text")]
+    Stop,
+    /// A question without a word.
+    #[error("the prompt is empty; write one, or send it through stdin")]
+    NoPrompt,
     /// A folder without a model.
     #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
     NoModel { path: PathBuf },

@@ -32,10 +32,10 @@ pub(crate) struct Generate {
     #[arg(long)]
     raw: bool,
     /// Sampling temperature; 0 is greedy. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from the likeliest tokens that have together this probability, above 0 up to 1. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Longest answer, in tokens. Default: the workflow's.
     #[arg(long)]
@@ -83,6 +83,9 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
             text.strip_suffix('\n').map_or(text.clone(), |line| line.trim_end_matches('\r').to_owned())
         }
     };
+    if text.is_empty() {
+        return Err(Failure::NoPrompt);
+    }
     let is_chat = is_bare && solo.has_chat() && !args.raw;
     let prompt = if is_chat { solo.chat(&text)? } else { solo.prompt(&text, args.raw || is_bare)? };
     let asked = [Asked { prompt, noise: NoiseKey::new(args.seed, STREAM, 0, 0, 0) }];
@@ -91,7 +94,7 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     let options = DecodeOptions {
         temperature: args.temperature.unwrap_or(usual.temperature),
         top_p: args.top_p.unwrap_or(usual.top_p),
-        tokens_max: args.tokens.unwrap_or(usual.tokens_max).max(1),
+        tokens_max: args.tokens.unwrap_or(usual.tokens_max),
         stop: if args.stop.is_empty() { usual.stop.clone() } else { args.stop.clone() },
         ..usual
     };
@@ -100,6 +103,12 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     }
     if !(options.top_p > 0.0 && options.top_p <= 1.0) {
         return Err(Failure::TopP(options.top_p));
+    }
+    if options.tokens_max == 0 {
+        return Err(Failure::Tokens);
+    }
+    if options.stop.iter().any(String::is_empty) {
+        return Err(Failure::Stop);
     }
     let plain = match args.compare {
         true => Some(solo.decode(&asked, &DecodeOptions { controller: Controller::Off, ..options.clone() })?),
@@ -148,7 +157,8 @@ fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
         output::report("\n")?;
         let cut = if generated.truncated { ", cut there (--tokens)" } else { "" };
         output::note(&format!(
-            "{tokens} tokens{cut}  {seconds:.2} s  {tokens_per_s:.1} tokens/s  {accept_length:.2} tokens a forward"
+            "{}{cut}  {seconds:.2} s  {tokens_per_s:.1} tokens/s  {accept_length:.2} tokens a forward",
+            output::count(*tokens as u64, "token")
         ));
     }
     if let (Some(plain), Some(ratio), Some(identical)) =

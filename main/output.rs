@@ -34,6 +34,11 @@ pub(crate) fn measured(
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// So many of something that is more than one with an s.
+pub(crate) fn count(count: u64, of: &str) -> String {
+    if count == 1 { format!("1 {of}") } else { format!("{count} {of}s") }
+}
+
 /// Writes a line to stderr, if anyone reads it.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");

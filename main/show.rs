@@ -92,29 +92,41 @@ fn step_line(m: &StepMetrics) -> Option<String> {
             Some(format!("{at}  loss {:.4}  {:.0} tokens/s", m.loss, m.tokens as f64 / m.wall_s.max(1e-9)))
         }
         "grpo" => Some(format!(
-            "{at}  reward {:.3}  accuracy {:.0} %  length {:.0} mean {} p75 {} max  accept {:.2}  {:.0} tokens/s, {}  \
-             idle {:.1} s, {} used  {:.1} s{}",
+            "{at}  reward {:.3}  accuracy {:.0} %  length {:.0} mean {} p75 {} max  {}  {:.0} tokens/s, {}  \
+             idle {:.1} s, {} used  {:.1} s{}{}",
             m.reward,
             m.accuracy * 100.0,
             m.length_mean,
             m.length_p75,
             m.length_max,
-            m.accept_length,
+            accepted(m),
             m.tokens_per_s,
             times_plain(m.tokens_per_s, m.plain_tokens_per_s),
             m.idle_s,
             percent(m.idle_used_s, m.idle_s),
             m.wall_s,
+            not_scored(m),
             if m.drafter_off { "  drafter off: it guesses nothing right" } else { "" },
         )),
         "evaluate" => Some(format!(
-            "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s",
+            "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s{}",
             m.accuracy * 100.0,
             m.rollouts,
-            m.wall_s
+            m.wall_s,
+            not_scored(m)
         )),
         _ => None,
     }
+}
+
+/// Tokens that a draft brought, bonus included.
+fn accepted(m: &StepMetrics) -> String {
+    if m.drafted_cycles > 0 { format!("accept {:.2}", m.accept_length) } else { "no drafts".into() }
+}
+
+/// Failed is not wrong: such an answer teaches nothing.
+fn not_scored(m: &StepMetrics) -> String {
+    if m.failed > 0 { format!("  {} of {} not scored", m.failed, m.rollouts) } else { String::new() }
 }
 
 fn times_plain(rate: f64, plain: f64) -> String {
@@ -129,12 +141,24 @@ fn percent(part: f64, whole: f64) -> String {
 /// The report for people.
 pub(crate) fn report(r: &Report) -> String {
     let mut text = format!(
-        "\n{} is {}: {} optimiser steps in {:.1} s (rollout {:.1} s, update {:.1} s)\n",
-        r.name, r.status, r.steps, r.wall_s, r.rollout_s, r.update_s
+        "\n{} is {}: {} in {:.1} s (rollout {:.1} s, update {:.1} s)\n",
+        r.name,
+        r.status,
+        output::count(r.steps as u64, "optimiser step"),
+        r.wall_s,
+        r.rollout_s,
+        r.update_s
     );
-    if let (Some(before), Some(after)) = (r.accuracy_before, r.accuracy_after) {
-        text +=
-            &format!("  accuracy on held-out problems: {:.1} % before, {:.1} % after\n", before * 100.0, after * 100.0);
+    text += &match (r.accuracy_before, r.accuracy_after) {
+        (Some(before), Some(after)) => {
+            format!("  accuracy on held-out problems: {:.1} % before, {:.1} % after\n", before * 100.0, after * 100.0)
+        }
+        (Some(only), None) => format!("  accuracy on held-out problems: {:.1} %\n", only * 100.0),
+        _ => String::new(),
+    };
+    let (failed, all) = r.history.iter().fold((0, 0), |(failed, all), m| (failed + m.failed, all + m.rollouts));
+    if failed > 0 {
+        text += &format!("  {failed} of {all} answers could not be scored, and taught nothing\n");
     }
     if r.tokens > 0 {
         let rate = times_plain(r.tokens_per_s, r.plain_tokens_per_s);
@@ -143,7 +167,7 @@ pub(crate) fn report(r: &Report) -> String {
     text += &batches(r);
     let drafting: Vec<f64> = r.learned_accept_length.iter().copied().filter(|a| *a > 0.0).collect();
     if let (Some(first), Some(last)) = (drafting.first(), drafting.last()) {
-        text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
+        text += &format!("  tokens a draft of the learned drafter brought: {first:.2} at first, {last:.2} at last\n");
     }
     if r.idle_s > 0.0 {
         let used = percent(r.idle_used_s, r.idle_s);

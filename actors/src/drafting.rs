@@ -91,7 +91,11 @@ impl Drafting {
         let tokens = cycle.tokens as u64;
         let mut controller = lock(&speculator.controller);
         controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
-        let plain_s = controller.plain_rate(batch).map(|rate| tokens as f64 / rate);
+        // A plain cycle took what a plain cycle takes, whatever held it up.
+        let plain_s = match strategy {
+            None => Some(seconds),
+            Some(_) => controller.plain_rate(batch).map(|rate| tokens as f64 / rate),
+        };
         drop(controller);
         Ok(Drafted { cycle, strategy, seconds, plain_s, version: self.version })
     }

@@ -25,10 +25,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder holds a run of another workflow.
-    #[error("{} holds a run of another workflow; resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
+    #[error("{} holds a run of another workflow: {parts} differ, on which what is learned depends; resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
     OtherRun {
         /// The folder.
         dir: PathBuf,
+        /// What is not as it was.
+        parts: String,
     },
     /// The model or the data is not what the run in the folder began with.
     #[error("the {input} {} is not what the run in {} began with (SHA-256 {found}, then {expected}): put it back as it was, name another folder with --out, or begin anew with --fresh", path.display(), dir.display())]
@@ -132,7 +134,7 @@ pub enum Error {
     },
     /// A step would learn from nothing.
     #[error(
-        "step {step} of stage {stage}: none of {rollouts} answers could be scored ({reason}); check the rewards and the data"
+        "step {} of stage {}: none of {rollouts} answers could be scored ({reason}); check the rewards and the data", step + 1, stage + 1
     )]
     NothingScored {
         /// Stage of the plan, from 0.
@@ -146,7 +148,7 @@ pub enum Error {
     },
     /// The weights are no longer numbers.
     #[error(
-        "step {step} of stage {stage}: the gradient is {norm}; lower the learning rate and begin anew with --fresh"
+        "step {} of stage {}: the gradient is {norm}; lower the learning rate and begin anew with --fresh", step + 1, stage + 1
     )]
     NotFinite {
         /// Stage of the plan, from 0.

@@ -31,6 +31,6 @@ pub use models::load::eagle::Layout;
 pub use models::load::export::Precision;
 pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
-pub use run::{Options, run};
+pub use run::{Options, check_inputs, run};
 pub use solo::{Asked, CycleStats, DecodeOptions, Decoded, Session, Solo};
 pub use teaching::{Packing, Stalls};

@@ -94,6 +94,14 @@ impl Drop for Interrupts {
     }
 }
 
+/// Reads whatever a run of this plan would begin with, and nothing else.
+///
+/// # Errors
+/// If the model, the data or the drafter's weights cannot be used.
+pub fn check_inputs(plan: &Plan) -> Result<()> {
+    Job::load(plan).map(drop)
+}
+
 /// Everything the supervisor starts with; nothing if the run is complete.
 fn prepare(
     plan: &Plan,
@@ -118,7 +126,7 @@ fn prepare(
     // Then the model and the data: a mistake there leaves no folder behind, and an earlier run as it was.
     let job = Arc::new(Job::load(plan)?);
     let inputs = job.inputs();
-    check_inputs(began_with.as_ref(), &inputs, plan, &options.dir)?;
+    same_inputs(began_with.as_ref(), &inputs, plan, &options.dir)?;
     std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
     let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
     let events = journal.events()?;
@@ -139,6 +147,13 @@ fn prepare(
         None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
+    if let (Some(drafter), None, None) = (plan.speculation.shape(), &plan.speculation.training, &experience.published) {
+        let kind = drafter.network;
+        let text = format!(
+            "`{kind:?}` drafts nothing: it has no weights and does not learn; give it `weights`, or give `training` to `speculation`"
+        );
+        observer.tell(Progress::Warning(text));
+    }
     let speculator = Arc::new(Speculator::new(&plan.speculation, plan.seed, experience, job.seen.clone()));
     Ok(Some(Setup {
         job,
@@ -227,7 +242,8 @@ fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
         return Ok(());
     }
     if state.plan_sha256 != hash(plan) {
-        return Err(Error::OtherRun { dir: dir.into() });
+        let parts = state.plan.as_deref().map_or_else(Vec::new, |before| differing(before, plan));
+        return Err(Error::OtherRun { dir: dir.into(), parts: parts.join(", ") });
     }
     let (found, supported) = (state.noise_version, kernels::noise::VERSION);
     if found != supported {
@@ -237,7 +253,7 @@ fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
 }
 
 /// What a run reads beside its folder has to be what it was when it began.
-fn check_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
+fn same_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
     let Some(then) = began_with.filter(|then| *then != now) else { return Ok(()) };
     let (input, hashes, path) = if then.model_sha256 == now.model_sha256 {
         let path = if let Source::Jsonl(path) = &plan.data.source { Some(path) } else { None };
@@ -262,6 +278,20 @@ fn check_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Pa
 /// Hash of the parts of a plan that decide what is learned.
 fn hash(plan: &Plan) -> String {
     job::hash(&(plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards))
+}
+
+/// Which of them are not as they were.
+fn differing(before: &Plan, now: &Plan) -> Vec<&'static str> {
+    let parts = [
+        ("`seed`", before.seed == now.seed),
+        ("`model`", before.model == now.model),
+        ("`compute`", before.compute == now.compute),
+        ("`data`", before.data == now.data),
+        ("`steps`", before.steps == now.steps),
+        ("`sampling`", before.sampling == now.sampling),
+        ("`rewards`", before.rewards == now.rewards),
+    ];
+    parts.into_iter().filter(|(_, is_same)| !is_same).map(|(part, _)| part).collect()
 }
 
 fn device_names(plan: &Plan) -> Vec<String> {

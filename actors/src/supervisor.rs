@@ -108,6 +108,8 @@ pub(crate) struct State {
     adam: Arc<AdamW>,
     /// Name of a checkpoint of these, if none was made since the last step.
     unsaved: Option<String>,
+    /// It was told why answers could not be scored.
+    has_warned: bool,
     activity: Activity,
     metrics: StepMetrics,
     began: Instant,
@@ -168,6 +170,7 @@ impl Actor for Supervisor {
             adam: adam.unwrap_or_else(|| Arc::new(AdamW::new(&weights))),
             seats: devices.into_iter().map(seat).collect(),
             unsaved: None,
+            has_warned: false,
             activity: Activity::Recording { then: None },
             metrics: StepMetrics::default(),
             began: Instant::now(),

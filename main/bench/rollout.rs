@@ -72,7 +72,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
     output::note("one request at a time");
     let alone = race.run(&ways, args.alone, 1, tokens_max)?;
     output::note(&in_short(&alone));
-    output::note(&format!("{SLOTS} at a time"));
+    output::note(&format!("a full batch, {SLOTS} at a time"));
     let full = race.run(&ways[..2], 2 * SLOTS, SLOTS, tokens_max.min(96))?;
     output::note(&in_short(&full));
     output::note(&format!("{} requests, {} at a time", args.requests, args.slots));

@@ -106,7 +106,7 @@ pub enum Error {
     },
     /// A tensor has another shape than the configuration asks for.
     #[error(
-        "tensor `{name}` has shape {found:?} instead of {expected:?}; the configuration does not belong to these weights"
+        "tensor `{name}` in {place} has shape {found:?} instead of {expected:?}; the configuration does not belong to these weights"
     )]
     TensorShape {
         /// Its name.
@@ -115,6 +115,8 @@ pub enum Error {
         found: Vec<usize>,
         /// Shape by the configuration.
         expected: Vec<usize>,
+        /// Where it was found.
+        place: String,
     },
     /// A tensor's numbers are stored in a form that cannot be read.
     #[error("tensor `{name}` in {place} is stored as {found}; convert it to f32, f16 or bf16")]

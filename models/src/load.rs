@@ -162,7 +162,8 @@ impl RawWeights {
             };
             let expected = dims(parameter.shape);
             if *found != expected {
-                return Err(Error::TensorShape { name: parameter.name, found: found.clone(), expected });
+                let (name, found) = (parameter.name, found.clone());
+                return Err(Error::TensorShape { name, found, expected, place: place.into() });
             }
             finite(&parameter.name, values, place)?;
         }

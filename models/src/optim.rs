@@ -279,13 +279,16 @@ fn kept(weights: &Weights, raw: &RawWeights, kind: &str) -> Result<Gradients> {
     weights.masters().iter().enumerate().map(|(i, m)| take(raw, format!("{kind}.{i}"), m.len())).collect()
 }
 
+const MOMENTS: &str = "the checkpoint's moments";
+
 fn take(raw: &RawWeights, name: String, len: usize) -> Result<Vec<f32>> {
-    let missing = || crate::Error::MissingTensor { name: name.clone(), place: "the checkpoint's moments".into() };
+    let missing = || crate::Error::MissingTensor { name: name.clone(), place: MOMENTS.into() };
     let (shape, values) = raw.tensors.get(&name).ok_or_else(missing)?;
     if values.len() == len {
         return Ok(values.clone());
     }
-    Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len] })
+    let place = MOMENTS.into();
+    Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len], place })
 }
 
 /// A step that is being taken, parameter by parameter.

@@ -212,18 +212,18 @@ fn plain(parameter: &Parameter, master: &[f32]) -> (Vec<usize>, Vec<f32>) {
     }
 }
 
+const WEIGHTS: &str = "the weights";
+
 fn packed(parameter: &Parameter, raw: &RawWeights) -> Result<Vec<f32>> {
     let name = &parameter.name;
-    let (shape, values) = raw
-        .tensors
-        .get(name)
-        .ok_or_else(|| Error::MissingTensor { name: name.clone(), place: "the weights".into() })?;
+    let (shape, values) =
+        raw.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.clone(), place: WEIGHTS.into() })?;
     let expected = match parameter.shape {
         ParameterShape::Vector(k) => vec![k],
         ParameterShape::Matrix(n, k) => vec![n, k],
     };
     if *shape != expected || values.len() != parameter.shape.len() {
-        return Err(Error::TensorShape { name: name.clone(), found: shape.clone(), expected });
+        return Err(Error::TensorShape { name: name.clone(), found: shape.clone(), expected, place: WEIGHTS.into() });
     }
     Ok(match parameter.shape {
         ParameterShape::Vector(_) => values.clone(),

@@ -27,4 +27,13 @@ impl Outcome {
             Self::Scored(_) | Self::Failed(_) => None,
         }
     }
+
+    /// Why there is none.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Failed(reason) => Some(reason),
+            Self::Scored(_) => None,
+        }
+    }
 }

@@ -53,12 +53,15 @@ fn unusable_files_are_named() {
         assert!(message.contains(name), "{name}: {message}");
     }
     let other = with(&|w| from("good/model/model.safetensors")(w).replace("hidden: 32", "hidden: 48"));
-    assert!(other.contains("shape"), "{other}");
+    assert!(other.contains("shape") && other.contains("model.safetensors"), "{other}");
+    let file = workflow(folder.path(), |w| from("good/model/model.safetensors")(w).replace("hidden: 32", "hidden: 48"));
+    assert!(refusal(&["check", text(&file)]).contains("shape"), "a check reads what a run would");
     save("empty.jsonl", b"\n\n");
-    save("bad.jsonl", b"{\"question\": \"1+1\", \"answer\": \"#### 2\"}\n{oops}\n");
+    save("bad.jsonl", b"{\"question\": \"1+1\", \"answer\": \"#### 2\"}\n{oops}\n\n[]\n");
     let jsonl = |name: &'static str| move |w: String| with_problems(&w, name, 20);
     assert!(with(&jsonl("empty.jsonl")).contains("empty.jsonl"));
-    assert!(with(&jsonl("bad.jsonl")).contains("bad.jsonl"));
+    let bad = with(&jsonl("bad.jsonl"));
+    assert!(bad.contains("bad.jsonl") && bad.contains("(line 4 is bad, too)"), "{bad}");
     assert!(with(&jsonl("none.jsonl")).contains("none.jsonl"));
     fs::rename(good.join("model/tokenizer.json"), good.join("model/elsewhere")).unwrap();
     let hf = |w: String| {
@@ -87,8 +90,9 @@ fn another_workflow_does_not_take_over_a_run() {
     let out = folder.path().join("run");
     completed(&["run", text(&workflow(folder.path(), |w| w)), "--out", text(&out)]);
     let before = super::report(&out);
-    let message = refused(&workflow(folder.path(), |w| w.replace("seed: 5", "seed: 6")), &out);
-    assert!(message.contains("--fresh"), "{message}");
+    let other = |w: String| w.replace("seed: 5", "seed: 6").replace("steps: 10", "steps: 11");
+    let message = refused(&workflow(folder.path(), other), &out);
+    assert!(message.contains("--fresh") && message.contains("`seed`, `steps` differ"), "{message}");
     assert_eq!(super::report(&out), before);
 }
 
@@ -130,4 +134,59 @@ fn a_run_without_speculation_has_nothing_to_compare() {
     let message = refusal(&["compare", text(&file), "--out", text(&out)]);
     assert!(message.contains("nothing to compare"), "{message}");
     assert!(!out.exists());
+}
+
+#[test]
+fn what_generates_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w);
+    let refused = |arguments: &[&str]| refusal(&[&["generate", text(&file)], arguments].concat());
+    let cases: [(&[&str], &str); 5] = [
+        (&[""], "the prompt is empty"),
+        (&["1+2?", "--tokens", "0"], "--tokens 0"),
+        (&["1+2?", "--stop", ""], "--stop"),
+        (&["1+2?", "--temperature", "-1"], "--temperature -1"),
+        (&["1+2?", "--top-p", "-0.5"], "--top-p -0.5"),
+    ];
+    for (arguments, expected) in cases {
+        let message = refused(arguments);
+        assert!(message.contains(expected), "{message}");
+    }
+    // A file without end, which holds no text.
+    assert!(refusal(&["check", "/dev/zero"]).contains("UTF-8"));
+}
+
+#[test]
+fn answers_that_cannot_be_scored_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |i: usize, answer: &str| format!("{{\"question\": \"{i}+1\", \"answer\": \"{answer}\"}}\n");
+    let lines = (0..40).map(|i| line(i, if i % 4 == 0 { "none" } else { "2" })).collect::<String>();
+    fs::write(folder.path().join("some.jsonl"), lines).unwrap();
+    let file = workflow(folder.path(), |w| {
+        let w = with_problems(&w, "some.jsonl", 20);
+        let (start, end) = (w.find("Sft(").unwrap(), w.find("Evaluate(").unwrap());
+        let w = format!("{}{}", &w[..start], &w[end..]);
+        w.replace("rewards: [", "rewards: [Numeric(marker: \"#\"), ")
+    });
+    let dir = folder.path().join("run");
+    let output = super::taper(&["run", text(&file), "--out", text(&dir)]);
+    let told = super::message(&output);
+    assert!(output.status.success() && told.contains("could not be scored, and teach nothing ("), "{told}");
+    assert!(told.contains(" not scored"), "{told}");
+    let shown = super::taper(&["report", text(&dir)]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("answers could not be scored, and taught nothing"), "{shown}");
+}
+
+#[test]
+fn a_comparison_without_grpo_has_no_ratios() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| {
+        let (start, end) = (w.find("Grpo(").unwrap(), w.rfind("Evaluate(").unwrap());
+        format!("{}{}", &w[..start], &w[end..])
+    });
+    let output = super::taper(&["compare", text(&file), "--out", text(&folder.path().join("both")), "--json"]);
+    assert!(output.status.success(), "{}", super::message(&output));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found["rollout_ratio"].is_null() && found["identical"] == true, "{found}");
 }

@@ -35,7 +35,7 @@ pub use problem::Problem;
 pub use summary::{Summary, describe};
 
 /// Longest file that is read, in bytes.
-const LENGTH_MAX: usize = 256 * 1024;
+pub const LENGTH_MAX: usize = 256 * 1024;
 
 /// Reads a workflow file. Relative paths in it are taken from `folder`.
 ///
@@ -59,8 +59,9 @@ fn unreadable(text: &str) -> Option<Problem> {
     let problem = |code, message: String, help: &str| {
         Some(Problem::new(text, code, String::new(), 0..0, message).with_help(Some(help.into())))
     };
-    if text.len() > LENGTH_MAX {
-        let message = format!("the file has {} bytes, more than {LENGTH_MAX}", text.len());
+    // What holds no text is told as that.
+    if text.len() > LENGTH_MAX && !text.contains('\0') {
+        let message = format!("the file has more than {LENGTH_MAX} bytes");
         return problem("workflow::too_large", message, "keep data in files of its own, named by `Jsonl(path: …)`");
     }
     if token::tokens(text).is_ok_and(|tokens| tokens.is_empty()) {

@@ -233,6 +233,14 @@ impl State {
         measure::lengths(m, answers.iter().map(|a| a.log_probs.len()).collect());
         m.truncated = answers.iter().filter(|a| a.truncated).count();
         m.failed = verdicts.len() - scores.len();
+        if let (true, Some(reason)) = (!self.has_warned, verdicts.iter().find_map(|v| v.outcome.failure())) {
+            self.has_warned = true;
+            let (failed, all) = (m.failed, verdicts.len());
+            let text = format!(
+                "{failed} of {all} answers could not be scored, and teach nothing ({reason}); later ones are counted"
+            );
+            self.observer.tell(Progress::Warning(text));
+        }
         m.reward = scores.iter().map(|s| f64::from(*s)).sum::<f64>() / scores.len().max(1) as f64;
         m.accuracy = verdicts.iter().filter(|v| v.is_correct).count() as f64 / verdicts.len().max(1) as f64;
         m.rollout_s = rolling.drained_s;
@@ -271,10 +279,7 @@ fn items(rolling: &Rolling, grpo: &Grpo) -> std::result::Result<Vec<Option<Item>
     let mut reason = None;
     for (group, verdicts) in rolling.verdicts.iter().enumerate() {
         let outcomes: Vec<_> = verdicts.iter().flatten().map(|v| v.outcome.clone()).collect();
-        reason = reason.or(outcomes.iter().find_map(|o| match o {
-            state::algorithm::Outcome::Failed(reason) => Some(reason.clone()),
-            state::algorithm::Outcome::Scored(_) => None,
-        }));
+        reason = reason.or(outcomes.iter().find_map(|o| o.failure().map(str::to_owned)));
         for (answer, advantage) in rolling.rollout.answers(group).into_iter().zip(advantages(&outcomes, grpo.normalize))
         {
             items.push(advantage.map(|advantage| Item::of(answer, advantage)));

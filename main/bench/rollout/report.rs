@@ -6,6 +6,8 @@ use serde::Serialize;
 use state::metrics::nearest_rank;
 use state::speculation::controller::{BUCKETS, batch_sizes, bucket};
 
+use crate::output;
+
 /// Keys of the JSON form.
 #[derive(Debug, Serialize)]
 pub(super) struct Measured {
@@ -208,8 +210,8 @@ impl Measured {
 
     pub(super) fn text(&self) -> String {
         let mut text = format!(
-            "\n{} threads, T = {}; the drafter learned {} micro-batches\n{}",
-            self.threads,
+            "\n{}, T = {}; the drafter learned {} micro-batches\n{}",
+            output::count(self.threads as u64, "thread"),
             self.temperature,
             self.learned_batches,
             self.prompts()

@@ -102,15 +102,38 @@ impl Permutation {
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Problem>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = bytes.split(|b| *b == b'\n').enumerate();
-    let problems = lines
-        .filter(|(_, line)| !line.trim_ascii().is_empty())
-        .map(|(i, line)| problem(line).map_err(|reason| Error::DatasetLine { path: path.into(), line: i + 1, reason }));
-    problems.collect()
+    let (mut problems, mut bad) = (Vec::new(), Vec::new());
+    for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
+        match problem(line) {
+            Ok(problem) => problems.push(problem),
+            Err(reason) => bad.push((i + 1, reason)),
+        }
+    }
+    let Some(((line, reason), others)) = bad.split_first() else { return Ok(problems) };
+    let reason = format!("{reason}{}", also(others));
+    Err(Error::DatasetLine { path: path.into(), line: *line, reason })
+}
+
+/// Which lines are bad beside the first one that is.
+fn also(others: &[(usize, String)]) -> String {
+    let shown: Vec<String> = others.iter().take(10).map(|(line, _)| line.to_string()).collect();
+    match (others.len(), shown.join(", ")) {
+        (0, _) => String::new(),
+        (1, line) => format!(" (line {line} is bad, too)"),
+        (count, lines) if count > shown.len() => format!(" ({count} more lines are bad: {lines} …)"),
+        (count, lines) => format!(" ({count} more lines are bad: {lines})"),
+    }
+}
+
+/// What is wrong, without the place, which is one in the line.
+fn what(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
 }
 
 fn problem(line: &[u8]) -> std::result::Result<Problem, String> {
     let value: Value =
-        serde_json::from_slice(line).map_err(|e| format!("not a JSON object, column {}: {e}", e.column()))?;
+        serde_json::from_slice(line).map_err(|e| format!("not a JSON object, column {}: {}", e.column(), what(&e)))?;
     let Value::Object(fields) = &value else {
         return Err(format!("found {}, wanted a JSON object", kind(&value)));
     };

@@ -1,5 +1,7 @@
 //! Rules between parts of a plan.
 
+use std::path::{Component, Path};
+
 use state::plan::{Model, Plan, Step};
 
 use super::check::Check;
@@ -11,7 +13,10 @@ pub(super) fn check(check: &mut Check<'_>, plan: &Plan) {
         match step {
             Step::Evaluate(evaluate) => heldout(check, &path, evaluate.problems, plan),
             Step::Grpo(_) => comparable(check, &path, plan),
-            Step::Export(_) => overwritten(check, &path, index, plan),
+            Step::Export(export) => {
+                taken(check, &path, &export.to);
+                overwritten(check, &path, index, plan);
+            }
             Step::Sft(_) => {}
         }
     }
@@ -49,6 +54,22 @@ fn comparable(check: &mut Check<'_>, path: &str, plan: &Plan) {
             "sampling.temperature",
             message,
             "write `temperature: 1.0`; `Evaluate` is greedy unless it says otherwise",
+        );
+    }
+}
+
+/// Parts of a run's folder that are the run's own.
+const OWN: [&str; 2] = ["checkpoints", "journal"];
+
+fn taken(check: &mut Check<'_>, path: &str, to: &Path) {
+    let first = to.components().find(|part| *part != Component::CurDir);
+    if let Some(own) = OWN.iter().find(|own| first == Some(Component::Normal(own.as_ref()))) {
+        let message = format!("the run keeps its own `{own}` there");
+        check.wrong(
+            "workflow::taken",
+            &format!("{path}.to"),
+            message,
+            "name another folder, for instance `to: \"model\"`",
         );
     }
 }

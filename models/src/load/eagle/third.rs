@@ -79,7 +79,8 @@ pub(super) fn take_head(
     let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(()) };
     let (size, hidden) = (shape.first().copied().unwrap_or(0), target.config().hidden);
     if shape != [size, hidden] || size == 0 {
-        return Err(Error::TensorShape { name: HEAD.into(), found: shape, expected: vec![size, hidden] });
+        let expected = vec![size, hidden];
+        return Err(Error::TensorShape { name: HEAD.into(), found: shape, expected, place: place(path) });
     }
     let ids = ids(path, bytes, target.config(), size)?;
     if value.get(OF_TARGET) == Some(&json!(true)) {
@@ -106,7 +107,8 @@ fn ids(path: &Path, bytes: &[u8], target: &Config, size: usize) -> Result<Vec<u3
         return (size == target.vocab).then(all).ok_or_else(missing);
     };
     if view.shape() != [size] {
-        return Err(Error::TensorShape { name: MAPS[0].into(), found: view.shape().to_vec(), expected: vec![size] });
+        let (name, found) = (MAPS[0].into(), view.shape().to_vec());
+        return Err(Error::TensorShape { name, found, expected: vec![size], place: place(path) });
     }
     let dtype =
         || Error::TensorDtype { name: MAPS[0].into(), found: format!("{:?}", view.dtype()), place: place(path) };
