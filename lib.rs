@@ -10,7 +10,7 @@
 //! # }
 //! ```
 
-pub use actors::{Ended, Error, Fault, Moment, Options, Past, Progress, inspect, look, run};
+pub use actors::{Ended, Error, Fault, Moment, Options, Past, Progress, check_inputs, inspect, look, run};
 pub use kernels;
 pub use models;
 pub use state::metrics::{Report, StepMetrics};

@@ -13,7 +13,7 @@ pub(crate) enum Failure {
     #[error("cannot read {}; check the path", path.display())]
     File { path: PathBuf, source: std::io::Error },
     /// A workflow with problems.
-    #[error("{} of {} cannot be run as it is", count(problems.len()), path.display())]
+    #[error("{} of {} cannot be run as it is", output::count(problems.len() as u64, "problem"), path.display())]
     Workflow { path: PathBuf, text: String, problems: Vec<workflows::Problem> },
     /// A run that failed.
     #[error(transparent)]
@@ -77,10 +77,6 @@ pub(crate) enum Failure {
     /// The runtime did not start.
     #[error("the runtime cannot start")]
     Runtime(#[source] std::io::Error),
-}
-
-fn count(problems: usize) -> String {
-    if problems == 1 { "1 problem".into() } else { format!("{problems} problems") }
 }
 
 impl Failure {

@@ -39,6 +39,11 @@ pub(crate) fn count(count: u64, of: &str) -> String {
     if count == 1 { format!("1 {of}") } else { format!("{count} {of}s") }
 }
 
+/// A time that may be short.
+pub(crate) fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
+}
+
 /// Writes a line to stderr, if anyone reads it.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");

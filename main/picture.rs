@@ -3,6 +3,8 @@
 use state::device::Phase;
 use state::metrics::StepMetrics;
 
+use crate::output;
+
 const WIDTH: usize = 72;
 
 fn letter(phase: Phase) -> char {
@@ -31,12 +33,8 @@ pub(crate) fn timeline(step: &StepMetrics, devices: &[String]) -> String {
         text.push_str(&format!("  {name:>6} {}\n", (0..WIDTH).map(at).collect::<String>()));
     }
     let mark = (step.rollout_s / end_s * WIDTH as f64) as usize;
-    text.push_str(&format!(
-        "  {:>6} {}^ last answer, {:.1} s of {end_s:.1} s\n",
-        "",
-        " ".repeat(mark.min(WIDTH)),
-        step.rollout_s
-    ));
+    let (rollout, all) = (output::seconds(step.rollout_s), output::seconds(end_s));
+    text.push_str(&format!("  {:>6} {}^ last answer, {rollout} of {all}\n", "", " ".repeat(mark.min(WIDTH))));
     text.push_str("         █ rollout   ▒ drafter training   ░ update   · idle\n");
     text
 }

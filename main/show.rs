@@ -119,12 +119,12 @@ fn step_line(m: &StepMetrics) -> Option<String> {
     }
 }
 
-/// Tokens that a draft brought, bonus included.
+/// The accept length of cycles with drafts.
 fn accepted(m: &StepMetrics) -> String {
     if m.drafted_cycles > 0 { format!("accept {:.2}", m.accept_length) } else { "no drafts".into() }
 }
 
-/// Failed is not wrong: such an answer teaches nothing.
+/// Such answers teach nothing, and count as wrong in accuracies.
 fn not_scored(m: &StepMetrics) -> String {
     if m.failed > 0 { format!("  {} of {} not scored", m.failed, m.rollouts) } else { String::new() }
 }
@@ -158,7 +158,7 @@ pub(crate) fn report(r: &Report) -> String {
     };
     let (failed, all) = r.history.iter().fold((0, 0), |(failed, all), m| (failed + m.failed, all + m.rollouts));
     if failed > 0 {
-        text += &format!("  {failed} of {all} answers could not be scored, and taught nothing\n");
+        text += &format!("  {failed} of {all} answers could not be scored\n");
     }
     if r.tokens > 0 {
         let rate = times_plain(r.tokens_per_s, r.plain_tokens_per_s);
@@ -167,7 +167,7 @@ pub(crate) fn report(r: &Report) -> String {
     text += &batches(r);
     let drafting: Vec<f64> = r.learned_accept_length.iter().copied().filter(|a| *a > 0.0).collect();
     if let (Some(first), Some(last)) = (drafting.first(), drafting.last()) {
-        text += &format!("  tokens a draft of the learned drafter brought: {first:.2} at first, {last:.2} at last\n");
+        text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
     }
     if r.idle_s > 0.0 {
         let used = percent(r.idle_used_s, r.idle_s);

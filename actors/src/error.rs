@@ -25,7 +25,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder holds a run of another workflow.
-    #[error("{} holds a run of another workflow: {parts} differ, on which what is learned depends; resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
+    #[error("{} holds a run of another workflow (not the same: {parts}); resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
     OtherRun {
         /// The folder.
         dir: PathBuf,

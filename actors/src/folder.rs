@@ -15,6 +15,7 @@ use models::optim::AdamW;
 use models::{RawWeights, Weights, sha};
 use serde::Serialize;
 use state::plan::{DrafterShape, Plan, Step};
+use state::run::{CHECKPOINTS, JOURNAL};
 
 use crate::error::{Error, Result};
 use crate::experience::{Experience, Habits};
@@ -52,11 +53,11 @@ impl RunFolder {
     }
 
     pub(crate) fn journal(&self) -> PathBuf {
-        self.dir.join("journal")
+        self.dir.join(JOURNAL)
     }
 
     fn checkpoints(&self) -> PathBuf {
-        self.dir.join("checkpoints")
+        self.dir.join(CHECKPOINTS)
     }
 
     /// Writes a checkpoint beside its place, then moves it there.

@@ -4,9 +4,10 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use models::data::Dataset;
 use ractor::{Actor, ActorRef};
 use state::journal::{Event, Inputs, Journal, SledJournal};
-use state::plan::{Model, Plan, Source};
+use state::plan::{Controller, Model, Plan, Source, Speculation};
 use state::run::{Position, RunState};
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
@@ -39,8 +40,8 @@ pub struct Options {
 /// What is learned depends on the plan's model, data, steps, sampling and rewards alone; its devices, speculation,
 /// supervision and checkpoints may differ from those of earlier sessions. The newest ones are recorded.
 ///
-/// Runs on a multi-threaded runtime of tokio: files are written while actors go on. If the future is dropped, the run is interrupted; it
-/// has the folder until it has noted that.
+/// Runs on a multi-threaded runtime of tokio: files are written while actors go on. If the future is dropped, the run is
+/// interrupted; it has the folder until it has noted that.
 ///
 /// # Errors
 /// If the model, the data or the folder cannot be used, the folder holds another run, or one that began with other data or another
@@ -61,8 +62,13 @@ pub async fn run(
     let setup = tokio::task::block_in_place(|| prepare(plan, options, tells))?;
     let Some(setup) = setup else { return Ok(Ended::Complete) };
     let failed = |e: ractor::SpawnErr| Error::Runtime { reason: e.to_string() };
-    let (supervisor, handle) = Actor::spawn(None, Supervisor, setup).await.map_err(failed)?;
-    let supervisor = Interrupts(supervisor);
+    let (supervisor, handle) = match Actor::spawn(None, Supervisor, setup).await {
+        Ok((supervisor, handle)) => (Interrupts(supervisor), handle),
+        Err(error) => {
+            let _ = close.await;
+            return Err(failed(error));
+        }
+    };
     let mut end = std::pin::pin!(end);
     let result = tokio::select! {
         result = &mut end => result,
@@ -94,12 +100,16 @@ impl Drop for Interrupts {
     }
 }
 
-/// Reads whatever a run of this plan would begin with, and nothing else.
+/// Reads the files that a run of this plan would begin with, and makes nothing.
 ///
 /// # Errors
 /// If the model, the data or the drafter's weights cannot be used.
 pub fn check_inputs(plan: &Plan) -> Result<()> {
-    Job::load(plan).map(drop)
+    match plan.model {
+        // Its random weights say nothing.
+        Model::Tiny { weights: None, .. } => Ok(Dataset::open(&plan.data, plan.seed).map(drop)?),
+        _ => Job::load(plan).map(drop),
+    }
 }
 
 /// Everything the supervisor starts with; nothing if the run is complete.
@@ -147,12 +157,8 @@ fn prepare(
         None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
-    if let (Some(drafter), None, None) = (plan.speculation.shape(), &plan.speculation.training, &experience.published) {
-        let kind = drafter.network;
-        let text = format!(
-            "`{kind:?}` drafts nothing: it has no weights and does not learn; give it `weights`, or give `training` to `speculation`"
-        );
-        observer.tell(Progress::Warning(text));
+    if experience.published.is_none() {
+        drafts_nothing(plan).into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     }
     let speculator = Arc::new(Speculator::new(&plan.speculation, plan.seed, experience, job.seen.clone()));
     Ok(Some(Setup {
@@ -169,6 +175,15 @@ fn prepare(
         ended,
         closed,
     }))
+}
+
+/// What to say of a learned drafter without weights, if it is to draft and does not learn.
+fn drafts_nothing(plan: &Plan) -> Option<String> {
+    let Speculation { controller, training, .. } = &plan.speculation;
+    let is_meant_to = *controller != Controller::Off && training.is_none();
+    let kind = plan.speculation.shape().filter(|_| is_meant_to)?.network;
+    let help = "give it `weights`, or `training` to `speculation`";
+    Some(format!("`{kind:?}` drafts nothing: it has no weights and does not learn; {help}"))
 }
 
 /// An empty journal, after removing what the run in the folder has made.
@@ -238,12 +253,9 @@ fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) ->
 }
 
 fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
-    if state.plan.is_none() {
-        return Ok(());
-    }
+    let Some(before) = &state.plan else { return Ok(()) };
     if state.plan_sha256 != hash(plan) {
-        let parts = state.plan.as_deref().map_or_else(Vec::new, |before| differing(before, plan));
-        return Err(Error::OtherRun { dir: dir.into(), parts: parts.join(", ") });
+        return Err(Error::OtherRun { dir: dir.into(), parts: differing(before, plan) });
     }
     let (found, supported) = (state.noise_version, kernels::noise::VERSION);
     if found != supported {
@@ -280,8 +292,8 @@ fn hash(plan: &Plan) -> String {
     job::hash(&(plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards))
 }
 
-/// Which of them are not as they were.
-fn differing(before: &Plan, now: &Plan) -> Vec<&'static str> {
+/// Which of them are not as they were, for people.
+fn differing(before: &Plan, now: &Plan) -> String {
     let parts = [
         ("`seed`", before.seed == now.seed),
         ("`model`", before.model == now.model),
@@ -291,7 +303,8 @@ fn differing(before: &Plan, now: &Plan) -> Vec<&'static str> {
         ("`sampling`", before.sampling == now.sampling),
         ("`rewards`", before.rewards == now.rewards),
     ];
-    parts.into_iter().filter(|(_, is_same)| !is_same).map(|(part, _)| part).collect()
+    let parts: Vec<&str> = parts.into_iter().filter(|(_, is_same)| !is_same).map(|(part, _)| part).collect();
+    if parts.is_empty() { "how it is written".into() } else { parts.join(", ") }
 }
 
 fn device_names(plan: &Plan) -> Vec<String> {

@@ -214,7 +214,7 @@ impl Actor for Supervisor {
             Message::Report { device, epoch, report } => state.hear(device, epoch, report),
             Message::Scored { rollout, group, verdicts } => state.scored(rollout, group, verdicts),
             Message::Committed => state.committed(),
-            Message::Failed(error) => state.end(Err(*error)),
+            Message::Failed(error) => state.failed(*error),
             Message::Restart { device } => match state.start_device(device).await {
                 Ok(()) => state.rejoin(device),
                 Err(error) => state.give_up(Error::Device { reason: error.to_string() }),
@@ -393,9 +393,20 @@ impl State {
 
     /// The run cannot go on. The same command may, once the cause is gone.
     fn give_up(&mut self, error: Error) {
-        // Making the last step durable may fail too, and then that is what the run ends with.
         tracing::error!(%error, "the run is given up");
         self.stop(Err(error));
+    }
+
+    /// A record could not be made. Where it was one of a run that is given up, it ends with what it was given up for.
+    fn failed(&mut self, error: Error) {
+        let first = match &mut self.activity {
+            Activity::Recording { then } => then.take_if(|ended| ended.is_err()),
+            _ => None,
+        };
+        if first.is_some() {
+            self.observer.tell(Progress::Warning(format!("the last step is not kept: {error}")));
+        }
+        self.end(first.unwrap_or(Err(error)));
     }
 
     /// Ends the run once what was done is durable.

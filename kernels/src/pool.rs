@@ -13,9 +13,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread without work looks for it before it goes to sleep: longer than the gaps between two kernels of a layer. Looks between
-/// two at the clock.
+/// How long a thread without work looks for it before it goes to sleep: longer than the gaps between two kernels of a
+/// layer.
 const AWAKE: Duration = Duration::from_micros(20);
+/// Looks before it asks for the time, or lets another thread have the core.
 const LOOKS: usize = 64;
 
 /// A task: called once for each part.
@@ -32,11 +33,11 @@ pub struct Pool {
     parts: Arc<AtomicU64>,
 }
 
-/// What helpers and their caller agree on. A layer of a small model is many jobs of microseconds: none waits for a lock or asks the
-/// system for anything, unless a helper sleeps.
+/// What helpers and their caller agree on. A layer of a small model is many jobs of microseconds: none waits for a lock,
+/// and none asks the system for anything, unless a helper sleeps or is late.
 ///
-/// A helper counts itself `inside` before it looks again whether the job is still open, and a caller closes the job before it looks who
-/// is inside, both in one order for all: so either the helper finds it closed, or the caller waits for the helper.
+/// A helper counts itself `inside` before it looks again whether the job is still open, and a caller closes the job before
+/// it looks who is inside, both in one order for all: so either the helper finds it closed, or the caller waits for it.
 #[derive(Debug)]
 struct Shared {
     /// Held by the one caller that the helpers work for.
@@ -167,8 +168,7 @@ impl Pool {
         };
         self.shared.has_panicked.store(false, Ordering::Relaxed);
         let job = Job { task, parts };
-        self.shared.open((&raw const job).cast_mut().cast());
-        let finish = Finish(&self.shared);
+        let finish = self.shared.open(&job);
         self.shared.work(&job);
         drop(finish);
         assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a part of a kernel panicked");
@@ -249,14 +249,15 @@ impl Default for Shared {
 }
 
 impl Shared {
-    /// Opens a job, which has to outlive its closing by [`Finish`].
-    fn open(&self, job: *mut Job<'static>) {
-        self.job.store(job, Ordering::Relaxed);
+    /// Opens a job, until what is returned is dropped: no helper uses it any longer.
+    fn open<'a>(&'a self, job: &'a Job<'a>) -> Finish<'a> {
+        self.job.store((&raw const *job).cast_mut().cast(), Ordering::Relaxed);
         self.next.store(0, Ordering::Relaxed);
         self.state.fetch_add(1, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             self.wake_all();
         }
+        Finish(self)
     }
 
     fn wake_all(&self) {
@@ -298,8 +299,10 @@ impl Shared {
     /// Another state than the one that was seen; nothing once all is over.
     fn wait(&self, seen: usize) -> Option<usize> {
         let is_seen = || self.state.load(Ordering::SeqCst) == seen;
-        let until = Instant::now() + AWAKE;
-        while polls_while(&is_seen) && Instant::now() < until {}
+        if polls_while(&is_seen) {
+            let until = Instant::now() + AWAKE;
+            while polls_while(&is_seen) && Instant::now() < until {}
+        }
         if is_seen() {
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             let mut asleep = lock(&self.sleep);
@@ -424,10 +427,11 @@ mod tests {
             }));
             assert!(failed.is_err());
             // All threads are there again: each waits for the others in its part.
-            let here = AtomicUsize::new(0);
+            let (here, until) = (AtomicUsize::new(0), Instant::now() + Duration::from_secs(60));
             pool.run(threads, &|_| {
                 here.fetch_add(1, Ordering::SeqCst);
                 while here.load(Ordering::SeqCst) < threads {
+                    assert!(Instant::now() < until, "a helper is gone");
                     std::thread::yield_now();
                 }
             });

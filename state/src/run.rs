@@ -9,6 +9,11 @@ use crate::journal::{Event, Inputs};
 use crate::metrics::StepMetrics;
 use crate::plan::{Plan, Step};
 
+/// Parts of a run's folder that are its own.
+pub const JOURNAL: &str = "journal";
+/// The same, of what it goes on from.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 /// A step of a plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {

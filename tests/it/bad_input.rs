@@ -92,7 +92,7 @@ fn another_workflow_does_not_take_over_a_run() {
     let before = super::report(&out);
     let other = |w: String| w.replace("seed: 5", "seed: 6").replace("steps: 10", "steps: 11");
     let message = refused(&workflow(folder.path(), other), &out);
-    assert!(message.contains("--fresh") && message.contains("`seed`, `steps` differ"), "{message}");
+    assert!(message.contains("--fresh") && message.contains("(not the same: `seed`, `steps`)"), "{message}");
     assert_eq!(super::report(&out), before);
 }
 
@@ -171,11 +171,11 @@ fn answers_that_cannot_be_scored_are_told_of() {
     let dir = folder.path().join("run");
     let output = super::taper(&["run", text(&file), "--out", text(&dir)]);
     let told = super::message(&output);
-    assert!(output.status.success() && told.contains("could not be scored, and teach nothing ("), "{told}");
+    assert!(output.status.success() && told.contains("could not be scored ("), "{told}");
     assert!(told.contains(" not scored"), "{told}");
     let shown = super::taper(&["report", text(&dir)]);
     let shown = String::from_utf8_lossy(&shown.stdout);
-    assert!(shown.contains("answers could not be scored, and taught nothing"), "{shown}");
+    assert!(shown.contains("answers could not be scored"), "{shown}");
 }
 
 #[test]

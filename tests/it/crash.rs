@@ -59,11 +59,14 @@ fn killed_on_the_way(file: &Path, killed: &Path, longest_ms: f64) -> usize {
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(30 + (key.uniform(0, attempt) * longest_ms) as u64));
-        let is_over = child.try_wait().unwrap().is_some();
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status} after {kills} kills");
+            break;
+        }
         child.kill().unwrap();
         child.wait().unwrap();
-        kills += usize::from(!is_over);
-        if is_over || kills == 10 {
+        kills += 1;
+        if kills == 10 {
             break;
         }
     }

@@ -61,6 +61,39 @@ fn a_run_that_is_given_up_keeps_its_last_step() {
     assert_eq!(one, other);
 }
 
+/// Its folder is free once that is noted, and it goes on there.
+#[test]
+fn a_run_that_nobody_waits_for_is_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = super::WORKFLOW.replace("\\#", "#").replace("steps: 10", "steps: 60");
+    let plan = parse(&text, Path::new("/")).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let options = |name: &str| Options { dir: folder.path().join(name), ..Options::default() };
+    let run = |name: &str| runtime.block_on(taper::run(&plan, options(name), |_| {}, std::future::pending()));
+    runtime.block_on(async {
+        let (learns, begun) = tokio::sync::oneshot::channel();
+        let learns = Mutex::new(Some(learns));
+        let observer = move |progress| {
+            if matches!(progress, Progress::StepDone(metrics) if metrics.kind == "grpo") {
+                learns.lock().unwrap().take().map(|learns| learns.send(()));
+            }
+        };
+        tokio::select! {
+            ended = taper::run(&plan, options("run"), observer, std::future::pending()) => panic!("{ended:?}"),
+            _ = begun => {}
+        }
+    });
+    let again = loop {
+        match run("run") {
+            Err(error) if error.to_string().contains("is using") => std::thread::yield_now(),
+            ended => break ended,
+        }
+    };
+    assert_eq!([again, run("whole")].map(Result::unwrap), [Ended::Complete; 2]);
+    let [one, other] = ["run", "whole"].map(|name| taper::inspect(&folder.path().join(name)).unwrap());
+    assert_eq!((one.sessions, one.weights_sha256), (2, other.weights_sha256));
+}
+
 /// Runs a workflow as it is, and with a device that fails at each of these moments, by hanging or by a panic.
 fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
     let folder = tempfile::tempdir().unwrap();

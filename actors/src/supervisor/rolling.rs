@@ -236,9 +236,8 @@ impl State {
         if let (true, Some(reason)) = (!self.has_warned, verdicts.iter().find_map(|v| v.outcome.failure())) {
             self.has_warned = true;
             let (failed, all) = (m.failed, verdicts.len());
-            let text = format!(
-                "{failed} of {all} answers could not be scored, and teach nothing ({reason}); later ones are counted"
-            );
+            let so = "they teach nothing, and count as wrong in accuracies";
+            let text = format!("{failed} of {all} answers could not be scored ({reason}): {so}");
             self.observer.tell(Progress::Warning(text));
         }
         m.reward = scores.iter().map(|s| f64::from(*s)).sum::<f64>() / scores.len().max(1) as f64;

@@ -238,7 +238,8 @@ impl Measured {
         );
         text += "\n  adaptive in the long tail, by requests decoded together\n";
         for b in &self.tail_batch_sizes {
-            text += &format!("    from {:<3} {:>6.1} s  {:.2}x plain\n", b.batch_min, b.seconds, b.ratio);
+            let seconds = output::seconds(b.seconds);
+            text += &format!("    from {:<3} {seconds:>8}  {:.2}x plain\n", b.batch_min, b.ratio);
         }
         if let (Some(fixed), Some(by_batch)) = (self.regret_fixed, self.regret_by_batch) {
             let (fixed, by_batch) = (fixed * 100.0, by_batch * 100.0);

@@ -102,21 +102,21 @@ impl Permutation {
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Problem>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = bytes.split(|b| *b == b'\n').enumerate();
-    let (mut problems, mut bad) = (Vec::new(), Vec::new());
+    let (mut problems, mut first, mut others) = (Vec::new(), None, Vec::new());
     for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
         match problem(line) {
             Ok(problem) => problems.push(problem),
-            Err(reason) => bad.push((i + 1, reason)),
+            Err(reason) if first.is_none() => first = Some((i + 1, reason)),
+            Err(_) => others.push(i + 1),
         }
     }
-    let Some(((line, reason), others)) = bad.split_first() else { return Ok(problems) };
-    let reason = format!("{reason}{}", also(others));
-    Err(Error::DatasetLine { path: path.into(), line: *line, reason })
+    let Some((line, reason)) = first else { return Ok(problems) };
+    Err(Error::DatasetLine { path: path.into(), line, reason: format!("{reason}{}", also(&others)) })
 }
 
 /// Which lines are bad beside the first one that is.
-fn also(others: &[(usize, String)]) -> String {
-    let shown: Vec<String> = others.iter().take(10).map(|(line, _)| line.to_string()).collect();
+fn also(others: &[usize]) -> String {
+    let shown: Vec<String> = others.iter().take(10).map(usize::to_string).collect();
     match (others.len(), shown.join(", ")) {
         (0, _) => String::new(),
         (1, line) => format!(" (line {line} is bad, too)"),

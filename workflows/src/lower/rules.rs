@@ -1,8 +1,9 @@
 //! Rules between parts of a plan.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use state::plan::{Model, Plan, Step};
+use state::run::{CHECKPOINTS, JOURNAL};
 
 use super::check::Check;
 
@@ -58,25 +59,38 @@ fn comparable(check: &mut Check<'_>, path: &str, plan: &Plan) {
     }
 }
 
-/// Parts of a run's folder that are the run's own.
-const OWN: [&str; 2] = ["checkpoints", "journal"];
-
+/// An export that would take the place of what the run needs.
 fn taken(check: &mut Check<'_>, path: &str, to: &Path) {
-    let first = to.components().find(|part| *part != Component::CurDir);
-    if let Some(own) = OWN.iter().find(|own| first == Some(Component::Normal(own.as_ref()))) {
-        let message = format!("the run keeps its own `{own}` there");
-        check.wrong(
-            "workflow::taken",
-            &format!("{path}.to"),
-            message,
-            "name another folder, for instance `to: \"model\"`",
-        );
+    let mut wrong = |message: String| {
+        let help = "name another folder, for instance `to: \"model\"`";
+        check.wrong("workflow::taken", &format!("{path}.to"), message, help);
+    };
+    match direct(to).components().next() {
+        None if !to.as_os_str().is_empty() => wrong("that is the run's own folder".into()),
+        Some(Component::Normal(first)) if first == CHECKPOINTS || first == JOURNAL => {
+            wrong(format!("the run keeps its own `{}` there", first.display()));
+        }
+        _ => {}
     }
+}
+
+/// A path without detours.
+fn direct(path: &Path) -> PathBuf {
+    let mut direct = PathBuf::new();
+    for part in path.components() {
+        let is_below = matches!(direct.components().next_back(), Some(Component::Normal(_)));
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if is_below => drop(direct.pop()),
+            part => direct.push(part),
+        }
+    }
+    direct
 }
 
 fn overwritten(check: &mut Check<'_>, path: &str, index: usize, plan: &Plan) {
     let folder = |step: &Step| match step {
-        Step::Export(export) => Some(export.to.clone()),
+        Step::Export(export) => Some(direct(&export.to)),
         _ => None,
     };
     let mine = plan.steps.get(index).and_then(folder);
