@@ -112,9 +112,9 @@ pub enum Error {
         /// Its name.
         name: String,
         /// Shape in the file.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// Shape by the configuration.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
         /// Where it was found.
         place: String,
     },
@@ -268,4 +268,15 @@ pub enum Error {
     /// A tensor operation failed.
     #[error("a tensor operation failed")]
     Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn shape(
+        name: impl Into<String>,
+        found: &[usize],
+        expected: &[usize],
+        place: impl Into<String>,
+    ) -> Self {
+        Self::TensorShape { name: name.into(), found: found.into(), expected: expected.into(), place: place.into() }
+    }
 }

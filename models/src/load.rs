@@ -162,8 +162,7 @@ impl RawWeights {
             };
             let expected = dims(parameter.shape);
             if *found != expected {
-                let (name, found) = (parameter.name, found.clone());
-                return Err(Error::TensorShape { name, found, expected, place: place.into() });
+                return Err(Error::shape(parameter.name, found, &expected, place));
             }
             finite(&parameter.name, values, place)?;
         }

@@ -287,8 +287,7 @@ fn take(raw: &RawWeights, name: String, len: usize) -> Result<Vec<f32>> {
     if values.len() == len {
         return Ok(values.clone());
     }
-    let place = MOMENTS.into();
-    Err(crate::Error::TensorShape { name, found: shape.clone(), expected: vec![len], place })
+    Err(crate::Error::shape(name, shape, &[len], MOMENTS))
 }
 
 /// A step that is being taken, parameter by parameter.

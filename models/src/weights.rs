@@ -223,7 +223,7 @@ fn packed(parameter: &Parameter, raw: &RawWeights) -> Result<Vec<f32>> {
         ParameterShape::Matrix(n, k) => vec![n, k],
     };
     if *shape != expected || values.len() != parameter.shape.len() {
-        return Err(Error::TensorShape { name: name.clone(), found: shape.clone(), expected, place: WEIGHTS.into() });
+        return Err(Error::shape(name, shape, &expected, WEIGHTS));
     }
     Ok(match parameter.shape {
         ParameterShape::Vector(_) => values.clone(),

@@ -168,7 +168,7 @@ fn split(path: &Path, target: &Config, raw: &mut RawWeights) -> Result<()> {
     let (found, mixed) = raw.tensors.remove("fc.weight").ok_or_else(missing)?;
     let expected = vec![hidden, 2 * hidden];
     if found != expected {
-        return Err(Error::TensorShape { name: "fc.weight".into(), found, expected, place: place(path) });
+        return Err(Error::shape("fc.weight", &found, &expected, place(path)));
     }
     for (i, name) in HALVES.into_iter().enumerate() {
         let half = mixed.chunks_exact(hidden).skip(i).step_by(2).flatten().copied().collect();
@@ -186,7 +186,7 @@ fn named((target, shape): (&Config, DrafterShape), raw: &RawWeights, place: &str
         let (found, values) = raw.tensors.get(&name).ok_or_else(missing)?;
         let expected = dims(parameter.shape);
         if *found != expected {
-            return Err(Error::TensorShape { name, found: found.clone(), expected, place: place.into() });
+            return Err(Error::shape(name, found, &expected, place));
         }
         finite(&name, values, place)?;
         own.insert(name, (expected, values.clone()));

@@ -225,8 +225,7 @@ fn tensor(content: &Content, reader: &mut BufReader<File>, path: &Path, paramete
     let info = content.tensor_infos.get(&name).ok_or_else(missing)?;
     let expected = dims(parameter.shape);
     if info.shape.dims() != expected {
-        let found = info.shape.dims().to_vec();
-        return Err(Error::TensorShape { name, found, expected, place: place(path) });
+        return Err(Error::shape(name, info.shape.dims(), &expected, place(path)));
     }
     guarded(path, || {
         let tensor = info.read(reader, content.tensor_data_offset, &Device::Cpu)?.dequantize(&Device::Cpu)?;

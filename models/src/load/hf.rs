@@ -212,8 +212,7 @@ pub(super) fn read_tensors(path: &Path, bytes: &[u8], config: &Config, weights: 
                 weights.tensors.insert(name.into(), (shape.clone(), values));
             }
             Some(shape) => {
-                let (name, found) = (name.into(), view.shape().to_vec());
-                return Err(Error::TensorShape { name, found, expected: shape.clone(), place: place(path) });
+                return Err(Error::shape(name, view.shape(), shape, place(path)));
             }
             None if harmless(name, config) => {}
             None => return Err(Error::UnexpectedTensor { name: name.into(), place: place(path) }),

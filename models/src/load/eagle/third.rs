@@ -79,8 +79,7 @@ pub(super) fn take_head(
     let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(()) };
     let (size, hidden) = (shape.first().copied().unwrap_or(0), target.config().hidden);
     if shape != [size, hidden] || size == 0 {
-        let expected = vec![size, hidden];
-        return Err(Error::TensorShape { name: HEAD.into(), found: shape, expected, place: place(path) });
+        return Err(Error::shape(HEAD, &shape, &[size, hidden], place(path)));
     }
     let ids = ids(path, bytes, target.config(), size)?;
     if value.get(OF_TARGET) == Some(&json!(true)) {
@@ -107,8 +106,7 @@ fn ids(path: &Path, bytes: &[u8], target: &Config, size: usize) -> Result<Vec<u3
         return (size == target.vocab).then(all).ok_or_else(missing);
     };
     if view.shape() != [size] {
-        let (name, found) = (MAPS[0].into(), view.shape().to_vec());
-        return Err(Error::TensorShape { name, found, expected: vec![size], place: place(path) });
+        return Err(Error::shape(MAPS[0], view.shape(), &[size], place(path)));
     }
     let dtype =
         || Error::TensorDtype { name: MAPS[0].into(), found: format!("{:?}", view.dtype()), place: place(path) };
