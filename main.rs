@@ -109,6 +109,7 @@ fn main() -> ExitCode {
 
 fn start() -> Result<ExitCode, Failure> {
     let command = Cli::parse().command;
+    signals::outlive_limits();
     // Failures are told once, at the end.
     let filter = variable("TAPER_LOG", "off", "write `info`, or for instance `taper_actors=debug`", |text| {
         EnvFilter::try_new(text).ok()

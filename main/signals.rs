@@ -26,7 +26,7 @@ impl Signal {
     }
 }
 
-pub(crate) use system::Signals;
+pub(crate) use system::{Signals, outlive_limits};
 
 #[cfg(unix)]
 mod system {
@@ -35,6 +35,18 @@ mod system {
     use tokio::signal::unix::{self, SignalKind, signal};
 
     use super::Signal;
+
+    /// SIGXFSZ, as Linux and macOS number it.
+    const FILE_TOO_LARGE: i32 = 25;
+
+    /// From now on a file that grows beyond `ulimit -f` is what it is on a full disk: an error that names it. A signal that is
+    /// listened to does not end the process, not even when nobody listens any more.
+    pub(crate) fn outlive_limits() {
+        if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() {
+            let _guard = runtime.enter();
+            drop(signal(SignalKind::from_raw(FILE_TOO_LARGE)));
+        }
+    }
 
     /// Signals from when it was made; those that come before someone waits are kept.
     pub(crate) struct Signals(Vec<(Signal, unix::Signal)>);
@@ -74,6 +86,9 @@ mod system {
 
     /// Ctrl-C alone.
     pub(crate) struct Signals;
+
+    /// There are none.
+    pub(crate) fn outlive_limits() {}
 
     impl Signals {
         pub(crate) fn new() -> Self {
