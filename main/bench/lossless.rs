@@ -225,8 +225,9 @@ impl Compared {
 
     fn text(&self) -> String {
         let batches = BATCHES.map(|batch| format!("{batch:>5}")).join("");
+        let wide = self.ways.iter().map(|line| line.controller.chars().count()).max().unwrap_or(0).max(10);
         let mut text = format!(
-            "\nanswers that differ from plain decoding one at a time, of {} each, T = {}\n\n  {:<16} {:<44} {:>9} accept  \
+            "\nanswers that differ from plain decoding one at a time, of {} each, T = {}\n\n  {:<16} {:<wide$} {:>9} accept  \
              together:{batches}  moving\n",
             self.requests, self.temperature, "drafter", "controller", "drafted",
         );
@@ -234,7 +235,7 @@ impl Compared {
             let (moving, batches) = line.differences.split_last().unwrap_or((&0, &[]));
             let batches: String = batches.iter().map(|count| format!("{count:>5}")).collect();
             text += &format!(
-                "  {:<16} {:<44} {:>9} {:>6.2}           {batches}  {moving:>6}\n",
+                "  {:<16} {:<wide$} {:>9} {:>6.2}           {batches}  {moving:>6}\n",
                 line.drafter, line.controller, line.drafted, line.accept_length
             );
         }
