@@ -1,6 +1,7 @@
 //! Simulated arms: known speeds, noise from a counter.
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::plan::Strategy;
@@ -317,6 +318,11 @@ proptest! {
         let expected = run(&mut controller, &mut uniform, [100.0, 90.0, 120.0, 110.0], 100, 0.3);
         prop_assert_eq!(run(&mut restored, &mut same, [100.0, 90.0, 120.0, 110.0], 100, 0.3), expected);
     }
+}
+
+// Bounds that luck may break, in one case of thousands: always the same cases.
+proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn ctrl_4_exploring_loses_little(seed: u64, slow in prop::collection::vec(20.0f64..97.0, 3), noise in 0.0f64..0.2) {
