@@ -23,8 +23,8 @@ struct Comparison {
     rollout_ratio: Option<f64>,
     step_ratio: Option<f64>,
     identical: bool,
-    weights_sha256_with: String,
-    weights_sha256_without: String,
+    weights_blake3_with: String,
+    weights_blake3_without: String,
     with: Side,
     without: Side,
 }
@@ -166,9 +166,9 @@ impl Comparison {
         Self {
             rollout_ratio: ratio(|m| m.rollout_s),
             step_ratio: ratio(|m| m.wall_s),
-            identical: with.weights_sha256 == without.weights_sha256,
-            weights_sha256_with: with.weights_sha256.clone(),
-            weights_sha256_without: without.weights_sha256.clone(),
+            identical: with.weights_blake3 == without.weights_blake3,
+            weights_blake3_with: with.weights_blake3.clone(),
+            weights_blake3_without: without.weights_blake3.clone(),
             with: Side::of(with),
             without: Side::of(without),
         }
@@ -182,7 +182,7 @@ impl Comparison {
         };
         format!(
             "\n  {ratios}\n  final weights: {same}\n    with    {}\n    without {}\n",
-            self.weights_sha256_with, self.weights_sha256_without
+            self.weights_blake3_with, self.weights_blake3_without
         )
     }
 }

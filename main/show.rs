@@ -181,7 +181,7 @@ pub(crate) fn report(r: &Report) -> String {
     if r.lent > 0 {
         text += &format!("  {} answers went on on a device that had run dry\n", r.lent);
     }
-    text += &format!("  weights {}  kernels {}  devices {}\n", r.weights_sha256, r.kernels, r.devices.join(", "));
+    text += &format!("  weights {}  kernels {}  devices {}\n", r.weights_blake3, r.kernels, r.devices.join(", "));
     if let Some(step) = r.history.iter().rev().find(|m| m.kind == "grpo") {
         text += &format!(
             "\n  step {} of {}, by device:\n{}",

@@ -102,7 +102,7 @@ impl Job {
     pub(crate) fn inputs(&self) -> Inputs {
         let Config { heads, kv_heads, head_dim, rope_theta, eps, positions_max, bos, eos, .. } = &self.config;
         let shape = (heads, kv_heads, head_dim, rope_theta.to_bits(), eps.to_bits(), positions_max, bos, eos);
-        Inputs { model_sha256: hash(&(self.initial.sha256(), shape)), data_sha256: self.data_sha256.clone() }
+        Inputs { model_sha256: hash(&(self.initial.blake3(), shape)), data_sha256: self.data_sha256.clone() }
     }
 
     /// The drafter that devices use before any was trained.

@@ -82,10 +82,10 @@ impl Books {
     fn record(&mut self, record: Record) -> Result<bool> {
         let (event, checkpoint, is_awaited) = match record {
             Record::Step { metrics, weights, checkpoint } => {
-                let (weights_sha256, name) = (self.sha256(&weights), checkpoint.as_ref().map(|c| c.0.clone()));
-                (Event::StepCommitted { metrics, weights_sha256, checkpoint: name }, checkpoint, true)
+                let (weights_blake3, name) = (self.blake3(&weights), checkpoint.as_ref().map(|c| c.0.clone()));
+                (Event::StepCommitted { metrics, weights_blake3, checkpoint: name }, checkpoint, true)
             }
-            Record::End { weights } => (Event::RunCompleted { weights_sha256: self.sha256(&weights) }, None, true),
+            Record::End { weights } => (Event::RunCompleted { weights_blake3: self.blake3(&weights) }, None, true),
             Record::Interruption { checkpoint } => {
                 let name = checkpoint.as_ref().map(|c| c.0.clone());
                 (Event::Interrupted { checkpoint: name }, checkpoint, true)
@@ -105,9 +105,9 @@ impl Books {
     }
 
     /// Hashes weights here, where nobody waits for it.
-    fn sha256(&mut self, weights: &Arc<Weights>) -> String {
+    fn blake3(&mut self, weights: &Arc<Weights>) -> String {
         if !self.last.0.upgrade().is_some_and(|last| Arc::ptr_eq(&last, weights)) {
-            self.last = (Arc::downgrade(weights), weights.sha256());
+            self.last = (Arc::downgrade(weights), weights.blake3());
         }
         self.last.1.clone()
     }

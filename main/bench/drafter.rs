@@ -248,7 +248,7 @@ impl Measured {
             stall_sync_ms: stalls.sync * 1e3,
             stall_async_ms: stalls.asynchronous * 1e3,
             stall_selective_ms: stalls.selective * 1e3,
-            identical: reports.iter().all(|report| report.weights_sha256 == plain.weights_sha256),
+            identical: reports.iter().all(|report| report.weights_blake3 == plain.weights_blake3),
         }
     }
 

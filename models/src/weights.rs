@@ -119,23 +119,21 @@ impl Weights {
         Self::of_masters(self.layout.clone(), Storage::Bf16, self.masters.clone())
     }
 
-    /// SHA-256 over names, shapes and master values.
+    /// BLAKE3 over names, shapes and master values, lower-case hex: they are hashed after every step, beside what devices do.
     #[must_use]
-    pub fn sha256(&self) -> String {
-        use sha2::{Digest, Sha256};
+    pub fn blake3(&self) -> String {
         let mut order: Vec<usize> = (0..self.layout.len()).collect();
         order.sort_by_key(|i| &self.layout[*i].name);
-        let mut hash = Sha256::new();
-        let mut bytes = Vec::new();
+        let mut hash = blake3::Hasher::new();
         for i in order {
             let (shape, values) = plain(&self.layout[i], &self.masters[i]);
             hash.update(self.layout[i].name.as_bytes());
-            shape.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
-            bytes.clear();
-            values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
-            hash.update(&bytes);
+            for n in shape {
+                hash.update(&(n as u64).to_le_bytes());
+            }
+            hash.update(bytemuck::cast_slice(&values));
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hash.finalize().to_string()
     }
 
     /// Number of parameters.

@@ -51,8 +51,8 @@ pub enum Event {
     StepCommitted {
         /// What it measured, and which step it was.
         metrics: Box<StepMetrics>,
-        /// SHA-256 of the weights after it, lower-case hex.
-        weights_sha256: String,
+        /// BLAKE3 of the weights after it, lower-case hex.
+        weights_blake3: String,
         /// Folder name of the checkpoint made after it, if one was.
         checkpoint: Option<String>,
     },
@@ -69,8 +69,8 @@ pub enum Event {
     },
     /// All steps are done.
     RunCompleted {
-        /// SHA-256 of the final weights, lower-case hex.
-        weights_sha256: String,
+        /// BLAKE3 of the final weights, lower-case hex.
+        weights_blake3: String,
     },
     /// The session was asked to stop before the end.
     Interrupted {

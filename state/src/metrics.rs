@@ -219,8 +219,8 @@ pub struct Report {
     pub accuracy_before: Option<f64>,
     /// Held-out accuracy of the last evaluation.
     pub accuracy_after: Option<f64>,
-    /// SHA-256 of the final (or last committed) weights.
-    pub weights_sha256: String,
+    /// BLAKE3 of the final (or last committed) weights.
+    pub weights_blake3: String,
     /// Kernel variant in use.
     pub kernels: String,
     /// Names of the devices.

@@ -53,7 +53,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         by_batch: by_batch(of_kind("grpo")),
         accuracy_before: accuracies.first().copied(),
         accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),
-        weights_sha256: run.weights_sha256.clone(),
+        weights_blake3: run.weights_blake3.clone(),
         kernels: run.kernels.clone(),
         devices: run.devices.clone(),
         history: history.clone(),

@@ -42,8 +42,8 @@ pub struct RunState {
     pub sessions: u32,
     /// Steps that count, in order.
     pub history: Vec<StepMetrics>,
-    /// SHA-256 of the weights after the last of them.
-    pub weights_sha256: String,
+    /// BLAKE3 of the weights after the last of them.
+    pub weights_blake3: String,
     /// Whether all is done.
     pub is_complete: bool,
     /// Whether the last session was asked to stop.
@@ -107,14 +107,14 @@ impl RunState {
                 self.devices.clone_from(devices);
                 self.kernels.clone_from(kernels);
             }
-            Event::StepCommitted { metrics, weights_sha256, checkpoint } => {
+            Event::StepCommitted { metrics, weights_blake3, checkpoint } => {
                 self.commit(metrics, checkpoint.as_ref(), is_ahead);
-                self.weights_sha256.clone_from(weights_sha256);
+                self.weights_blake3.clone_from(weights_blake3);
             }
             Event::DeviceRestarted { .. } => self.restarts += 1,
-            Event::RunCompleted { weights_sha256 } => {
+            Event::RunCompleted { weights_blake3 } => {
                 self.is_complete = true;
-                self.weights_sha256.clone_from(weights_sha256);
+                self.weights_blake3.clone_from(weights_blake3);
             }
             Event::Interrupted { checkpoint } => {
                 self.is_interrupted = true;

@@ -40,7 +40,7 @@ fn killed_ten_times(folder: &Path, file: &Path) -> Report {
     }
     completed(&["run", text(file), "--out", text(&killed)]);
     let resumed = report(&killed);
-    assert_eq!(resumed.weights_sha256, alone.weights_sha256, "after {kills} kills");
+    assert_eq!(resumed.weights_blake3, alone.weights_blake3, "after {kills} kills");
     assert_eq!(resumed.history.len(), alone.history.len());
     let model = |dir: &Path| std::fs::read(dir.join("model/model.safetensors")).unwrap();
     assert_eq!(model(&killed), model(&whole));
@@ -147,7 +147,7 @@ fn a_run_that_is_stopped_keeps_its_last_step() {
     child.wait().unwrap();
     assert!(report(&dir).steps >= steps, "no step was lost");
     completed(&["resume", text(&dir)]);
-    assert_eq!(report(&dir).weights_sha256, report(&whole).weights_sha256);
+    assert_eq!(report(&dir).weights_blake3, report(&whole).weights_blake3);
 }
 
 /// What speculates may change between sessions: the newest is what the run goes on with.

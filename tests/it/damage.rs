@@ -32,7 +32,7 @@ fn stopped_with_drafter(folder: &Path) -> (PathBuf, PathBuf) {
 fn expected(folder: &Path) -> String {
     let dir = folder.join("whole");
     completed(&["run", text(&long(folder)), "--out", text(&dir)]);
-    report(&dir).weights_sha256
+    report(&dir).weights_blake3
 }
 
 /// Ends a run; what it warned of.
@@ -115,7 +115,7 @@ fn a_journal_that_lost_its_end_is_not_rolled_back_silently() {
     copy(&earlier.join("checkpoints"), &later.join("checkpoints"));
     let warnings = resumed(&["resume", text(&later)]);
     assert!(warnings.contains("lost its last") && warnings.lines().count() == 1, "{warnings}");
-    assert_eq!(report(&later).weights_sha256, expected(folder.path()));
+    assert_eq!(report(&later).weights_blake3, expected(folder.path()));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn an_older_checkpoint_stands_in_for_a_damaged_one() {
     let warnings = resumed(&["resume", text(&dir)]);
     assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
     assert_eq!(warnings.lines().count(), 1, "{warnings}");
-    assert_eq!(report(&dir).weights_sha256, expected(folder.path()));
+    assert_eq!(report(&dir).weights_blake3, expected(folder.path()));
     assert_eq!(report(&dir).steps, 128);
     fs::write(other.join("checkpoints").join(&kept[0]).join("manifest.json"), "{").unwrap();
     let message = refusal(&["resume", text(&other)]);
@@ -153,8 +153,8 @@ fn a_checkpoint_made_on_stopping_stands_in_for_a_damaged_one() {
     let warnings = resumed(&["resume", text(&dir)]);
     assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
     assert_eq!(
-        (report(&dir).weights_sha256, report(&dir).steps),
-        (report(&whole).weights_sha256, report(&whole).steps)
+        (report(&dir).weights_blake3, report(&dir).steps),
+        (report(&whole).weights_blake3, report(&whole).steps)
     );
 }
 
@@ -208,7 +208,7 @@ fn a_drafter_that_does_not_fit_is_left_out() {
         assert!(warnings.contains("drafter") && warnings.lines().count() == 1, "{warnings}");
     }
     for dir in [&dir, &other, &third, &fourth] {
-        assert_eq!(report(dir).weights_sha256, expected);
+        assert_eq!(report(dir).weights_blake3, expected);
     }
 }
 
@@ -237,5 +237,5 @@ fn a_full_disk_ends_the_run_and_leaves_what_was_done() {
         assert_eq!(checkpoints_of(&dir), before, "{kilobytes} kB");
     }
     completed(&["resume", text(&dir)]);
-    assert_eq!(report(&dir).weights_sha256, expected(folder.path()));
+    assert_eq!(report(&dir).weights_blake3, expected(folder.path()));
 }

@@ -85,7 +85,7 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
     };
     completed(&["run", text(&begins("run/drafter-taper")), "--out", text(&other)]);
     let [first, second] = [&dir, &other].map(|dir| report(dir));
-    assert_eq!(first.weights_sha256, second.weights_sha256);
+    assert_eq!(first.weights_blake3, second.weights_blake3);
     assert!(second.history.iter().all(|m| m.drafter_batches == 0));
     assert!(second.history.iter().any(|m| m.learned_accept_length > 0.0), "it drafts without training");
     // The model, too; and what is not a drafter, or no run, is told.
@@ -122,10 +122,10 @@ fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
         assert_eq!(found["drafter"]["accept_length_folder"], found["drafter"]["accept_length_run"], "{engine}");
     }
     let plain = report(&go(run("plain", "controller: Off")));
-    assert_eq!(plain.weights_sha256, learned.weights_sha256);
+    assert_eq!(plain.weights_blake3, learned.weights_blake3);
     let other = go(run("other", "drafters: [Eagle3(ffn: 48, weights: \"learns/drafter-vllm\")], training: None"));
     let other = report(&other);
-    assert_eq!(other.weights_sha256, learned.weights_sha256);
+    assert_eq!(other.weights_blake3, learned.weights_blake3);
     assert!(other.history.iter().any(|m| m.learned_accept_length > 0.0), "it drafts without training");
     // Written down as the other kind.
     let (arguments, _) = run("wrong", "drafters: [Eagle(ffn: 48, weights: \"learns/drafter-vllm\")], training: None");

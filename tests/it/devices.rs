@@ -57,7 +57,7 @@ fn a_run_that_is_given_up_keeps_its_last_step() {
     let grpo = state.history.iter().filter(|step| step.stage == 2).count();
     assert!(grpo > 0 && state.checkpoint == Some(format!("002-{grpo:06}")), "{grpo}: {:?}", state.checkpoint);
     assert_eq!([run("run", None), run("whole", None)].map(Result::unwrap), [Ended::Complete; 2]);
-    let [one, other] = ["run", "whole"].map(|name| taper::inspect(&folder.path().join(name)).unwrap().weights_sha256);
+    let [one, other] = ["run", "whole"].map(|name| taper::inspect(&folder.path().join(name)).unwrap().weights_blake3);
     assert_eq!(one, other);
 }
 
@@ -91,7 +91,7 @@ fn a_run_that_nobody_waits_for_is_interrupted() {
     };
     assert_eq!([again, run("whole")].map(Result::unwrap), [Ended::Complete; 2]);
     let [one, other] = ["run", "whole"].map(|name| taper::inspect(&folder.path().join(name)).unwrap());
-    assert_eq!((one.sessions, one.weights_sha256), (2, other.weights_sha256));
+    assert_eq!((one.sessions, one.weights_blake3), (2, other.weights_blake3));
 }
 
 /// Runs a workflow as it is, and with a device that fails at each of these moments, by hanging or by a panic.
@@ -119,7 +119,7 @@ fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
         // One that only waits for its turn on a busy machine may be taken for silent, too.
         let hangs = fault.is_some_and(|fault| fault.hangs);
         assert!(lost == usize::from(fault.is_some()) || (hangs && lost > 1), "{lost} lost: {fault:?}");
-        hashes.push(state.weights_sha256);
+        hashes.push(state.weights_blake3);
     }
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
 }

@@ -13,7 +13,7 @@ fn speculation_changes_no_byte() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["identical"], true);
-    assert_eq!(found["weights_sha256_with"], found["weights_sha256_without"]);
+    assert_eq!(found["weights_blake3_with"], found["weights_blake3_without"]);
     assert!(found["with"].get("history").is_none() && found["without"].get("history").is_none());
     // The comparison compares something: drafts were made with speculation only.
     let (with, without) = (report(&both.join("with")), report(&both.join("without")));
@@ -30,7 +30,7 @@ fn speculation_changes_no_byte() {
     let learned = report(&both.join("with"));
     assert!(learned.history.iter().any(|m| m.drafter_batches > 0), "the drafter was trained");
     assert!(learned.idle_used_s > 0.0 && learned.idle_used_s <= learned.idle_s);
-    assert_eq!((learned.lent, learned.weights_sha256), (0, with.weights_sha256));
+    assert_eq!((learned.lent, learned.weights_blake3), (0, with.weights_blake3));
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn the_number_of_devices_changes_no_byte() {
         let file = workflow(folder.path(), |w| w.replace("cpu: 2, slots_max: 8", devices));
         let dir = folder.path().join(devices.replace([':', ' ', ','], "-"));
         completed(&["run", text(&file), "--out", text(&dir)]);
-        hashes.push(report(&dir).weights_sha256);
+        hashes.push(report(&dir).weights_blake3);
     }
     assert!(hashes.iter().all(|h| *h == hashes[0]), "{hashes:?}");
 }

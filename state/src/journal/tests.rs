@@ -121,7 +121,7 @@ fn step(step: usize) -> Event {
     };
     Event::StepCommitted {
         metrics: Box::new(metrics),
-        weights_sha256: format!("{step:064x}"),
+        weights_blake3: format!("{step:064x}"),
         checkpoint: (step % 2 == 1).then(|| format!("step-{step}")),
     }
 }
@@ -142,7 +142,7 @@ fn every_event() -> Vec<Event> {
         Event::Interrupted { checkpoint: None },
         Event::SessionStarted { n: 1, devices: Vec::new(), kernels: "avx2".into(), plan: Some(Box::new(plan())) },
         Event::Interrupted { checkpoint: Some("001-000003".into()) },
-        Event::RunCompleted { weights_sha256: "cd".into() },
+        Event::RunCompleted { weights_blake3: "cd".into() },
     ]
 }
 

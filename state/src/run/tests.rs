@@ -51,7 +51,7 @@ fn committed(stage: usize, step: usize, checkpoint: Option<&str>) -> Event {
     let metrics = StepMetrics { stage, step, kind: kind.into(), wall_s: 1.0, ..StepMetrics::default() };
     Event::StepCommitted {
         metrics: Box::new(metrics),
-        weights_sha256: format!("{stage}.{step}"),
+        weights_blake3: format!("{stage}.{step}"),
         checkpoint: checkpoint.map(Into::into),
     }
 }
@@ -96,7 +96,7 @@ fn a_killed_run_goes_on_from_its_checkpoint() {
     assert_eq!(next(&events), Position { stage: 1, step: 2 });
     events.extend([committed(1, 2, None), session(1), committed(1, 2, None), committed(1, 3, Some("d"))]);
     assert_eq!(next(&events), Position { stage: 2, step: 0 });
-    events.extend([committed(2, 0, None), Event::RunCompleted { weights_sha256: "end".into() }]);
+    events.extend([committed(2, 0, None), Event::RunCompleted { weights_blake3: "end".into() }]);
     let state = RunState::replay(&events);
     assert_eq!((state.next.stage, state.checkpoint.as_deref(), state.is_complete), (3, Some("d"), true));
     assert_eq!(state.history.len(), 6, "RUN-2");
