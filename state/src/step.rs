@@ -16,6 +16,10 @@
 //!
 //! Which device decodes an answer never changes its tokens, so all of this is about time only.
 
+mod answers;
+
+use answers::{Answers, Place};
+
 /// An answer of the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId {
@@ -161,13 +165,6 @@ const GAIN_MIN: f64 = 1.2;
 const GAIN_MIN_IDLE: f64 = 1.05;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Request {
-    Waiting,
-    Held { device: usize },
-    Ended,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Training {
     Off,
     On { number: u64 },
@@ -198,9 +195,10 @@ struct Seat {
 #[derive(Debug, Clone)]
 pub struct StepMachine {
     size: Size,
-    /// By group, then sample.
-    requests: Vec<Request>,
+    answers: Answers,
     is_scored: Vec<bool>,
+    /// Groups that are not.
+    unscored: usize,
     seats: Vec<Seat>,
     /// What a drained device may be used for.
     idle: IdleUse,
@@ -226,8 +224,9 @@ impl StepMachine {
         let seat = Seat { epoch: 0, is_up: true, is_heard: false, training: Training::Off };
         Self {
             size,
-            requests: vec![Request::Waiting; size.groups * size.samples],
+            answers: Answers::new(size),
             is_scored: vec![false; size.groups],
+            unscored: size.groups,
             seats: vec![seat; size.devices],
             idle,
             trainings: 0,
@@ -269,19 +268,19 @@ impl StepMachine {
     /// Answers that no device has.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.requests.iter().filter(|&&request| request == Request::Waiting).count()
+        self.answers.waiting()
     }
 
     /// Answers a device is decoding.
     #[must_use]
     pub fn held(&self, device: usize) -> usize {
-        self.requests.iter().filter(|&&request| request == Request::Held { device }).count()
+        self.answers.held(device)
     }
 
     /// Whether this answer is decoded by that device.
     #[must_use]
     pub fn is_held(&self, device: usize, request: RequestId) -> bool {
-        self.requests[self.index(request)] == Request::Held { device }
+        self.answers.place(request) == Place::Held { device }
     }
 
     /// Devices that train the drafter, also while they are being stopped.
@@ -295,15 +294,6 @@ impl StepMachine {
         self.is_update_started
     }
 
-    fn index(&self, RequestId { group, sample }: RequestId) -> usize {
-        assert!(sample < self.size.samples, "sample {sample} of {}", self.size.samples);
-        group * self.size.samples + sample
-    }
-
-    fn group(&self, group: usize) -> &[Request] {
-        &self.requests[group * self.size.samples..][..self.size.samples]
-    }
-
     fn hear(&mut self, device: usize, epoch: u64) {
         // Its report may overtake the news of its restart.
         self.welcome(device, epoch);
@@ -313,12 +303,12 @@ impl StepMachine {
     }
 
     fn finish(&mut self, device: usize, epoch: u64, request: RequestId) -> Option<Effect> {
-        let (index, group) = (self.index(request), request.group);
-        if !self.is_current(device, epoch) || self.requests[index] != (Request::Held { device }) {
+        if !self.is_current(device, epoch) || !self.is_held(device, request) {
             return None;
         }
-        self.requests[index] = Request::Ended;
-        self.group(group).iter().all(|request| *request == Request::Ended).then_some(Effect::Score { group })
+        self.answers.put(request, Place::Ended);
+        let group = request.group;
+        self.answers.are_ended(group).then_some(Effect::Score { group })
     }
 
     /// The answers are the borrower's now, or the lender's again if that one is gone.
@@ -327,14 +317,15 @@ impl StepMachine {
         let asked = self.asked.iter().position(is_it).filter(|_| self.is_current(from, epoch))?;
         let device = self.asked.remove(asked).to.unwrap_or(from);
         for request in requests {
-            let index = self.index(*request);
-            self.requests[index] = Request::Held { device };
+            self.answers.put(*request, Place::Held { device });
         }
         (!requests.is_empty()).then_some(Effect::Borrow { device, loan: number })
     }
 
     fn score(&mut self, group: usize) {
-        self.is_scored[group] |= self.group(group).iter().all(|request| *request == Request::Ended);
+        if self.answers.are_ended(group) && !std::mem::replace(&mut self.is_scored[group], true) {
+            self.unscored -= 1;
+        }
     }
 
     fn lose(&mut self, device: usize) {
@@ -369,11 +360,7 @@ impl StepMachine {
         for loan in &mut self.asked {
             loan.to = loan.to.filter(|to| *to != device);
         }
-        for request in &mut self.requests {
-            if *request == (Request::Held { device }) {
-                *request = Request::Waiting;
-            }
-        }
+        self.answers.vacate(device);
     }
 
     fn is_current(&self, device: usize, epoch: u64) -> bool {
@@ -384,15 +371,11 @@ impl StepMachine {
     /// for all of it would leave slots empty; each part takes its prompt through the target.
     fn assign(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
-        while let Some(first) = self.requests.iter().position(|&request| request == Request::Waiting) {
-            let group = first / self.size.samples;
-            let is_waiting = |sample: &usize| self.group(group)[*sample] == Request::Waiting;
-            let mut samples: Vec<usize> = (0..self.size.samples).filter(is_waiting).collect();
+        while let Some((group, mut samples)) = self.answers.first_waiting() {
             let Some((device, count)) = self.taker(samples.len()) else { break };
             samples.truncate(count);
             for &sample in &samples {
-                let index = self.index(RequestId { group, sample });
-                self.requests[index] = Request::Held { device };
+                self.answers.put(RequestId { group, sample }, Place::Held { device });
             }
             effects.push(Effect::Assign { device, group, samples });
         }
@@ -479,11 +462,11 @@ impl StepMachine {
 
     /// Whether any device does; trainers hold no answers.
     fn is_decoding(&self) -> bool {
-        self.requests.iter().any(|request| matches!(request, Request::Held { .. }))
+        (0..self.seats.len()).any(|device| self.held(device) > 0)
     }
 
     fn start_update(&mut self) -> Option<Effect> {
-        self.is_update_started = self.is_scored.iter().all(|is| *is) && self.trainers().next().is_none();
+        self.is_update_started = self.unscored == 0 && self.trainers().next().is_none();
         self.is_update_started.then_some(Effect::StartUpdate)
     }
 }
