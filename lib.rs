@@ -13,6 +13,7 @@
 pub use actors::{Ended, Error, Fault, Moment, Options, Past, Progress, check_inputs, inspect, look, run};
 pub use kernels;
 pub use models;
+pub use state;
 pub use state::metrics::{Report, StepMetrics};
 pub use state::plan::{self, Plan};
 pub use state::report::report;

@@ -12,6 +12,8 @@ mod export;
 mod failure;
 #[path = "main/generate.rs"]
 mod generate;
+#[path = "main/number.rs"]
+mod number;
 #[path = "main/output.rs"]
 mod output;
 #[path = "main/picture.rs"]

@@ -74,7 +74,9 @@ pub(crate) fn check(file: &Path, json: bool) -> Result<ExitCode> {
         output::note(&format!("warning: {} is not there; a run of this workflow reads it", path.display()));
     }
     if checked.missing.is_empty() {
-        actors::check_inputs(&plan)?;
+        for text in actors::check_inputs(&plan)? {
+            output::note(&format!("warning: {text}"));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

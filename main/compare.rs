@@ -86,7 +86,13 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
     }
     let reports = [report_of(&sides[0])?, report_of(&sides[1])?];
     let comparison = Comparison::of(&reports[1], &reports[0]);
-    output::measured(json, &comparison, &(show::report(&reports[1]) + &comparison.text()), comparison.identical)
+    let places = format!("  saved in {} and {}\n", sides[1].display(), sides[0].display());
+    output::measured(
+        json,
+        &comparison,
+        &(show::report(&reports[1]) + &comparison.text() + &places),
+        comparison.identical,
+    )
 }
 
 /// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second. If

@@ -9,6 +9,7 @@ use serde::Serialize;
 use state::plan::{Controller, Strategy};
 
 use crate::commands::Result;
+use crate::generate::of_run;
 use crate::output;
 
 /// Separates the noise of these answers from that of rollouts and evaluations.
@@ -64,7 +65,7 @@ struct Comparison {
 }
 
 pub(crate) fn export(args: &Export) -> Result<ExitCode> {
-    let solo = Solo::of_run(&args.run, 1)?;
+    let solo = of_run(&args.run, 1)?;
     let precision = if args.half { Precision::F16 } else { Precision::F32 };
     let exported = match args.drafter {
         None => {

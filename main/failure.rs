@@ -13,7 +13,7 @@ pub(crate) enum Failure {
     #[error("cannot read {}; check the path", path.display())]
     File { path: PathBuf, source: std::io::Error },
     /// A workflow with problems.
-    #[error("{} of {} cannot be run as it is", output::count(problems.len() as u64, "problem"), path.display())]
+    #[error("{} cannot be run as it is: {}", path.display(), output::count(problems.len() as u64, "problem"))]
     Workflow { path: PathBuf, text: String, problems: Vec<workflows::Problem> },
     /// A run that failed.
     #[error(transparent)]
@@ -71,6 +71,9 @@ pub(crate) enum Failure {
     /// A folder without a model.
     #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
     NoModel { path: PathBuf },
+    /// Weights without what tells how to use them.
+    #[error("{} has weights only; name the workflow, the run or the Hugging Face folder that they belong to", path.display())]
+    WeightsAlone { path: PathBuf },
     /// An environment variable that means nothing.
     #[error("{name}={value} means nothing; {wanted}")]
     Variable { name: &'static str, value: String, wanted: &'static str },

@@ -15,6 +15,7 @@ use state::plan::{Controller, Plan};
 
 use crate::commands::{Result, load};
 use crate::failure::Failure;
+use crate::number;
 use crate::output;
 use stream::Stream;
 
@@ -47,7 +48,7 @@ pub(crate) struct Generate {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Threads. Default: one a core.
-    #[arg(long)]
+    #[arg(long, value_parser = number::threads)]
     threads: Option<usize>,
     /// Decode without speculation first: how much faster is it with, and is the text the same?
     #[arg(long)]
@@ -185,15 +186,25 @@ pub(crate) fn cores() -> usize {
 /// The model of whatever the path names; whether it is a model alone, without workflow.
 pub(crate) fn open(path: &Path, threads: usize) -> Result<(Solo, bool)> {
     if path.join("journal").is_dir() {
-        return Ok((Solo::of_run(path, threads)?, false));
+        return Ok((of_run(path, threads)?, false));
     }
     let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     match (path.join("config.json").is_file(), is_gguf) {
         (true, _) => Ok((Solo::load(&bare("HuggingFace", path)?, threads)?, true)),
         (_, true) => Ok((Solo::load(&bare("Gguf", path)?, threads)?, true)),
         _ if path.is_dir() => Err(Failure::NoModel { path: path.into() }),
+        _ if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) => {
+            Err(Failure::WeightsAlone { path: path.into() })
+        }
         _ => Ok((Solo::load(&load(path)?, threads)?, false)),
     }
+}
+
+/// The model of a run, as its newest whole checkpoint has it.
+pub(crate) fn of_run(path: &Path, threads: usize) -> Result<Solo> {
+    let solo = Solo::of_run(path, threads)?;
+    solo.warning().into_iter().for_each(|text| output::note(&format!("warning: {text}")));
+    Ok(solo)
 }
 
 /// A plan around a model that comes without one.

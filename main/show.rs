@@ -170,8 +170,10 @@ pub(crate) fn report(r: &Report) -> String {
         text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
     }
     if r.idle_s > 0.0 {
-        let used = percent(r.idle_used_s, r.idle_s);
-        text += &format!("  devices waited {:.1} s for the last answers; {used} of it trained the drafter", r.idle_s);
+        text += &format!("  devices waited {:.1} s for the last answers", r.idle_s);
+        if r.idle_used_s > 0.0 {
+            text += &format!("; {} of it went to teaching the drafter", percent(r.idle_used_s, r.idle_s));
+        }
         if r.idle_rested_s > 0.0 {
             let rested = percent(r.idle_rested_s, r.idle_s);
             text += &format!(", {rested} passed without, as it had stopped getting better");

@@ -134,25 +134,10 @@ impl Engine {
         let (commands, inbox) = channel();
         let inbox = Inbox { commands: inbox, pulse: pulse.clone() };
         let body = move || {
-            let pool = Pool::new(threads).interrupted_by(inbox.pulse.commands.clone());
-            let pool = Arc::new(pool.counted_by(inbox.pulse.done.clone()));
-            let workspace = Workspace::default();
-            let mut state = State {
-                inbox,
-                work: None,
-                earlier: None,
-                cycles: 0,
-                looks: 0,
-                micro_batches: 0,
-                fault,
-                pool,
-                workspace,
-                reading: learn::Workspace::default(),
-            };
-            let result = catch_unwind(AssertUnwindSafe(|| state.serve(&report)));
-            let reason = match result {
+            let serve = || State::new(inbox, threads, fault)?.serve(&report);
+            let reason = match catch_unwind(AssertUnwindSafe(serve)) {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => error.whole(),
                 Err(panic) => message(panic.as_ref()),
             };
             report(Report::Died { reason });
@@ -236,6 +221,13 @@ struct State {
 }
 
 impl State {
+    fn new(inbox: Inbox, threads: usize, fault: Option<Fault>) -> Result<Self> {
+        let pool = Pool::new(threads)?.interrupted_by(inbox.pulse.commands.clone());
+        let pool = Arc::new(pool.counted_by(inbox.pulse.done.clone()));
+        let (work, earlier, workspace, reading) = Default::default();
+        Ok(Self { inbox, work, earlier, cycles: 0, looks: 0, micro_batches: 0, fault, pool, workspace, reading })
+    }
+
     /// Until the handle is dropped.
     fn serve(&mut self, report: &dyn Fn(Report)) -> Result<()> {
         loop {

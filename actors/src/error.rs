@@ -148,14 +148,14 @@ pub enum Error {
     },
     /// The weights are no longer numbers.
     #[error(
-        "step {} of stage {}: the gradient is {norm}; lower the learning rate and begin anew with --fresh", step + 1, stage + 1
+        "step {} of stage {}: {}; lower the learning rate and begin anew with --fresh", step + 1, stage + 1, diverged(*norm)
     )]
     NotFinite {
         /// Stage of the plan, from 0.
         stage: usize,
         /// Step within the stage, from 0.
         step: usize,
-        /// Its norm.
+        /// Norm of the gradient.
         norm: f64,
     },
     /// An actor ended without saying why.
@@ -170,7 +170,20 @@ fn newest_is(newest: Option<&String>) -> String {
     newest.map_or_else(String::new, |name| format!(" (its newest checkpoint is {name})"))
 }
 
+fn diverged(norm: f64) -> String {
+    match norm.is_finite() {
+        true => format!("weights are no longer finite, after a gradient of norm {norm:.3e}"),
+        false => format!("the gradient's norm is {norm}"),
+    }
+}
+
 impl Error {
+    /// With the reasons behind it, for where one line is all that is told.
+    pub(crate) fn whole(&self) -> String {
+        let reasons = std::iter::successors(std::error::Error::source(self), |reason| reason.source());
+        reasons.fold(self.to_string(), |text, reason| format!("{text}: {reason}"))
+    }
+
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }

@@ -1,6 +1,5 @@
 //! The folder of a run: the journal, and checkpoints that appear whole or not at all.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +44,7 @@ pub(crate) struct RunFolder {
 
 impl RunFolder {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: if dir.as_os_str().is_empty() { ".".into() } else { dir.into() } }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -79,22 +78,28 @@ impl RunFolder {
     }
 
     fn write_parts(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let own = |name, raw| (name, Cow::Owned(raw));
-        let mut parts = vec![own("weights", checkpoint.weights.to_raw()), own("moments", checkpoint.adam.to_raw())];
         let Experience { published, learner, habits, buffer } = &checkpoint.experience;
+        let mut hashes = BTreeMap::new();
+        // One after the other, because each is a copy of what it holds.
+        let mut write = |name: &'static str, raw: &RawWeights| {
+            let path = folder.join(format!("{name}.safetensors"));
+            write_tensors(&path, raw, Precision::F32)?;
+            sync(&path)?;
+            hashes.insert(name, sha::of_file(&path)?);
+            Ok::<_, Error>(())
+        };
+        write("weights", &checkpoint.weights.to_raw())?;
+        write("moments", &checkpoint.adam.to_raw())?;
         if let Some(drafter) = published {
             let mut raw = drafter.weights.to_raw();
             raw.tensors.insert("version".into(), (vec![1], vec![drafter.version as f32]));
-            parts.push(own("drafter", raw));
+            write("drafter", &raw)?;
         }
-        parts.extend(learner.as_ref().map(|raw| ("learner", Cow::Borrowed(&**raw))));
-        parts.extend(buffer.to_raw().map(|raw| own("examples", raw)));
-        let mut hashes = BTreeMap::new();
-        for (name, raw) in parts {
-            let path = folder.join(format!("{name}.safetensors"));
-            write_tensors(&path, &raw, Precision::F32)?;
-            sync(&path)?;
-            hashes.insert(name, sha::of_file(&path)?);
+        if let Some(learner) = learner {
+            write("learner", learner)?;
+        }
+        if let Some(examples) = buffer.to_raw() {
+            write("examples", &examples)?;
         }
         if let Some(habits) = habits {
             let path = folder.join(HABITS);
@@ -142,7 +147,9 @@ impl RunFolder {
         let Some(hash) = hashes.get(HABITS) else { return Ok(None) };
         let path = self.checkpoint(name).join(HABITS);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        sha::expect(&path, sha::of_bytes(&bytes), hash)?;
+        if sha::of_bytes(&bytes) != *hash {
+            return Err(models::Error::Altered { path }.into());
+        }
         serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Manifest { path, source })
     }
 
@@ -259,7 +266,7 @@ fn usable<T>(part: Result<Option<T>>, errors: &mut Vec<Error>) -> Option<T> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Runtime { reason: e.to_string() })?;
+    let text = serde_json::to_vec(value).map_err(|e| Error::Runtime { reason: e.to_string() })?;
     fs::write(path, text).map_err(Error::io("write", path))?;
     sync(path)
 }

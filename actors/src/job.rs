@@ -14,7 +14,8 @@ use models::train::Sequence;
 use models::{Config, Stop, Target, Weights, sha};
 use serde::Serialize;
 use state::journal::Inputs;
-use state::plan::{Compute, Model, Plan, Source, Step};
+use state::plan::{Compute, DrafterShape, Model, Plan, Source, Step};
+use state::reward;
 
 use crate::error::{Error, Result};
 use crate::speculator::Published;
@@ -44,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) seen: Vec<u64>,
     /// SHA-256 of the listed problems, or of the first generated ones, and of their tokens.
     data_sha256: String,
+    /// What is not as whoever wrote the data may think.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Job {
@@ -73,10 +76,11 @@ impl Job {
         };
         let rope = Target::rope_table(&config);
         let seen = vec![0; config.vocab];
-        let drafter =
-            plan.drafter_weights().map(|folder| drafter(plan, &Target::new(&config, &initial, &rope)?, folder));
-        let drafter = drafter.transpose()?;
-        let plan = plan.clone();
+        let (mut plan, mut drafter) = (plan.clone(), None);
+        if let Some(folder) = plan.drafter_weights() {
+            let (weights, found) = read_drafter(&plan, &Target::new(&config, &initial, &rope)?, folder)?;
+            (plan.speculation, drafter) = (plan.speculation.as_wide_as(found), Some(weights));
+        }
         let tokenizer = Arc::new(tokenizer);
         let stop = Stop::new(&plan.sampling.stop, &tokenizer);
         let data_sha256 = String::new();
@@ -93,6 +97,7 @@ impl Job {
             drafter,
             seen,
             data_sha256,
+            warnings: Vec::new(),
         };
         job.read_problems()?;
         Ok(job)
@@ -112,7 +117,7 @@ impl Job {
 
     /// The weights in a folder of an exported drafter.
     pub(crate) fn read_drafter(&self, target: &Target, folder: &Path) -> Result<Weights> {
-        drafter(&self.plan, target, folder)
+        Ok(read_drafter(&self.plan, target, folder)?.0)
     }
 
     /// Finds problems that would stop the run later on, counts tokens, and says what was read.
@@ -124,11 +129,15 @@ impl Job {
             return Ok(());
         };
         let (mut seen, mut hashes) = (std::mem::take(&mut self.seen), String::new());
-        for (i, problem) in self.dataset.listed().iter().enumerate() {
+        let mut listed: Vec<_> = self.dataset.listed().collect();
+        listed.sort_by_key(|(line, _)| *line);
+        let teaches = self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_)));
+        let (all, mut cut) = (listed.len(), 0);
+        for (line, problem) in listed {
             let tokens = self.tokens(problem).map_err(|error| match error {
                 Error::Model(reason) => Error::Model(models::Error::Problem {
                     path: path.clone(),
-                    number: i + 1,
+                    line,
                     question: problem.question.chars().take(40).collect(),
                     reason: Box::new(reason),
                 }),
@@ -136,9 +145,37 @@ impl Job {
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
             hashes.push_str(&hash_of(problem, &tokens));
+            cut += usize::from(teaches && tokens.len() > self.config.positions_max);
         }
+        if cut > 0 {
+            let (path, positions_max) = (path.display(), self.config.positions_max);
+            let are = if cut == 1 { "is" } else { "are" };
+            let why = format!("longer than the model's {positions_max} positions with their prompts");
+            self.warnings
+                .push(format!("{cut} of {all} solutions {are} cut where `Sft` learns from them: {why} ({path})"));
+        }
+        self.warnings.extend(self.unscorable());
         (self.seen, self.data_sha256) = (at_most(seen, SEEN_MAX), sha::of_bytes(hashes.as_bytes()));
         Ok(())
+    }
+
+    /// What to say of problems whose answers cannot be scored, whatever they are.
+    fn unscorable(&self) -> Option<String> {
+        if !self.plan.steps.iter().any(|step| matches!(step, Step::Grpo(_) | Step::Evaluate(_))) {
+            return None;
+        }
+        let failure = |(line, problem): (usize, &Problem)| {
+            let (reference, solution) = (problem.answer.as_str(), problem.solution.as_deref());
+            let tokens_max = self.plan.sampling.tokens_max;
+            let answer = reward::Answer { text: "", reference, solution, tokens: 0, tokens_max, truncated: false };
+            Some((line, reward::score(&self.plan.rewards, &answer).failure()?.to_owned()))
+        };
+        let failures: Vec<(usize, String)> = self.dataset.listed().filter_map(failure).collect();
+        let (line, reason) = failures.iter().min()?;
+        let (count, all) = (failures.len(), self.dataset.listed().count());
+        Some(format!(
+            "no answer to {count} of {all} problems can be scored, so they teach nothing (line {line}: {reason})"
+        ))
     }
 
     /// Tokens of a problem and its solution; an error if they cannot be used.
@@ -149,7 +186,7 @@ impl Job {
             return Err(models::Error::PromptLength { tokens, positions_max }.into());
         }
         match self.solved(prompt.clone(), problem) {
-            Ok(sequence) => Ok(sequence.tokens),
+            Ok(tokens) => Ok(tokens),
             // Only learning from solutions needs to read them.
             Err(_) if !self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_))) => Ok(prompt),
             Err(error) => Err(error),
@@ -164,16 +201,18 @@ impl Job {
 
     /// A worked solution to learn from, with the token that ends it.
     pub(crate) fn solution(&self, problem: &Problem) -> Result<Sequence> {
-        self.solved(self.prompt(problem)?, problem)
+        let prompt = self.prompt(problem)?;
+        let (prompt, mut tokens) = (prompt.len(), self.solved(prompt, problem)?);
+        tokens.truncate(self.config.positions_max);
+        Ok(Sequence { tokens, prompt })
     }
 
-    fn solved(&self, mut tokens: Vec<u32>, problem: &Problem) -> Result<Sequence> {
-        let prompt = tokens.len();
+    /// A prompt with its worked solution, however long.
+    fn solved(&self, mut tokens: Vec<u32>, problem: &Problem) -> Result<Vec<u32>> {
         let text = problem.solution.as_deref().unwrap_or(&problem.answer);
         tokens.extend(self.tokenizer.encode(text)?);
         tokens.extend(self.config.eos.first());
-        tokens.truncate(self.config.positions_max);
-        Ok(Sequence { tokens, prompt })
+        Ok(tokens)
     }
 }
 
@@ -187,19 +226,20 @@ pub(crate) fn hash(what: &impl Serialize) -> String {
     sha::of_bytes(&serde_json::to_vec(what).unwrap_or_default())
 }
 
-/// A drafter that was exported for this target.
-fn drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<Weights> {
+/// A drafter that was exported for this target, and its shape.
+fn read_drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<(Weights, DrafterShape)> {
     let (raw, found) = load_drafter(folder, target)?;
     let config = target.config();
-    let shape = plan.speculation.shape().unwrap_or(found);
     let width = |shape| eagle::config(config, shape).ffn;
+    let found = DrafterShape { ffn: width(found), ..found };
+    let shape = plan.speculation.clone().as_wide_as(found).shape().unwrap_or(found);
     if shape.network != found.network {
         return Err(Error::DrafterNetwork { path: folder.into(), found: found.network, expected: shape.network });
     }
     if width(found) != width(shape) {
         return Err(Error::DrafterWidth { path: folder.into(), found: width(found), expected: width(shape) });
     }
-    Ok(eagle::weights(config, shape, &raw)?)
+    Ok((eagle::weights(config, shape, &raw)?, shape))
 }
 
 /// Counts whose sum is at most `most`, in the same proportion.

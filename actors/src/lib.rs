@@ -2,7 +2,7 @@
 //! device without any of them.
 //!
 //! Decisions are made in `state`; tensors live in `models` and are touched only on engine threads. Actors carry control:
-//! a message per group, micro-batch or step, never per token.
+//! a message for answers that ended, a micro-batch or a step, never for each token.
 
 mod device;
 mod drafting;

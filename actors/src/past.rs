@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use models::Weights;
 use state::journal::{Event, Journal, Recovery, SledJournal};
 use state::run::RunState;
 
 use crate::error::{Error, Result};
-use crate::folder::RunFolder;
+use crate::folder::{Checkpoint, RunFolder};
 
 /// What is known of a run before it goes on.
 #[derive(Debug, Default)]
@@ -17,6 +18,7 @@ pub struct Past {
     pub is_running: bool,
     /// What its journal has lost, if that can be made good.
     pub warning: Option<String>,
+    pub(crate) events: Vec<Event>,
 }
 
 /// What the folder of a run says about it.
@@ -47,7 +49,7 @@ impl Past {
         }
         let is_running = SledJournal::is_in_use(&folder.journal());
         let (events, recovery) = read_journal(folder)?;
-        let mut past = Self { state: RunState::replay(&events), is_running, warning: None };
+        let mut past = Self { state: RunState::replay(&events), is_running, warning: None, events };
         // A run at work has lost nothing: it has not written its end.
         if !is_running {
             past.warning = past.check(folder, &recovery)?;
@@ -74,6 +76,54 @@ impl Past {
             _ => return Err(lost(folder, format!("{lost_events}, the newest checkpoint among them"))),
         };
         Ok(Some(format!("{}: {lost_events}; the run goes on {goes_on}", folder.dir().display())))
+    }
+}
+
+/// Where a run goes on.
+pub(crate) struct Whole {
+    pub(crate) state: RunState,
+    /// The newest checkpoint that can be read, and its name. What follows an older one is done again, with the same result.
+    pub(crate) checkpoint: Option<(String, Checkpoint)>,
+    /// What is wrong with the newest of all, if that is another one.
+    pub(crate) warning: Option<String>,
+}
+
+impl Whole {
+    /// `like` has the layout of the weights.
+    pub(crate) fn find(folder: &RunFolder, like: &Weights, mut events: &[Event]) -> Result<Self> {
+        let mut damaged = None;
+        loop {
+            let state = RunState::replay(events);
+            let Some(name) = state.checkpoint.clone() else {
+                return damaged.map_or(Ok(Self { state, checkpoint: None, warning: None }), Err);
+            };
+            match folder.read(&name, like) {
+                Ok(checkpoint) => {
+                    let warning = damaged.map(|error| older(&name, &error));
+                    return Ok(Self { state, checkpoint: Some((name, checkpoint)), warning });
+                }
+                Err(source) => {
+                    let path = folder.checkpoint(&name);
+                    damaged.get_or_insert(Error::Checkpoint { path, source: Box::new(source) });
+                }
+            }
+            let is_older = |event: &Event| match event {
+                Event::StepCommitted { checkpoint: Some(c), .. } | Event::Interrupted { checkpoint: Some(c) } => {
+                    *c != name
+                }
+                _ => false,
+            };
+            events = &events[..events.iter().rposition(is_older).map_or(0, |at| at + 1)];
+        }
+    }
+}
+
+fn older(name: &str, error: &Error) -> String {
+    match error {
+        Error::Checkpoint { path, source } => {
+            format!("the checkpoint {} cannot be used ({}); going on from {name}", path.display(), source.whole())
+        }
+        other => other.to_string(),
     }
 }
 

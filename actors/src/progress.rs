@@ -1,6 +1,8 @@
 //! What a run tells while it runs.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use state::metrics::StepMetrics;
 
@@ -60,10 +62,40 @@ pub enum Progress {
 
 /// Who is told.
 #[derive(Clone)]
-pub(crate) struct Observer(pub(crate) Arc<dyn Fn(Progress) + Send + Sync>);
+pub(crate) struct Observer {
+    tell: Arc<dyn Fn(Progress) + Send + Sync>,
+    has_panicked: Arc<AtomicBool>,
+}
 
 impl Observer {
+    pub(crate) fn new(tell: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        Self { tell: Arc::new(tell), has_panicked: Arc::default() }
+    }
+
+    /// One that panics is told nothing any more: it runs within the supervisor, and days of training are worth more.
     pub(crate) fn tell(&self, progress: Progress) {
-        (self.0)(progress);
+        if self.has_panicked.load(Ordering::Relaxed) {
+            return;
+        }
+        if catch_unwind(AssertUnwindSafe(|| (self.tell)(progress))).is_err() {
+            self.has_panicked.store(true, Ordering::Relaxed);
+            tracing::error!("who observes the run has panicked, and is told nothing any more");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn who_panics_is_told_nothing_any_more() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let counts = told.clone();
+        let observer = Observer::new(move |_| assert!(counts.fetch_add(1, Ordering::Relaxed) < 1, "meant to panic"));
+        (0..4).for_each(|_| observer.tell(Progress::Stopping));
+        assert_eq!(told.load(Ordering::Relaxed), 2);
     }
 }

@@ -4,20 +4,20 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use models::data::Dataset;
+use models::load::export::replaceable;
 use ractor::{Actor, ActorRef};
 use state::journal::{Event, Inputs, Journal, SledJournal};
-use state::plan::{Controller, Model, Plan, Source, Speculation};
-use state::run::{Position, RunState};
+use state::plan::{Controller, Model, Plan, Source, Speculation, Step};
+use state::run::RunState;
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
 
 use crate::engine::Fault;
 use crate::error::{Error, Result};
 use crate::experience::Experience;
-use crate::folder::{Checkpoint, RunFolder};
+use crate::folder::RunFolder;
 use crate::job::{self, Job};
-use crate::past::Past;
+use crate::past::{Past, Whole};
 use crate::progress::{Ended, Observer, Progress};
 use crate::speculator::Speculator;
 use crate::supervisor::{Message, Setup, Supervisor};
@@ -25,7 +25,7 @@ use crate::supervisor::{Message, Setup, Supervisor};
 /// How to run a plan.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Folder of the run: its journal, checkpoints and exports.
+    /// Folder of the run: its journal, checkpoints and exports. Empty: the one that the process works in.
     pub dir: PathBuf,
     /// Remove what an earlier run left in the folder, and begin anew. Other files stay.
     pub fresh: bool,
@@ -41,7 +41,7 @@ pub struct Options {
 /// supervision and checkpoints may differ from those of earlier sessions. The newest ones are recorded.
 ///
 /// Runs on a multi-threaded runtime of tokio: files are written while actors go on. If the future is dropped, the run is
-/// interrupted; it has the folder until it has noted that.
+/// interrupted; it has the folder until it has noted that. An observer that panics is told nothing any more, and the run goes on.
 ///
 /// # Errors
 /// If the model, the data or the folder cannot be used, the folder holds another run, or one that began with other data or another
@@ -58,7 +58,7 @@ pub async fn run(
         return Err(Error::Runtime { reason: reason.into() });
     }
     let ((ended, end), (closed, close)) = (oneshot::channel(), oneshot::channel());
-    let tells = (Observer(Arc::new(observer)), ended, closed);
+    let tells = (Observer::new(observer), ended, closed);
     let setup = tokio::task::block_in_place(|| prepare(plan, options, tells))?;
     let Some(setup) = setup else { return Ok(Ended::Complete) };
     let failed = |e: ractor::SpawnErr| Error::Runtime { reason: e.to_string() };
@@ -100,16 +100,17 @@ impl Drop for Interrupts {
     }
 }
 
-/// Reads the files that a run of this plan would begin with, and makes nothing.
+/// Reads the files that a run of this plan would begin with, and makes nothing. Returns what is not as whoever wrote them may think.
 ///
 /// # Errors
 /// If the model, the data or the drafter's weights cannot be used.
-pub fn check_inputs(plan: &Plan) -> Result<()> {
-    match plan.model {
-        // Its random weights say nothing.
-        Model::Tiny { weights: None, .. } => Ok(Dataset::open(&plan.data, plan.seed).map(drop)?),
-        _ => Job::load(plan).map(drop),
+pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    let mut plan = plan.clone();
+    if let Model::Tiny { weights: None, shape, .. } = &mut plan.model {
+        // Random weights say nothing.
+        shape.layers = 1;
     }
+    Ok(Job::load(&plan)?.warnings)
 }
 
 /// Everything the supervisor starts with; nothing if the run is complete.
@@ -122,26 +123,33 @@ fn prepare(
     if SledJournal::is_in_use(&folder.journal()) {
         return Err(state::Error::InUse { dir: folder.journal() }.into());
     }
-    let mut began_with = None;
+    let mut past = Past::default();
     if !options.fresh {
-        let past = Past::read(&folder)?;
+        past = Past::read(&folder)?;
         check(&past.state, plan, &options.dir)?;
         if past.state.is_complete {
             observer.tell(Progress::AlreadyComplete);
             return Ok(None);
         }
-        past.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
-        began_with = past.state.plan.is_some().then_some(past.state.inputs);
+        past.warning.take().into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     }
     // Then the model and the data: a mistake there leaves no folder behind, and an earlier run as it was.
     let job = Arc::new(Job::load(plan)?);
+    job.warnings.iter().for_each(|text| observer.tell(Progress::Warning(text.clone())));
     let inputs = job.inputs();
-    same_inputs(began_with.as_ref(), &inputs, plan, &options.dir)?;
+    same_inputs(&past.state, &inputs, plan, &options.dir)?;
+    for step in &plan.steps {
+        // Found now rather than after all that is learned before.
+        if let Step::Export(export) = step {
+            replaceable(&options.dir.join(&export.to))?;
+        }
+    }
     std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
     let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
-    let events = journal.events()?;
-    let state = RunState::replay(&events);
-    let (position, from) = start(&folder, &job, &events, &observer)?;
+    let Past { state, events, .. } = past;
+    let whole = Whole::find(&folder, &job.initial, &events)?;
+    whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
+    let position = whole.state.next;
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
         let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan));
@@ -152,15 +160,15 @@ fn prepare(
     let changed = state.plan.filter(|before| **before != *plan).map(|_| Box::new(plan.clone()));
     journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels, plan: changed })?;
     journal.commit()?;
-    let (weights, adam, mut experience) = match from {
-        Some(from) => (from.weights, Some(from.adam), from.experience),
+    let (weights, adam, mut experience) = match whole.checkpoint {
+        Some((name, from)) => (from.weights, Some(from.adam), experience(&folder, &name, &job, &observer)),
         None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
     experience.published = experience.published.or_else(|| job.first_drafter());
     if experience.published.is_none() {
         drafts_nothing(plan).into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     }
-    let speculator = Arc::new(Speculator::new(&plan.speculation, plan.seed, experience, job.seen.clone()));
+    let speculator = Arc::new(Speculator::new(&job.plan.speculation, plan.seed, experience, job.seen.clone()));
     Ok(Some(Setup {
         job,
         speculator,
@@ -199,54 +207,16 @@ fn begin_anew(folder: &RunFolder, plan: &Plan) -> Result<SledJournal> {
     Ok(journal)
 }
 
-/// Where to go on, and from which checkpoint: the newest that can be read. What follows an older one is done again, with
-/// the same result.
-fn start(
-    folder: &RunFolder,
-    job: &Job,
-    mut events: &[Event],
-    observer: &Observer,
-) -> Result<(Position, Option<Checkpoint>)> {
-    let mut damaged = None;
-    loop {
-        let state = RunState::replay(events);
-        let Some(name) = state.checkpoint else { return damaged.map_or(Ok((state.next, None)), Err) };
-        match folder.read(&name, &job.initial) {
-            Ok(mut checkpoint) => {
-                if let Some(error) = damaged {
-                    observer.tell(Progress::Warning(older(&name, &error)));
-                }
-                checkpoint.experience = experience(folder, &name, job, observer);
-                return Ok((state.next, Some(checkpoint)));
-            }
-            Err(source) => {
-                let path = folder.checkpoint(&name);
-                damaged.get_or_insert(Error::Checkpoint { path, source: Box::new(source) });
-            }
-        }
-        let is_older = |event: &Event| match event {
-            Event::StepCommitted { checkpoint: Some(c), .. } | Event::Interrupted { checkpoint: Some(c) } => *c != name,
-            _ => false,
-        };
-        events = &events[..events.iter().rposition(is_older).map_or(0, |at| at + 1)];
-    }
-}
-
-fn older(name: &str, error: &Error) -> String {
-    match error {
-        Error::Checkpoint { path, source } => {
-            format!("the checkpoint {} cannot be used ({source}); going on from {name}", path.display())
-        }
-        other => other.to_string(),
-    }
-}
-
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
 fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) -> Experience {
     let (experience, errors) = folder.experience(name, &job.config, job.plan.speculation.shape());
     for error in errors {
         let path = folder.checkpoint(name);
-        let text = format!("a part of the drafter in {} cannot be used ({error}); it is learned again", path.display());
+        let text = format!(
+            "a part of the drafter in {} cannot be used ({}); it is learned again",
+            path.display(),
+            error.whole()
+        );
         observer.tell(Progress::Warning(text));
     }
     experience
@@ -265,8 +235,11 @@ fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
 }
 
 /// What a run reads beside its folder has to be what it was when it began.
-fn same_inputs(began_with: Option<&Inputs>, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
-    let Some(then) = began_with.filter(|then| *then != now) else { return Ok(()) };
+fn same_inputs(began: &RunState, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
+    let then = &began.inputs;
+    if began.plan.is_none() || then == now {
+        return Ok(());
+    }
     let (input, hashes, path) = if then.model_sha256 == now.model_sha256 {
         let path = if let Source::Jsonl(path) = &plan.data.source { Some(path) } else { None };
         ("data", [&then.data_sha256, &now.data_sha256], path)

@@ -1,5 +1,7 @@
 //! One device without actors: to generate a text, and to measure how a model decodes.
 
+mod decoded;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -12,7 +14,9 @@ use models::load::eagle::{self, Layout};
 use models::load::export::{self, Precision};
 use models::{Answer, Cycle, Decoder, Decoding, Hidden, Stop, Target, Weights};
 use state::metrics::add_levels;
-use state::plan::{self, Plan, Speculation, Strategy};
+use state::plan::{self, Model, Plan, Speculation};
+
+pub use decoded::{CycleStats, Decoded};
 
 use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
@@ -20,7 +24,7 @@ use crate::experience::Experience;
 use crate::folder::RunFolder;
 use crate::job::Job;
 use crate::learning::Learned;
-use crate::past::inspect;
+use crate::past::{Past, Whole, look};
 use crate::speculator::{Published, Speculator, lock};
 
 /// A model on one device, with the drafter of its run if it has one.
@@ -33,6 +37,8 @@ pub struct Solo {
     learning: Arc<Speculator>,
     /// Of guesses without the target's noise, whose gaps mean something else.
     uncoupled: Arc<Mutex<Calibration>>,
+    /// What is wrong with the newest checkpoint of its run.
+    warning: Option<String>,
 }
 
 /// A request: its prompt, and the noise that decides its answer. Those that follow each other with the same prompt are a group.
@@ -91,72 +97,6 @@ pub struct Session<'a> {
     learning: Option<Arc<Speculator>>,
 }
 
-/// One cycle of a decoding, in short.
-#[derive(Debug, Clone, Copy)]
-pub struct CycleStats {
-    /// Seconds since the decoding began, at the cycle's end.
-    pub at_s: f64,
-    /// Seconds of the cycle; of that in the drafter (with catching up), and in the target.
-    pub seconds: f64,
-    /// Drafting.
-    pub draft_s: f64,
-    /// The target's forward.
-    pub target_s: f64,
-    /// Requests, rows through the target, tokens emitted.
-    pub requests: usize,
-    /// One for each request and each drafted token.
-    pub rows: usize,
-    /// Rows of prompts that went along.
-    pub prefilled: usize,
-    /// Tokens emitted.
-    pub tokens: usize,
-    /// Requests with a draft, and the tokens they emitted.
-    pub drafted: (usize, usize),
-    /// How it drafted.
-    pub strategy: Option<Strategy>,
-}
-
-/// What a decoding made and took.
-#[derive(Debug, Default)]
-pub struct Decoded {
-    /// In the order of the requests.
-    pub answers: Vec<Answer>,
-    /// Every cycle.
-    pub cycles: Vec<CycleStats>,
-    /// For each level of the learned drafter's drafts, how often its guesses were to decide because all above were right, and
-    /// how often one was right.
-    pub levels: Vec<(u64, u64)>,
-    /// Of admitting and decoding.
-    pub seconds: f64,
-}
-
-impl Decoded {
-    /// Tokens of all answers.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.answers.iter().map(|a| a.log_probs.len()).sum()
-    }
-
-    /// Tokens a second.
-    #[must_use]
-    pub fn rate(&self) -> f64 {
-        self.tokens() as f64 / self.seconds.max(1e-9)
-    }
-
-    /// Tokens of a request in a cycle, bonus included.
-    #[must_use]
-    pub fn accept_length(&self) -> f64 {
-        let requests: usize = self.cycles.iter().map(|m| m.requests).sum();
-        self.cycles.iter().map(|m| m.tokens).sum::<usize>() as f64 / requests.max(1) as f64
-    }
-
-    /// Forwards of the target that decoded; those of prompts alone are not counted.
-    #[must_use]
-    pub fn forwards(&self) -> usize {
-        self.cycles.iter().filter(|m| m.requests > 0).count()
-    }
-}
-
 impl Solo {
     /// The model of a plan, with the weights that its run would begin with.
     ///
@@ -173,14 +113,18 @@ impl Solo {
     /// # Errors
     /// If there is no run in the folder, or its checkpoint cannot be read.
     pub fn of_run(dir: &Path, threads: usize) -> Result<Self> {
-        let state = inspect(dir)?;
-        let Some(plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
+        let Past { state, events, .. } = look(dir)?;
+        let Some(mut plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
+        // A checkpoint has all that the file had that the run began with.
+        if let (Some(_), Model::Tiny { weights, .. }) = (&state.checkpoint, &mut plan.model) {
+            *weights = None;
+        }
         let (mut job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
-        let Some(name) = state.checkpoint else {
+        let whole = Whole::find(&folder, &job.initial, &events)?;
+        let Some((name, checkpoint)) = whole.checkpoint else {
             let weights = Arc::new(job.initial.clone());
             return Self::of(job, weights, None, threads);
         };
-        let checkpoint = folder.read(&name, &job.initial)?;
         // What the run drafts is what it has seen.
         let habits = folder.habits(&name).ok().flatten().filter(|habits| habits.seen.len() == job.seen.len());
         if let Some(habits) = &habits {
@@ -193,7 +137,7 @@ impl Solo {
             None => None,
         };
         let has_drafter = drafter.is_some();
-        let solo = Self::of(job, checkpoint.weights, drafter, threads)?;
+        let solo = Self { warning: whole.warning, ..Self::of(job, checkpoint.weights, drafter, threads)? };
         if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
         }
@@ -204,8 +148,14 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (job, pool, uncoupled) = (Arc::new(job), Arc::new(Pool::new(threads)), Arc::default());
-        Ok(Self { job, weights, target, pool, learning, uncoupled })
+        let (job, pool, uncoupled) = (Arc::new(job), Arc::new(Pool::new(threads)?), Arc::default());
+        Ok(Self { job, weights, target, pool, learning, uncoupled, warning: None })
+    }
+
+    /// What is wrong with the newest checkpoint of its run, if it was loaded from an older one.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// The plan it was loaded from.
@@ -236,7 +186,7 @@ impl Solo {
         let learning = learning(job, Some(drafter));
         lock(&learning.calibration).clone_from(&lock(&self.learning.calibration));
         let (job, weights, target, pool) = (job.clone(), weights.clone(), target.clone(), pool.clone());
-        Ok(Self { job, weights, target, pool, learning, uncoupled: Arc::default() })
+        Ok(Self { job, weights, target, pool, learning, uncoupled: Arc::default(), warning: None })
     }
 
     /// Writes the model as a Hugging Face folder.

@@ -217,7 +217,7 @@ impl Actor for Supervisor {
             Message::Failed(error) => state.failed(*error),
             Message::Restart { device } => match state.start_device(device).await {
                 Ok(()) => state.rejoin(device),
-                Err(error) => state.give_up(Error::Device { reason: error.to_string() }),
+                Err(error) => state.lose(device, &error.to_string()),
             },
             Message::Look => state.look(),
             Message::Interrupt => state.interrupt(),
@@ -332,7 +332,7 @@ impl State {
                 continue;
             }
             if machine.phase() == Phase::DraftTrain {
-                self.speculator.give_up_learner();
+                tokio::task::block_in_place(|| self.speculator.give_up_learner());
             }
             if let Some(actor) = actor.take() {
                 // Nobody is to hear of the end of this actor. Its thread ends if it ever wakes up.
@@ -404,7 +404,7 @@ impl State {
             _ => None,
         };
         if first.is_some() {
-            self.observer.tell(Progress::Warning(format!("the last step is not kept: {error}")));
+            self.observer.tell(Progress::Warning(format!("the last step is not kept: {}", error.whole())));
         }
         self.end(first.unwrap_or(Err(error)));
     }

@@ -64,6 +64,7 @@ pub(crate) struct Outcome {
     pub(crate) adam: Arc<AdamW>,
     pub(crate) loss: f64,
     pub(crate) norm: f64,
+    pub(crate) is_finite: bool,
 }
 
 impl Update {
@@ -141,7 +142,9 @@ impl Update {
         let mut adam = (*self.adam).clone();
         let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
         let (weights, norm) = adam.step(pool, &self.weights, (sum, 1.0), &self.optimizer, lr);
-        *lock(&self.outcome) = Some(Outcome { weights: Arc::new(weights), adam: Arc::new(adam), loss, norm });
+        let is_finite = norm.is_finite() && weights.are_finite();
+        let (weights, adam) = (Arc::new(weights), Arc::new(adam));
+        *lock(&self.outcome) = Some(Outcome { weights, adam, loss, norm, is_finite });
     }
 }
 

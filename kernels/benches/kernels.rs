@@ -37,7 +37,7 @@ fn main() {
     assert!(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "the bench needs AVX2");
     let mut table = Table::default();
     for threads in [1, 2] {
-        let pool = Pool::new(threads);
+        let pool = Pool::new(threads).unwrap();
         println!(
             "{threads} thread(s), {}: streaming {:.1} GB/s, multiply-add peak {:.1} GFLOP/s",
             kernels::variant(),

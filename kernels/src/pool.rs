@@ -71,7 +71,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self::new(1)
+        let (shared, waiting, parts) = Default::default();
+        let (helpers, is_interruptible) = Default::default();
+        Self { shared, helpers, waiting, is_interruptible, parts }
     }
 }
 
@@ -81,19 +83,16 @@ const PARTS: usize = 3;
 impl Pool {
     /// A pool of `threads` threads, the caller included.
     ///
-    /// # Panics
-    /// If the system refuses a thread.
-    #[must_use]
-    pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared::default());
-        let helper = |i: usize| {
-            let shared = shared.clone();
-            let body = move || shared.help();
-            std::thread::Builder::new().name(format!("kernel{i}")).spawn(body).expect("the system refused a thread")
-        };
-        let helpers = (1..threads.max(1)).map(helper).collect();
-        let (waiting, is_interruptible, parts) = Default::default();
-        Self { shared, helpers, waiting, is_interruptible, parts }
+    /// # Errors
+    /// If the system refuses a thread; those that it gave have ended.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let mut pool = Self::default();
+        for i in 1..threads {
+            let shared = pool.shared.clone();
+            let helper = std::thread::Builder::new().name(format!("kernel{i}")).spawn(move || shared.help())?;
+            pool.helpers.push(helper);
+        }
+        Ok(pool)
     }
 
     /// The same that counts the parts of kernels it runs: who sees this number stand still knows that nothing is computed.
@@ -366,7 +365,7 @@ mod tests {
     fn what_is_interrupted_does_nothing_more() {
         let waiting = Arc::new(AtomicUsize::new(0));
         for threads in [1, 3] {
-            let pool = Pool::new(threads).interrupted_by(waiting.clone());
+            let pool = Pool::new(threads).unwrap().interrupted_by(waiting.clone());
             let done = AtomicUsize::new(0);
             let count = |_| {
                 done.fetch_add(1, Ordering::Relaxed);
@@ -409,7 +408,7 @@ mod tests {
     #[test]
     fn every_part_is_done_once_and_panics_come_through() {
         for threads in [1, 2, 5] {
-            let pool = Pool::new(threads);
+            let pool = Pool::new(threads).unwrap();
             for parts in [0, 1, 3, 64] {
                 let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(parts, &|i| {
@@ -441,14 +440,14 @@ mod tests {
     #[test]
     fn a_pool_ends_whatever_its_helpers_are_at() {
         for i in 0..3_000 {
-            let pool = Pool::new(2 + i % 3);
+            let pool = Pool::new(2 + i % 3).unwrap();
             (0..i % 4).for_each(|_| pool.run(3, &|_| {}));
         }
     }
 
     #[test]
     fn short_jobs_one_after_the_other_find_helpers_awake_asleep_and_late() {
-        let (pool, sum) = (Pool::new(4), AtomicUsize::new(0));
+        let (pool, sum) = (Pool::new(4).unwrap(), AtomicUsize::new(0));
         for job in 0..30_000 {
             // What a helper that is late would use after its end.
             let own = [job; 5];

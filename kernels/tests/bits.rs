@@ -49,7 +49,7 @@ fn linear_does_not_see_its_batch() {
             let weight = matrix(2, n, k, storage);
             let run = |threads: usize, x: &[f32]| {
                 let mut y = vec![0.25; x.len() / k * n];
-                linear(&Pool::new(threads), x, &weight, &mut y);
+                linear(&Pool::new(threads).unwrap(), x, &weight, &mut y);
                 y
             };
             let y = run(1, &x);
@@ -83,7 +83,7 @@ fn products_are_their_chains() {
             for rows in (1..=26).chain([67]) {
                 let x = values(1, rows * k);
                 let mut y = vec![0.25; rows * n];
-                linear(&Pool::new(1 + rows % 3), &x, &weight, &mut y);
+                linear(&Pool::new(1 + rows % 3).unwrap(), &x, &weight, &mut y);
                 let want = chains(&seen(&x, storage), &w, k);
                 assert_eq!(bits(&y), bits(&want), "{rows} rows of {k} by {n}, {storage:?}");
             }
@@ -138,8 +138,8 @@ fn gradients_are_their_chains() {
         let weight = Matrix::new(&Arc::new(pack(&w, n, k)), n, k, storage);
         let runs = [1, 3].map(|threads| {
             let (mut dx, mut dw) = (values(5, rows * k), pack(&sums, n, k));
-            input_gradient(&Pool::new(threads), &g, &weight, &mut dx, true, &mut Turned::default());
-            weight_gradient(&Pool::new(threads), &x, &g, &weight, &mut dw, &mut Turned::default());
+            input_gradient(&Pool::new(threads).unwrap(), &g, &weight, &mut dx, true, &mut Turned::default());
+            weight_gradient(&Pool::new(threads).unwrap(), &x, &g, &weight, &mut dw, &mut Turned::default());
             (dx, dw)
         });
         let [x, g, w] = [x, g, w].map(|values| seen(&values, storage));
@@ -165,7 +165,7 @@ fn gradients_do_not_see_threads() {
     let shape = Heads { heads: 2, kv_heads: 1, head_dim: 20, storage: Storage::Bf16 };
     let lengths = [70, 60];
     let run = |threads: usize| {
-        let pool = Pool::new(threads);
+        let pool = Pool::new(threads).unwrap();
         let (mut dx, mut dw) = (vec![0.0; rows * k], values(4, kernels::packed_len(n, k)));
         input_gradient(&pool, &g, &weight, &mut dx, false, &mut Turned::default());
         weight_gradient(&pool, &x, &g, &weight, &mut dw, &mut Turned::default());
@@ -195,7 +195,7 @@ fn attention_of(shape: Heads) {
     let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let (q, k, v) = (values(1, 40 * width), values(2, 40 * kv_width), values(3, 40 * kv_width));
     let mut packed = vec![0.0; q.len()];
-    attend_sequences(&Pool::new(2), [&q, &k, &v], &[40], shape, &mut packed);
+    attend_sequences(&Pool::new(2).unwrap(), [&q, &k, &v], &[40], shape, &mut packed);
     if shape.storage == Storage::Bf16 {
         // Rounding is part of it: whoever has done it before changes nothing.
         let [mut q, mut k, mut v] = [&q, &k, &v].map(Clone::clone);
@@ -232,7 +232,7 @@ fn attention_of(shape: Heads) {
 
 #[test]
 fn training_and_decoding_agree_on_log_probabilities() {
-    let (pool, h) = (Pool::new(2), values(1, 400 * 32));
+    let (pool, h) = (Pool::new(2).unwrap(), values(1, 400 * 32));
     let targets: Vec<u32> = (0..400).map(|i| i * 7 % 90).collect();
     for storage in STORAGES {
         let w = matrix(2, 90, 32, storage);
@@ -255,10 +255,10 @@ fn draws_do_not_know_of_their_neighbours() {
     let places: Vec<(NoiseKey, u32)> = (0..23).map(|row| (NoiseKey::new(3, 0, 1, row / 4, row % 4), row * 7)).collect();
     for (temperature, top_p) in [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)] {
         let (draws, mut all, mut one) = (Draws { temperature, top_p }, Vec::new(), Vec::new());
-        draw(&Pool::new(3), (&logits, n), draws, &places, &mut all);
+        draw(&Pool::new(3).unwrap(), (&logits, n), draws, &places, &mut all);
         let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
         for (row, logits) in logits.chunks_exact(n).enumerate() {
-            draw(&Pool::new(1), (logits, n), draws, &places[row..=row], &mut one);
+            draw(&Pool::new(1).unwrap(), (logits, n), draws, &places[row..=row], &mut one);
             assert_eq!(all[row], one[0], "row {row} at T = {temperature}");
             let expected = log_prob(logits, one[0].token, inverse);
             assert_eq!(all[row].log_prob.to_bits(), expected.to_bits(), "row {row} at T = {temperature}");

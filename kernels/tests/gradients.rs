@@ -53,7 +53,7 @@ fn matrix(packed: &[f32], n: usize, k: usize) -> Matrix {
 
 #[test]
 fn linear_matches() {
-    let pool = Pool::new(2);
+    let pool = Pool::new(2).unwrap();
     for (rows, k, n) in [(7, 20, 27), (61, 300, 19), (1, 5, 64)] {
         let (x, w, g) = (random(1, rows * k), random(2, n * k), random(3, rows * n));
         let weight = matrix(&pack(&w, n, k), n, k);
@@ -155,7 +155,7 @@ fn attention_in_bf16_is_near() {
         values
     });
     let mut y = vec![0.0; q.len()];
-    kernels::attend_sequences(&Pool::new(2), [&q, &k, &v], &lengths, shape, &mut y);
+    kernels::attend_sequences(&Pool::new(2).unwrap(), [&q, &k, &v], &lengths, shape, &mut y);
     let want = reference::attention([&wide(&q), &wide(&k), &wide(&v)], &[], &lengths, shape);
     let far = y.iter().zip(&want).map(|(y, want)| (f64::from(*y) - want).abs()).fold(0.0, f64::max);
     // No value is larger than 1, and no weight is off by more than 2^-8 of it.
@@ -164,7 +164,7 @@ fn attention_in_bf16_is_near() {
 
 /// Inputs: queries, keys, values, and keys and values of each step ahead.
 fn attention_of(shape: Heads, lengths: &[usize], ahead: usize) {
-    let pool = Pool::new(2);
+    let pool = Pool::new(2).unwrap();
     let rows: usize = lengths.iter().sum();
     let (width, kv_width) = (rows * shape.width(), rows * shape.kv_width());
     let g = random(2, width);
@@ -218,7 +218,7 @@ fn the_sum_of_squares_matches() {
     for len in [0, 1, 7, 2048, 5001] {
         let values = random(6, len);
         let want: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
-        let found = kernels::sum_of_squares(&Pool::new(2), &values);
+        let found = kernels::sum_of_squares(&Pool::new(2).unwrap(), &values);
         assert!((found - want).abs() <= 1e-12 * want, "{len} numbers: {found} but {want}");
     }
 }
@@ -243,7 +243,7 @@ fn adam_of(n: usize, k: usize) {
         second: &mut second,
         rounded: Some((&mut rounded, k)),
     };
-    adam_step(&Pool::new(2), rule, tensor);
+    adam_step(&Pool::new(2).unwrap(), rule, tensor);
     let want: Vec<[f64; 3]> = before.iter().zip(wide(&gradients)).map(|(b, g)| reference::adam(*b, g, rule)).collect();
     for (which, found) in [&new, &first, &second].into_iter().enumerate() {
         close(&format!("adam {which}"), found, &want.iter().map(|w| w[which]).collect::<Vec<_>>());

@@ -12,9 +12,9 @@ use state::plan::{Controller, Strategy, TableRow};
 use state::speculation::controller::{BUCKETS, batch_sizes};
 
 use super::race::{Race, SLOTS, Way};
-use super::rollout::at_least_one;
 use crate::commands::Result;
 use crate::failure::Failure;
+use crate::number;
 use crate::output;
 use replay::{Age, Replay};
 
@@ -27,29 +27,29 @@ pub(crate) struct Controllers {
     /// A workflow with a bandit, or the folder of a run with its trained drafter.
     model: PathBuf,
     /// Threads of the device.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = number::threads)]
     threads: usize,
     /// Answers of a rollout.
-    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 128, value_parser = number::at_least_one)]
     requests: usize,
     /// Answers decoded together, at most.
-    #[arg(long, default_value_t = SLOTS, value_parser = at_least_one)]
+    #[arg(long, default_value_t = SLOTS, value_parser = number::at_least_one)]
     slots: usize,
     /// Longest answer, in tokens. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, value_parser = number::at_least_one)]
     tokens: Option<usize>,
     /// Answers that the drafter learns from.
     #[arg(long, default_value_t = 256)]
     learn_from: usize,
     /// Seconds that it learns for in all; cycles are recorded before, in between and after. Before the first ones it learns until it can
     /// draft at all: a second, as a rule, and less than twice as long as this.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = number::seconds)]
     learn_s: u64,
     /// How often cycles are recorded.
-    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 4, value_parser = number::at_least_one)]
     ages: usize,
     /// Rollouts that are played again, from the youngest drafter to the oldest.
-    #[arg(long, default_value_t = 24, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 24, value_parser = number::at_least_one)]
     rollouts: usize,
     /// For machines: one JSON object.
     #[arg(long)]
@@ -127,7 +127,7 @@ fn measure(args: &Controllers, race: &Race, replay: &Replay, bandit: &Controller
     for strategy in &replay.strategies {
         for batch_max in [1, 2, 4, 8, 16].into_iter().filter(|most| *most < args.slots) {
             let row = TableRow { batch_max, strategy: Some(*strategy) };
-            tables.push(line(format!("up to {batch_max:>2}: {}", name(strategy)), Controller::Table(vec![row])));
+            tables.push(line(format!("up to {batch_max}: {}", name(strategy)), Controller::Table(vec![row])));
         }
     }
     for (i, age) in replay.ages.iter().enumerate() {

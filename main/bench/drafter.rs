@@ -13,6 +13,7 @@ use state::report::preemption;
 use crate::commands::{Result, load, report_of};
 use crate::compare::in_turns;
 use crate::failure::Failure;
+use crate::number;
 use crate::output;
 use crate::signals::Signal;
 
@@ -26,17 +27,17 @@ const DEPTH: usize = 4;
 pub(crate) struct Drafter {
     /// A workflow with a step of GRPO and a drafter that learns.
     file: PathBuf,
-    /// Steps of GRPO of each run.
-    #[arg(long, default_value_t = 24)]
+    /// Steps of GRPO of each run, 4 at least.
+    #[arg(long, default_value_t = 24, value_parser = number::steps)]
     steps: usize,
     /// Learning rate of the policy instead of the workflow's: a larger one makes it drift further from its drafter.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = number::learning_rate)]
     lr: Option<f64>,
     /// Answers that the warm drafter learned from beforehand.
     #[arg(long, default_value_t = 64)]
     warm_from: usize,
     /// Seconds that it learned for.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = number::seconds)]
     warm_s: u64,
     /// Folder for the runs; those of an earlier measurement there are removed. Default: runs/bench-drafter-NAME.
     #[arg(long)]
@@ -101,7 +102,7 @@ pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
     else {
         return Err(Failure::NothingToTeach { path: args.file.clone() });
     };
-    grpo.steps = args.steps.max(4);
+    grpo.steps = args.steps;
     grpo.optimizer.lr = args.lr.unwrap_or(grpo.optimizer.lr);
     plan.steps = vec![Step::Grpo(grpo)];
     let dir = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("bench-drafter-{}", plan.name)));

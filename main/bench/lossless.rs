@@ -9,9 +9,9 @@ use serde::Serialize;
 use state::plan::{Controller, Drafter, DrafterShape, NetworkKind, Strategy, TableRow};
 
 use super::race::{Prompts, Race, SLOTS, differences};
-use super::rollout::at_least_one;
 use crate::commands::Result;
 use crate::failure::Failure;
+use crate::number;
 use crate::output;
 
 /// Requests decoded together.
@@ -29,19 +29,19 @@ pub(crate) struct Lossless {
     /// A workflow, or the folder of a run with its trained drafter.
     model: PathBuf,
     /// Answers of each way to decode.
-    #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1000, value_parser = number::at_least_one)]
     requests: usize,
     /// Longest answer, in tokens. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, value_parser = number::at_least_one)]
     tokens: Option<usize>,
     /// Threads of the device.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = number::threads)]
     threads: usize,
     /// Answers that each drafter learns from beforehand.
     #[arg(long, default_value_t = 256)]
     learn_from: usize,
     /// Seconds that each learns for, at most.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = number::seconds)]
     learn_s: u64,
     /// For machines: one JSON object.
     #[arg(long)]

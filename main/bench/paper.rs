@@ -15,9 +15,9 @@ use serde::Serialize;
 use state::plan::{Controller, Strategy};
 
 use super::race::{Race, SLOTS, Way};
-use super::rollout::at_least_one;
 use crate::commands::Result;
 use crate::failure::Failure;
+use crate::number;
 use crate::output;
 use chart::{Heat, Line, Lines};
 use rows::{Row, rows};
@@ -52,22 +52,22 @@ pub(crate) struct Paper {
     #[arg(long, default_value = "docs")]
     to: PathBuf,
     /// Threads of the device.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = number::threads)]
     threads: usize,
     /// Answers decoded by each way of the grids.
-    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 32, value_parser = number::at_least_one)]
     answers: usize,
     /// Answers of the rollout with a long tail.
-    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 128, value_parser = number::at_least_one)]
     requests: usize,
     /// Longest answer, in tokens. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, value_parser = number::at_least_one)]
     tokens: Option<usize>,
     /// Answers that the drafter learns from before it is measured.
     #[arg(long, default_value_t = 128)]
     learn_from: usize,
     /// Seconds that it learns for, at most.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = number::seconds)]
     learn_s: u64,
     /// For machines: one JSON object, beside the files.
     #[arg(long)]

@@ -11,6 +11,7 @@ use state::plan::{Controller, Strategy};
 
 use super::race::{Race, SLOTS};
 use crate::commands::Result;
+use crate::number;
 use crate::output;
 use report::{Lengths, Measured, Shape, Tree, by_batch, in_short, lines, overhead, regret};
 
@@ -23,25 +24,25 @@ pub(crate) struct Rollout {
     /// A workflow, or the folder of a run with its trained drafter.
     model: PathBuf,
     /// Threads of the device.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = number::threads)]
     threads: usize,
     /// Answers of the rollout with a long tail.
-    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 128, value_parser = number::at_least_one)]
     requests: usize,
     /// Of these decoded together, at most.
-    #[arg(long, default_value_t = SLOTS, value_parser = at_least_one)]
+    #[arg(long, default_value_t = SLOTS, value_parser = number::at_least_one)]
     slots: usize,
     /// Answers decoded alone, one after the other.
-    #[arg(long, default_value_t = 12, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 12, value_parser = number::at_least_one)]
     alone: usize,
     /// Longest answer, in tokens. Default: the workflow's.
-    #[arg(long)]
+    #[arg(long, value_parser = number::at_least_one)]
     tokens: Option<usize>,
     /// Answers that a drafter learns from before it is measured; a run's drafter goes on. Few are soon known by heart.
     #[arg(long, default_value_t = 256)]
     learn_from: usize,
     /// Seconds that it learns for, at most.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 120, value_parser = number::seconds)]
     learn_s: u64,
     /// Measure every strategy on the long-tailed rollout too: what would the best choice in hindsight have gained?
     #[arg(long)]
@@ -52,10 +53,6 @@ pub(crate) struct Rollout {
     /// For machines: one JSON object.
     #[arg(long)]
     json: bool,
-}
-
-pub(super) fn at_least_one(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "write a number from 1 on".into())
 }
 
 pub(crate) fn rollout(args: &Rollout) -> Result<ExitCode> {

@@ -97,13 +97,10 @@ impl Dataset {
         }
     }
 
-    /// Every problem of a file, in its order; none of a generator, whose problems all look alike.
-    #[must_use]
-    pub fn listed(&self) -> &[Problem] {
-        match &self.problems {
-            Problems::Chains(_) => &[],
-            Problems::Jsonl(lines) => lines.all(),
-        }
+    /// Every problem of a file with its line, from 1, the held-out ones first; none of a generator, whose problems all look alike.
+    pub fn listed(&self) -> impl Iterator<Item = (usize, &Problem)> {
+        let lines = if let Problems::Jsonl(lines) = &self.problems { Some(lines.all()) } else { None };
+        lines.into_iter().flatten()
     }
 
     /// The prompt of a problem: the question in the template, in the model's chat template if the plan says so.

@@ -45,12 +45,12 @@ pub enum Error {
         kept: crate::target::Hidden,
     },
     /// A problem of a data file cannot be used with this model.
-    #[error("problem {number} of {} (`{question}`): {reason}", path.display())]
+    #[error("line {line} of {} (`{question}`): {reason}", path.display())]
     Problem {
         /// The file.
         path: PathBuf,
-        /// Its place in the file, from 1.
-        number: usize,
+        /// Its line, from 1.
+        line: usize,
         /// How its question begins.
         question: String,
         /// What is wrong with it.
@@ -252,6 +252,12 @@ pub enum Error {
         found: String,
         /// The hash asked for.
         expected: String,
+    },
+    /// A part of a checkpoint is not what was written.
+    #[error("`{}` is not as it was written: it is damaged", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
     },
     /// A folder that an export would overwrite is something else.
     #[error("`{}` exists and is not an exported model; choose another folder or remove it", path.display())]

@@ -72,7 +72,7 @@ mod tests {
             let config = Config::tiny(&tiny).unwrap();
             let weights = Weights::random(&config, 3).unwrap();
             let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
-            let forwards = forwards(&target, &Arc::new(Pool::new(1))).unwrap();
+            let forwards = forwards(&target, &Arc::new(Pool::new(1).unwrap())).unwrap();
             assert_eq!(forwards.iter().map(|(rows, _)| *rows).collect::<Vec<_>>(), expected);
             assert!(forwards.iter().all(|(_, seconds)| *seconds > 0.0));
         }

@@ -136,6 +136,13 @@ impl Weights {
         hash.finalize().to_string()
     }
 
+    /// Whether all of them are finite.
+    #[must_use]
+    pub fn are_finite(&self) -> bool {
+        // Not ended at the first that is not, so that many are looked at together.
+        self.masters.iter().all(|master| master.iter().fold(true, |are, value| are & value.is_finite()))
+    }
+
     /// Number of parameters.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -14,7 +14,7 @@ fn golden(name: &str) -> PathBuf {
 fn logits(loaded: &Loaded, ids: &[u32]) -> Tensor {
     let weights = Weights::from_raw(&loaded.config, &loaded.weights).unwrap();
     let target = Target::new(&loaded.config, &weights, &Target::rope_table(&loaded.config)).unwrap();
-    let pool = Pool::new(2);
+    let pool = Pool::new(2).unwrap();
     let logits = target.logits(&pool, &target.hidden_of_sequences(&pool, &[ids], Hidden::Last));
     Tensor::from_vec(logits, (ids.len(), loaded.config.vocab), &Device::Cpu).unwrap()
 }

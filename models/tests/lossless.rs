@@ -125,7 +125,7 @@ fn decode_up_to(
     let hidden = if hidden == Hidden::Taps { hidden } else { Hidden::Last };
     let decoding = Decoding { temperature, top_p, tokens_max, eos: vec![0], stop, hidden };
     // With a drafter also on several threads.
-    let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }));
+    let pool = Arc::new(Pool::new(if drafter.is_some() { 3 } else { 1 }).unwrap());
     let mut decoder = Decoder::new(target.clone(), decoding, pool);
     let (mut ended, mut next) = (Vec::new(), 0);
     // Six groups of three samples, admitted as there is room: the batch's make-up depends on who ends when.
@@ -169,7 +169,7 @@ impl Drafter for Listens {
 
 #[test]
 fn a_decoder_made_later_knows_how_long_answers_get() {
-    let (target, pool, lengths) = (target(1), Arc::new(Pool::new(1)), Lengths::default());
+    let (target, pool, lengths) = (target(1), Arc::new(Pool::new(1).unwrap()), Lengths::default());
     let decode = |lengths: Lengths, sample: u32| {
         let hidden = Hidden::Nothing;
         let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 20, eos: Vec::new(), stop: None, hidden };
@@ -215,7 +215,7 @@ fn answers_are_those_of_plain_decoding() {
                     let learned = |shape| {
                         let weights = eagle::random(&config(), shape, 5).unwrap();
                         let vocabulary = Arc::new(Vocabulary::whole(&target));
-                        eagle::Eagle::new(vocabulary, &weights, shape, Arc::new(Pool::new(2))).unwrap()
+                        eagle::Eagle::new(vocabulary, &weights, shape, Arc::new(Pool::new(2).unwrap())).unwrap()
                     };
                     let (mut third, mut suffix) = (learned(DrafterShape::eagle3(0)), Suffix::new(1, 4));
                     let mut learned = learned(DrafterShape::eagle(40));
@@ -317,7 +317,7 @@ fn training_sees_the_bits_of_the_rollout() {
             let again = log_probs(&Pool::default(), &target, std::slice::from_ref(sequence), 1.0);
             assert_eq!(again[0], answer.log_probs);
         }
-        let again = log_probs(&Pool::new(3), &target, &sequences, 1.0);
+        let again = log_probs(&Pool::new(3).unwrap(), &target, &sequences, 1.0);
         assert!(again.iter().zip(&answers).all(|(again, answer)| *again == answer.log_probs));
     }
 }
@@ -346,7 +346,7 @@ fn requests_move(storage: Storage) {
         let (temperature, top_p, hidden) = (1.0, 1.0, Hidden::Last);
         let decoding = Decoding { temperature, top_p, tokens_max, eos: vec![0], stop: None, hidden };
         let other = if way == Way::Strange { target_in(storage, 9) } else { target.clone() };
-        let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads)));
+        let decoder = |target, threads| Decoder::new(target, decoding.clone(), Arc::new(Pool::new(threads).unwrap()));
         let (mut decoders, mut ended) = ([decoder(target.clone(), 1), decoder(other, 2)], Vec::new());
         for group in 0..6 {
             let prompt: Vec<u32> = (0..2 + group as u32).map(|i| 1 + (i * 5 + group as u32) % (VOCAB - 1)).collect();
@@ -401,8 +401,10 @@ fn requests_that_wait_for_memory_say_the_same() {
     let weights = Weights::random_layout(eagle::parameters(&config(), shape), Storage::F32, 5, 1).unwrap();
     let vocabulary = Arc::new(Vocabulary::whole(&target));
     let decode = |room: usize, moves: bool| {
-        let decoder = || Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(2))).with_cache_max(room);
-        let drafter = || eagle::Eagle::new(vocabulary.clone(), &weights, shape, Arc::new(Pool::new(1))).unwrap();
+        let decoder =
+            || Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(2).unwrap())).with_cache_max(room);
+        let drafter =
+            || eagle::Eagle::new(vocabulary.clone(), &weights, shape, Arc::new(Pool::new(1).unwrap())).unwrap();
         let (mut decoders, mut drafters) = ([decoder(), decoder()], [drafter(), drafter()]);
         for group in 0..6 {
             let prompt: Vec<u32> = (0..58 + 20 * group).map(|i| 1 + (i * 5 + group) % (VOCAB - 1)).collect();
@@ -437,7 +439,7 @@ fn requests_that_wait_for_memory_say_the_same() {
         ended.sort_by_key(|a| (a.group, a.sample));
         (ended, waited, most)
     };
-    let mut one = Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(1))).with_cache_max(1);
+    let mut one = Decoder::new(target.clone(), decoding.clone(), Arc::new(Pool::new(1).unwrap())).with_cache_max(1);
     one.admit(0, &[1, 2], &[(0, NoiseKey::new(5, 1, 0, 0, 0))]).unwrap();
     assert_eq!((one.halve().len(), one.running()), (0, 1), "there is nothing to halve");
     let (plain, waited, all) = decode(0, false);
@@ -462,7 +464,7 @@ fn long_prompts_enter_a_stretch_at_a_time() {
 fn long_prompts_keep(hidden: Hidden) {
     let target = target(4);
     let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), stop: None, hidden };
-    let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2)));
+    let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2).unwrap()));
     let (mut suffix, mut ended, mut seen) = (Suffix::new(1, 4), Vec::new(), Vec::new());
     for (group, length) in [3, 90, 1, 64, 65, 40].into_iter().enumerate() {
         let prompt: Vec<u32> = (0..length).map(|i| 1 + (i * i + group as u32) % (VOCAB - 1)).collect();

@@ -44,7 +44,7 @@ fn gradients(weights: &Weights, sequences: &[Sequence], micro: usize) -> Vec<Gra
     // Mean negative log-probability: its slope is the same everywhere.
     let slope = -1.0 / sequences.iter().map(|s| s.answer().len()).sum::<usize>() as f32;
     let target = Target::new(&config(), weights, &Target::rope_table(&config())).unwrap();
-    let (pool, mut workspace) = (Pool::new(2), Workspace::default());
+    let (pool, mut workspace) = (Pool::new(2).unwrap(), Workspace::default());
     let of = |part: &[Sequence]| {
         let mut gradients = weights.zeros();
         gradient((&pool, &mut workspace), &target, part, 1.0, |_, _, _| slope, &mut gradients);
@@ -73,6 +73,9 @@ fn weights_learn_to_count() {
         assert_ne!(weights.blake3(), old);
     }
     let after = loss(&weights, &sequences);
+    let sum = tree_sum(gradients(&weights, &sequences, 8));
+    let far = adam.step(&Pool::default(), &weights, (sum, 1.0), &optimizer(), 1e300).0;
+    assert!(weights.are_finite() && !far.are_finite());
     // Where a sequence ends is chance: about 0.2 a token remains.
     assert!(before > 2.5 && after < 0.5, "loss {before} became {after}");
 }

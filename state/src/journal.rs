@@ -29,7 +29,7 @@ pub enum Event {
     RunStarted {
         /// What is to be done.
         plan: Box<Plan>,
-        /// SHA-256 of the plan, lower-case hex.
+        /// SHA-256 of what decides in the plan what is learned, lower-case hex.
         plan_sha256: String,
         /// Version of the noise function that tokens are drawn with.
         noise_version: u32,
@@ -56,7 +56,7 @@ pub enum Event {
         /// Folder name of the checkpoint made after it, if one was.
         checkpoint: Option<String>,
     },
-    /// A device was started again.
+    /// A device was lost, and is started again after a wait.
     DeviceRestarted {
         /// Index of the device.
         device: usize,

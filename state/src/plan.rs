@@ -184,7 +184,7 @@ pub struct Grpo {
     pub optimizer: Optimizer,
 }
 
-/// Accuracy on held-out problems, greedy.
+/// Accuracy on held-out problems.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluate {
     /// Held-out problems asked; at most `data.heldout`.
@@ -327,7 +327,7 @@ pub struct Supervision {
     pub restarts_max: usize,
     /// Length of the period, in seconds.
     pub period_s: f64,
-    /// Wait before the first restart, doubled for each further one.
+    /// Wait before the first restart, doubled for each further one up to a minute.
     pub backoff_ms: u64,
     /// Seconds after which a device that has work and computes nothing is given up and started again; 0: never. A thread cannot be
     /// ended from outside: what it holds is free once it wakes up, or the process ends.

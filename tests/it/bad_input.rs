@@ -63,6 +63,24 @@ fn unusable_files_are_named() {
     let bad = with(&jsonl("bad.jsonl"));
     assert!(bad.contains("bad.jsonl") && bad.contains("(line 4 is bad, too)"), "{bad}");
     assert!(with(&jsonl("none.jsonl")).contains("none.jsonl"));
+    // The shuffled order of problems is nobody's business.
+    let problem = |question: &str, steps: usize| {
+        format!("{{\"question\": \"{question}\", \"answer\": \"{}#2\"}}\n", "1+1=2;".repeat(steps))
+    };
+    let lines = |odd: usize| (1..=40).map(|i| problem(if i == odd { "1+é" } else { "1+1?" }, 1)).collect::<String>();
+    for odd in [1, 17, 40] {
+        save("odd.jsonl", lines(odd).as_bytes());
+        let file = workflow(folder.path(), jsonl("odd.jsonl"));
+        for message in [refused(&file, &out), refusal(&["check", text(&file)])] {
+            assert!(message.contains(&format!("line {odd} of")) && message.contains("`1+é`"), "{message}");
+        }
+    }
+    let mut long = lines(0);
+    long.push_str(&problem("1+1?", 40).replace("#2", "#### 2"));
+    save("long.jsonl", long.as_bytes());
+    let told = super::taper(&["check", text(&workflow(folder.path(), jsonl("long.jsonl")))]);
+    let message = super::message(&told);
+    assert!(told.status.success() && message.contains("1 of 41 solutions is cut"), "{message}");
     fs::rename(good.join("model/tokenizer.json"), good.join("model/elsewhere")).unwrap();
     let hf = |w: String| {
         let (start, end) = (w.find("model:").unwrap(), w.find("data:").unwrap());
@@ -141,9 +159,11 @@ fn what_generates_nothing_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = workflow(folder.path(), |w| w);
     let refused = |arguments: &[&str]| refusal(&[&["generate", text(&file)], arguments].concat());
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 7] = [
         (&[""], "the prompt is empty"),
         (&["1+2?", "--tokens", "0"], "--tokens 0"),
+        (&["1+2?", "--threads", "0"], "from 1 to 1024"),
+        (&["1+2?", "--threads", "100000"], "from 1 to 1024"),
         (&["1+2?", "--stop", ""], "--stop"),
         (&["1+2?", "--temperature", "-1"], "--temperature -1"),
         (&["1+2?", "--top-p", "-0.5"], "--top-p -0.5"),
@@ -172,7 +192,7 @@ fn answers_that_cannot_be_scored_are_told_of() {
     let output = super::taper(&["run", text(&file), "--out", text(&dir)]);
     let told = super::message(&output);
     assert!(output.status.success() && told.contains("could not be scored ("), "{told}");
-    assert!(told.contains(" not scored"), "{told}");
+    assert!(told.contains(" not scored") && told.contains("no answer to 10 of 40 problems can be scored"), "{told}");
     let shown = super::taper(&["report", text(&dir)]);
     let shown = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.contains("answers could not be scored"), "{shown}");

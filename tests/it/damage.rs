@@ -128,6 +128,9 @@ fn an_older_checkpoint_stands_in_for_a_damaged_one() {
     spoil(&file(&kept[1], "weights.safetensors"));
     let other = folder.path().join("other");
     copy(&dir, &other);
+    let spoken = taper(&["generate", text(&dir), "1+2?"]);
+    let warning = message(&spoken);
+    assert!(spoken.status.success() && warning.contains(&format!("going on from {}", kept[0])), "{warning}");
     let warnings = resumed(&["resume", text(&dir)]);
     assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
     assert_eq!(warnings.lines().count(), 1, "{warnings}");
@@ -184,6 +187,10 @@ fn other_data_or_weights_are_not_gone_on_with() {
         fs::write(input, before).unwrap();
     }
     completed(&["resume", text(&dir)]);
+    // By now the run has weights of its own.
+    fs::remove_file(&weights).unwrap();
+    completed(&["generate", text(&dir), "1+2?"]);
+    completed(&["export", text(&dir), "--to", text(&folder.path().join("out"))]);
 }
 
 #[test]

@@ -70,8 +70,9 @@ fn a_folder_without_a_run_loses_nothing() {
         fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
         fs::write(dir.join(name), name).unwrap();
     }
-    // It ends at its export, which replaces no folder of somebody else's.
+    // Its export would replace a folder of somebody else's, which is found before anything is learned.
     assert!(refusal(&["run", text(&file), "--out", text(&dir), "--fresh"]).contains("other"));
+    assert!(!dir.join("journal").exists());
     for name in mine {
         assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), name);
     }

@@ -12,6 +12,7 @@ mod steps;
 use std::path::Path;
 
 use state::plan::{Checkpoint, Devices, Plan, Sampling, Supervision};
+use state::supervise::BACKOFF_MS_MAX;
 
 use crate::problem::Problem;
 use crate::spec::{self, Workflow};
@@ -89,8 +90,8 @@ fn supervision(check: &mut Check<'_>, supervision: &spec::Supervision) -> Superv
         let is_good = period_s <= 1e9;
         check.range("supervision.period_s", period_s, is_good, "at most 1000000000 seconds", "write `period_s: 60.0`");
     }
-    let is_good = backoff_ms <= 3_600_000;
-    let wanted = "at most an hour, 3600000";
+    let is_good = backoff_ms <= BACKOFF_MS_MAX;
+    let wanted = "at most a minute, 60000";
     check.range("supervision.backoff_ms", backoff_ms, is_good, wanted, "write `backoff_ms: 100`");
     // One kernel has to end within it, on the slowest machine.
     let is_good = silent_s == 0.0 || (60.0..=1e6).contains(&silent_s);

@@ -133,7 +133,7 @@ fn an_order_to_stop_is_obeyed_between_readings() {
 fn what_is_interrupted_is_read_another_time() {
     let waiting = Arc::new(AtomicUsize::new(0));
     let mut device = Device::new(4);
-    device.pool = Arc::new(Pool::new(2).interrupted_by(waiting.clone()));
+    device.pool = Arc::new(Pool::new(2).unwrap().interrupted_by(waiting.clone()));
     let learning = device.learning((None, Publication::default()));
     let before = learning.lock().learner().to_raw();
     // Work comes between two looks: within a window.

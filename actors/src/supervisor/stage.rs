@@ -98,6 +98,7 @@ impl State {
             self.unsaved = (!is_due).then(|| name.clone());
         }
         let checkpoint = (changes_weights && is_due).then(|| (name, self.checkpoint()));
+        tracing::info!(stage, step, kind = self.metrics.kind, "a step is done");
         // What the run waits for this record is part of the next step.
         self.metrics.checkpoint_s = self.waited_s;
         self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.waited_s;
@@ -111,7 +112,9 @@ impl State {
     /// All that the run would go on from after its last step.
     pub(super) fn checkpoint(&self) -> Box<Checkpoint> {
         let (weights, adam) = (self.weights.clone(), self.adam.clone());
-        Box::new(Checkpoint { weights, adam, experience: self.speculator.experience() })
+        // A device that hangs may have the learner.
+        let experience = tokio::task::block_in_place(|| self.speculator.experience());
+        Box::new(Checkpoint { weights, adam, experience })
     }
 
     fn complete(&mut self) {

@@ -131,7 +131,8 @@ impl State {
     /// A lost device may have held a part of the sum: if it was at work, all is done again.
     pub(super) fn updating_without(&mut self, device: usize) {
         let Activity::Updating(updating) = &mut self.activity else { return };
-        if updating.doing.remove(&device).is_some() || updating.finisher == Some(device) {
+        // Of a sum that was given up before, nothing is missed.
+        if updating.doing.remove(&device).flatten().is_some() || updating.finisher == Some(device) {
             updating.finisher = None;
             updating.done = 0;
             updating.update = Arc::new(updating.update.anew());
@@ -149,7 +150,7 @@ impl State {
         let now_s = self.began.elapsed().as_secs_f64();
         self.metrics.update_s = now_s - updating.began_s;
         self.metrics.loss = outcome.loss;
-        if !outcome.norm.is_finite() {
+        if !outcome.is_finite {
             let Position { stage, step } = self.position;
             return self.give_up(Error::NotFinite { stage, step, norm: outcome.norm });
         }

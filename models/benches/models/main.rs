@@ -246,7 +246,7 @@ fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
         drop(loaded);
         let target = Arc::new(Target::new(&config, &weights, &Target::rope_table(&config)).unwrap());
         for threads in [1, 2] {
-            let pool = Arc::new(Pool::new(threads));
+            let pool = Arc::new(Pool::new(threads).unwrap());
             for requests in [1, 8, 32, 128] {
                 let mut decoder = decoder(&target, requests, &pool);
                 let seconds = cycle(&mut decoder, 20, None);
@@ -260,7 +260,7 @@ fn smollm2(file: &Path, rows: &mut Vec<serde_json::Value>) {
 
 /// Forward, backward and AdamW on 8 sequences of 256 tokens.
 fn step(config: &Config, weights: &Weights, rows: &mut Vec<serde_json::Value>) {
-    let pool = Pool::new(2);
+    let pool = Pool::new(2).unwrap();
     let target = Target::new(config, weights, &Target::rope_table(config)).unwrap();
     let token = |i: u32| 100 + i * 37 % 40_000;
     let sequence = |s: u32| Sequence { tokens: (0..=256).map(|i| token(s * 257 + i)).collect(), prompt: 1 };

@@ -25,14 +25,16 @@ const ORDER: u32 = 0x6a73_0002;
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
     problems: Vec<Problem>,
+    /// Of each, from 1.
+    lines: Vec<usize>,
     heldout: usize,
     seed: u64,
 }
 
 impl Lines {
     pub(super) fn open(path: &Path, heldout: usize, seed: u64) -> Result<Self> {
-        let lines = parse(path, &read("dataset", path)?)?;
-        let problems = lines.len();
+        let parsed = parse(path, &read("dataset", path)?)?;
+        let problems = parsed.len();
         if problems == 0 {
             return Err(Error::DatasetEmpty { path: path.into() });
         }
@@ -41,12 +43,14 @@ impl Lines {
         }
         // The split does not depend on the seed, so that runs can be compared.
         let split = Permutation::new(problems as u64, NoiseKey::new(0, SPLIT, 0, 0, 0));
-        let problems = (0..problems as u64).map(|i| lines[split.at(i) as usize].clone()).collect();
-        Ok(Self { problems, heldout, seed })
+        let in_order = (0..problems as u64).map(|i| parsed[split.at(i) as usize].clone());
+        let (lines, problems) = in_order.unzip();
+        Ok(Self { problems, lines, heldout, seed })
     }
 
-    pub(super) fn all(&self) -> &[Problem] {
-        &self.problems
+    /// Each with its line in the file, from 1.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, &Problem)> {
+        self.lines.iter().copied().zip(&self.problems)
     }
 
     pub(super) fn training(&self) -> usize {
@@ -99,13 +103,14 @@ impl Permutation {
     }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Problem>> {
+/// Problems and their lines, from 1.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Problem)>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = bytes.split(|b| *b == b'\n').enumerate();
     let (mut problems, mut first, mut others) = (Vec::new(), None, Vec::new());
     for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
         match problem(line) {
-            Ok(problem) => problems.push(problem),
+            Ok(problem) => problems.push((i + 1, problem)),
             Err(reason) if first.is_none() => first = Some((i + 1, reason)),
             Err(_) => others.push(i + 1),
         }

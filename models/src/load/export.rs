@@ -179,7 +179,10 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Nothing, an empty folder, or an earlier export may be replaced; anything else may be somebody's work.
-fn replaceable(folder: &Path) -> Result<()> {
+///
+/// # Errors
+/// If there is such a folder.
+pub fn replaceable(folder: &Path) -> Result<()> {
     let ours = || folder.join("config.json").exists() && folder.join("model.safetensors").exists();
     let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     match !folder.exists() || ours() || empty() {

@@ -193,6 +193,19 @@ impl Speculation {
         self.drafters.iter().position(|drafter| matches!(drafter, Drafter::Learned { .. }))
     }
 
+    /// The same whose learned drafter is as wide as one that was found, where nothing is said of its width.
+    #[must_use]
+    pub fn as_wide_as(mut self, found: DrafterShape) -> Self {
+        for drafter in &mut self.drafters {
+            if let Drafter::Learned { shape, .. } = drafter
+                && shape.ffn == 0
+            {
+                shape.ffn = found.ffn;
+            }
+        }
+        self
+    }
+
     /// Shape of the learned drafter; none if no drafter learns.
     #[must_use]
     pub fn shape(&self) -> Option<DrafterShape> {

@@ -89,9 +89,14 @@ impl<'t> Check<'t> {
 
     /// A number above 0.
     pub(super) fn positive(&mut self, path: &str, value: f64) -> bool {
-        let help =
-            format!("write a number such as `{}: {}`", field(path), if field(path) == "lr" { "0.001" } else { "1.0" });
+        let help = format!("write a number such as `{}: 1.0`", field(path));
         self.range(path, value, value > 0.0 && value.is_finite(), "a number above 0", &help)
+    }
+
+    /// One that weights survive: a step of `AdamW` moves each of them by about as much.
+    pub(super) fn learning_rate(&mut self, path: &str, value: f64) {
+        let is_good = value > 0.0 && value <= 1.0;
+        self.range(path, value, is_good, "a number above 0 and at most 1", "write a number such as `lr: 0.001`");
     }
 
     /// A number from 0 up.

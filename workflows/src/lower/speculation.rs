@@ -229,7 +229,7 @@ fn training(
 fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTraining {
     let spec::Training { lr, tokens_max, levels, publish_every, buffer_tokens_max } = training;
     let at = |field: &str| format!("speculation.training.{field}");
-    lr.map(|lr| check.positive(&at("lr"), lr));
+    lr.iter().for_each(|lr| check.learning_rate(&at("lr"), *lr));
     check.count(&at("levels"), levels, 1, DEPTH_MAX);
     check.count(&at("publish_every"), publish_every, 1, 1_000_000);
     let is_counted = check.count(&at("tokens_max"), tokens_max, 2, 1 << 20);

@@ -95,7 +95,7 @@ fn check_clip(check: &mut Check<'_>, path: &str, clip: (f32, f32)) {
 
 fn optimizer(check: &mut Check<'_>, step: &str, optimizer: &Optimizer, steps: usize) {
     let at = |field: &str| format!("{step}.optimizer.{field}");
-    check.positive(&at("lr"), optimizer.lr);
+    check.learning_rate(&at("lr"), optimizer.lr);
     check.positive(&at("clip_norm"), optimizer.clip_norm);
     check.at_least_zero(&at("weight_decay"), optimizer.weight_decay);
     for (side, beta) in [("betas.0", optimizer.betas.0), ("betas.1", optimizer.betas.1)] {

@@ -122,7 +122,7 @@ fn windows_together_are_windows_apart() {
 
 #[test]
 fn what_is_drafted_with_is_a_mean_of_the_last_steps() {
-    let (shape, pool) = (SHAPES[0], Pool::new(2));
+    let (shape, pool) = (SHAPES[0], Pool::new(2).unwrap());
     let (target, windows) = classroom(shape);
     let vocabulary = Vocabulary::whole(&target);
     let fresh = Learner::fresh(&target, shape, 9).unwrap();
