@@ -1,14 +1,16 @@
 //! What a run made, as folders for others.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use actors::{Asked, DecodeOptions, Layout, Precision, Solo};
 use kernels::NoiseKey;
 use serde::Serialize;
 use state::plan::{Controller, Strategy};
+use state::run::{CHECKPOINTS, JOURNAL};
 
 use crate::commands::Result;
+use crate::failure::Failure;
 use crate::generate::of_run;
 use crate::output;
 
@@ -64,7 +66,17 @@ struct Comparison {
     answers: u64,
 }
 
+/// Whether a run keeps what it needs to go on there.
+fn is_its_own(run: &Path, to: &Path) -> bool {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let to = absolute(to);
+    [CHECKPOINTS, JOURNAL].iter().any(|own| to.starts_with(absolute(run).join(own)))
+}
+
 pub(crate) fn export(args: &Export) -> Result<ExitCode> {
+    if let Some(to) = args.to.as_deref().filter(|to| is_its_own(&args.run, to)) {
+        return Err(Failure::Taken { path: to.into() });
+    }
     let solo = of_run(&args.run, 1)?;
     let precision = if args.half { Precision::F16 } else { Precision::F32 };
     let exported = match args.drafter {

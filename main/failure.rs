@@ -71,6 +71,9 @@ pub(crate) enum Failure {
     /// A folder without a model.
     #[error("{} is neither the folder of a run nor a model: there is no journal and no config.json in it", path.display())]
     NoModel { path: PathBuf },
+    /// A folder that a run keeps for itself.
+    #[error("{} is where the run keeps what it goes on from; name another folder", path.display())]
+    Taken { path: PathBuf },
     /// Weights without what tells how to use them.
     #[error("{} has weights only; name the workflow, the run or the Hugging Face folder that they belong to", path.display())]
     WeightsAlone { path: PathBuf },

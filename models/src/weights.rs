@@ -7,7 +7,7 @@ use kernels::{Matrix, NoiseKey, Storage, pack, unpack};
 
 use crate::error::{Error, Result};
 use crate::layout::{Parameter, ParameterShape, count, parameters};
-use crate::load::{Config, RawWeights};
+use crate::load::{Config, RawWeights, dims};
 
 /// One version of a model's parameters: f32 masters, and matrices to compute with. Never written in place: an update makes
 /// a new version. Clones share memory.
@@ -223,10 +223,7 @@ fn packed(parameter: &Parameter, raw: &RawWeights) -> Result<Vec<f32>> {
     let name = &parameter.name;
     let (shape, values) =
         raw.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.clone(), place: WEIGHTS.into() })?;
-    let expected = match parameter.shape {
-        ParameterShape::Vector(k) => vec![k],
-        ParameterShape::Matrix(n, k) => vec![n, k],
-    };
+    let expected = dims(parameter.shape);
     if *shape != expected || values.len() != parameter.shape.len() {
         return Err(Error::shape(name, shape, &expected, WEIGHTS));
     }

@@ -37,6 +37,25 @@ impl Timeline {
     }
 }
 
+/// Of the length of a step: so short a wait is not seen in its picture.
+const BLINK: f64 = 1e-3;
+
+/// Leaves out blinks between two stretches of one phase. A step has as many as it has micro-batches, and a journal each of its steps.
+pub(crate) fn thin(spans: &mut Vec<PhaseSpan>, step_s: f64) {
+    let mut kept: Vec<PhaseSpan> = Vec::new();
+    for span in spans.drain(..) {
+        let blink_s = step_s * BLINK;
+        if span.phase == Phase::Idle && span.end_s - span.start_s < blink_s {
+            continue;
+        }
+        match kept.last_mut().filter(|last| last.phase == span.phase && span.start_s - last.end_s < blink_s) {
+            Some(last) => last.end_s = span.end_s,
+            None => kept.push(span),
+        }
+    }
+    *spans = kept;
+}
+
 /// Seconds of `phase` within this time.
 fn seconds(spans: &[PhaseSpan], phase: Phase, time: &Range<f64>) -> f64 {
     let inside = |s: &PhaseSpan| (s.end_s.min(time.end) - s.start_s.max(time.start)).max(0.0);
@@ -71,6 +90,23 @@ mod tests {
 
     fn spans(spans: &[(Phase, f64, f64)]) -> Vec<PhaseSpan> {
         spans.iter().map(|&(phase, start_s, end_s)| PhaseSpan { phase, start_s, end_s }).collect()
+    }
+
+    #[test]
+    fn blinks_are_left_out() {
+        let mut many = spans(&[
+            (Phase::Rollout, 0.0, 4.0),
+            (Phase::Idle, 4.0, 5.0),
+            (Phase::Update, 5.0, 6.0),
+            (Phase::Idle, 6.0, 6.001),
+            (Phase::Update, 6.001, 7.0),
+            (Phase::Idle, 7.0, 8.0),
+            (Phase::Update, 8.0, 10.0),
+        ]);
+        thin(&mut many, 10.0);
+        let updates = [(Phase::Update, 5.0, 7.0), (Phase::Idle, 7.0, 8.0), (Phase::Update, 8.0, 10.0)];
+        assert_eq!(many[2..], spans(&updates));
+        assert_eq!(many.len(), 5);
     }
 
     #[test]

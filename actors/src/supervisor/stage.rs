@@ -9,7 +9,7 @@ use state::plan::{self, Export, Plan, Step};
 use state::run::{Position, steps_of};
 use std::sync::Arc;
 
-use super::{Activity, State};
+use super::{Activity, State, measure};
 use crate::error::Result;
 use crate::folder::Checkpoint;
 use crate::progress::{Ended, Progress};
@@ -102,6 +102,8 @@ impl State {
         // What the run waits for this record is part of the next step.
         self.metrics.checkpoint_s = self.waited_s;
         self.metrics.wall_s = self.began.elapsed().as_secs_f64() + self.waited_s;
+        let wall_s = self.metrics.wall_s;
+        self.metrics.timeline.iter_mut().for_each(|spans| measure::thin(spans, wall_s));
         let (metrics, weights) = (Box::new(self.metrics.clone()), self.weights.clone());
         self.record(Record::Step { metrics, weights, checkpoint });
         self.waiting_from = Instant::now();

@@ -1,5 +1,6 @@
 //! The folder of a journal: lock, copy, fsync, and the files beside sled's.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -84,13 +85,13 @@ pub(super) fn sync(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Brings sled's files to the disk: the log, and the records too large for it.
-pub(super) fn sync_store(dir: &Path) -> Result<(), Error> {
+/// Brings sled's files to the disk: the log, and the records too large for it. Those are written once, so that it needs no more than that.
+pub(super) fn sync_store(dir: &Path, synced: &mut BTreeSet<PathBuf>) -> Result<(), Error> {
     sync_path(&dir.join("db"))?;
     let blobs = dir.join("blobs");
-    for blob in list(&blobs)? {
-        sync_path(&blob)?;
-    }
+    let there: BTreeSet<PathBuf> = list(&blobs)?.into_iter().collect();
+    there.difference(synced).try_for_each(|blob| sync_path(blob))?;
+    *synced = there;
     sync_path(&blobs)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! sled 0.34.7 panics on some damaged files, and its `flush` does not fsync on Linux.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub(super) struct Store {
     dir: PathBuf,
     /// After a failure, why no more is written.
     failure: Option<String>,
+    /// Files of large records that are on the disk.
+    synced: BTreeSet<PathBuf>,
 }
 
 impl Store {
@@ -66,7 +69,7 @@ impl Store {
             opened = guarded(|| config.open());
         }
         let db = opened.map_err(|reason| Error::Unreadable { dir: named.into(), reason })?;
-        Ok(Self { db: Some(db), dir: dir.into(), failure: None })
+        Ok(Self { db: Some(db), dir: dir.into(), failure: None, synced: BTreeSet::new() })
     }
 
     fn read(&self, named: &Path, committed: u64) -> Result<Found, Error> {
@@ -97,7 +100,7 @@ impl Store {
     /// Brings everything to the disk.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         self.change(|db| db.flush().map(drop))?;
-        folder::sync_store(&self.dir)
+        folder::sync_store(&self.dir, &mut self.synced)
     }
 
     fn scan(&self) -> Result<Records, String> {
