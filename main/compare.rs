@@ -1,5 +1,6 @@
 //! A workflow with speculation and without.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -99,14 +100,21 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
 /// one fails, the other one ends too.
 pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
     let (turns, show, stop) = (Arc::new(Turns::default()), Arc::new(Show::new()), Arc::new(Notify::new()));
+    let warned = Arc::new(Mutex::new(BTreeSet::new()));
     let run = |me: usize| {
-        let (turns, show) = (turns.clone(), show.clone());
+        let (turns, show, warned) = (turns.clone(), show.clone(), warned.clone());
         let _leaving = Leaving { turns: turns.clone(), me };
         let observer = move |progress: Progress| {
             if let Progress::StepBegan { .. } = progress {
                 turns.next(me);
             }
-            if me == 1 || matches!(progress, Progress::DeviceLost { .. } | Progress::Warning(_)) {
+            let is_news = match &progress {
+                // Both read the same files.
+                Progress::Warning(text) => warned.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()),
+                Progress::DeviceLost { .. } => true,
+                _ => me == 1,
+            };
+            if is_news {
                 show.tell(&progress);
             }
         };

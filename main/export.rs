@@ -68,9 +68,15 @@ struct Comparison {
 
 /// Whether a run keeps what it needs to go on there.
 fn is_its_own(run: &Path, to: &Path) -> bool {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let to = absolute(to);
-    [CHECKPOINTS, JOURNAL].iter().any(|own| to.starts_with(absolute(run).join(own)))
+    let to = real(to);
+    [CHECKPOINTS, JOURNAL].iter().any(|own| to.starts_with(real(&run.join(own))))
+}
+
+/// A path without links and detours, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let there = whole.ancestors().find_map(|part| Some((part.canonicalize().ok()?, whole.strip_prefix(part).ok()?)));
+    there.map_or_else(|| whole.clone(), |(part, rest)| part.join(rest))
 }
 
 pub(crate) fn export(args: &Export) -> Result<ExitCode> {

@@ -74,7 +74,7 @@ struct Generated {
 }
 
 pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
-    let threads = args.threads.unwrap_or_else(cores).max(1);
+    let threads = args.threads.unwrap_or_else(cores);
     let (solo, is_bare) = open(&args.model, threads)?;
     let text = match &args.prompt {
         Some(prompt) => prompt.clone(),
@@ -193,7 +193,7 @@ pub(crate) fn open(path: &Path, threads: usize) -> Result<(Solo, bool)> {
         (true, _) => Ok((Solo::load(&bare("HuggingFace", path)?, threads)?, true)),
         (_, true) => Ok((Solo::load(&bare("Gguf", path)?, threads)?, true)),
         _ if path.is_dir() => Err(Failure::NoModel { path: path.into() }),
-        _ if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) => {
+        _ if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) => {
             Err(Failure::WeightsAlone { path: path.into() })
         }
         _ => Ok((Solo::load(&load(path)?, threads)?, false)),

@@ -129,11 +129,13 @@ impl Job {
             return Ok(());
         };
         let (mut seen, mut hashes) = (std::mem::take(&mut self.seen), String::new());
-        let mut listed: Vec<_> = self.dataset.listed().collect();
-        listed.sort_by_key(|(line, _)| *line);
+        // The first ones are held out. Of several mistakes the first line's is told.
+        let mut listed: Vec<_> = self.dataset.listed().enumerate().collect();
+        listed.sort_by_key(|(_, (line, _))| *line);
+        let heldout = self.plan.data.heldout;
         let teaches = self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_)));
-        let (all, mut cut) = (listed.len(), 0);
-        for (line, problem) in listed {
+        let (all, mut cut) = (listed.len() - heldout, 0);
+        for (i, (line, problem)) in listed {
             let tokens = self.tokens(problem).map_err(|error| match error {
                 Error::Model(reason) => Error::Model(models::Error::Problem {
                     path: path.clone(),
@@ -145,7 +147,7 @@ impl Job {
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
             hashes.push_str(&hash_of(problem, &tokens));
-            cut += usize::from(teaches && tokens.len() > self.config.positions_max);
+            cut += usize::from(teaches && i >= heldout && tokens.len() > self.config.positions_max);
         }
         if cut > 0 {
             let (path, positions_max) = (path.display(), self.config.positions_max);
@@ -161,7 +163,8 @@ impl Job {
 
     /// What to say of problems whose answers cannot be scored, whatever they are.
     fn unscorable(&self) -> Option<String> {
-        if !self.plan.steps.iter().any(|step| matches!(step, Step::Grpo(_) | Step::Evaluate(_))) {
+        let is_asked = self.plan.steps.iter().any(|step| matches!(step, Step::Grpo(_) | Step::Evaluate(_)));
+        if !is_asked || self.plan.rewards.is_empty() {
             return None;
         }
         let failure = |(line, problem): (usize, &Problem)| {
@@ -173,9 +176,8 @@ impl Job {
         let failures: Vec<(usize, String)> = self.dataset.listed().filter_map(failure).collect();
         let (line, reason) = failures.iter().min()?;
         let (count, all) = (failures.len(), self.dataset.listed().count());
-        Some(format!(
-            "no answer to {count} of {all} problems can be scored, so they teach nothing (line {line}: {reason})"
-        ))
+        let so = "they teach nothing in `Grpo`, and count as wrong in accuracies";
+        Some(format!("no answer to {count} of {all} problems can be scored: {so} (line {line}: {reason})"))
     }
 
     /// Tokens of a problem and its solution; an error if they cannot be used.

@@ -27,6 +27,7 @@ pub(crate) struct Verdict {
 
 pub(crate) struct Rewarder;
 
+#[derive(Clone)]
 pub(crate) struct Scoring {
     job: Arc<Job>,
     supervisor: ActorRef<Message>,
@@ -46,15 +47,20 @@ impl Actor for Rewarder {
     }
 
     async fn handle(&self, _: ActorRef<Score>, message: Score, state: &mut Scoring) -> Result<(), ActorProcessingErr> {
-        let Score { rollout, group } = message;
-        let problem = &rollout.groups[group].problem;
-        let verdicts = rollout.answers(group).iter().map(|a| state.judge(a, problem, &rollout)).collect();
-        state.supervisor.cast(Message::Scored { rollout: rollout.number, group, verdicts })?;
+        let (number, group, scoring) = (message.rollout.number, message.group, state.clone());
+        // It would hold one of the runtime's few threads, and orders to devices would wait.
+        let verdicts = tokio::task::spawn_blocking(move || scoring.judge_all(&message)).await?;
+        state.supervisor.cast(Message::Scored { rollout: number, group, verdicts })?;
         Ok(())
     }
 }
 
 impl Scoring {
+    fn judge_all(&self, Score { rollout, group }: &Score) -> Vec<Verdict> {
+        let problem = &rollout.groups[*group].problem;
+        rollout.answers(*group).iter().map(|answer| self.judge(answer, problem, rollout)).collect()
+    }
+
     fn judge(&self, answer: &Answer, problem: &Problem, rollout: &Rollout) -> Verdict {
         let tokens = &answer.tokens[answer.prompt..];
         let text = self.job.tokenizer.decode(tokens);

@@ -106,8 +106,11 @@ impl Drop for Interrupts {
 /// If the model, the data or the drafter's weights cannot be used.
 pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
     let mut plan = plan.clone();
-    if let Model::Tiny { weights: None, shape, .. } = &mut plan.model {
-        // Random weights say nothing.
+    let has_drafter = plan.drafter_weights().is_some();
+    if let Model::Tiny { weights: None, shape, .. } = &mut plan.model
+        && !has_drafter
+    {
+        // Random weights say nothing, but to a drafter how many layers there are.
         shape.layers = 1;
     }
     Ok(Job::load(&plan)?.warnings)
@@ -126,7 +129,7 @@ fn prepare(
     let mut past = Past::default();
     if !options.fresh {
         past = Past::read(&folder)?;
-        check(&past.state, plan, &options.dir)?;
+        check(&past.state, plan, folder.dir())?;
         if past.state.is_complete {
             observer.tell(Progress::AlreadyComplete);
             return Ok(None);
@@ -137,16 +140,20 @@ fn prepare(
     let job = Arc::new(Job::load(plan)?);
     job.warnings.iter().for_each(|text| observer.tell(Progress::Warning(text.clone())));
     let inputs = job.inputs();
-    same_inputs(&past.state, &inputs, plan, &options.dir)?;
-    for step in &plan.steps {
+    same_inputs(&past.state, &inputs, plan, folder.dir())?;
+    for step in plan.steps.iter().skip(past.state.next.stage) {
         // Found now rather than after all that is learned before.
         if let Step::Export(export) = step {
-            replaceable(&options.dir.join(&export.to))?;
+            replaceable(&folder.dir().join(&export.to))?;
         }
     }
-    std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
+    std::fs::create_dir_all(folder.dir()).map_err(Error::io("create", folder.dir()))?;
     let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
     let Past { state, events, .. } = past;
+    if !options.fresh && journal.count() != events.len() as u64 {
+        // Another process has worked on it since it was read.
+        return Err(state::Error::InUse { dir: folder.journal() }.into());
+    }
     let whole = Whole::find(&folder, &job.initial, &events)?;
     whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     let position = whole.state.next;

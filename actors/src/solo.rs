@@ -113,14 +113,18 @@ impl Solo {
     /// # Errors
     /// If there is no run in the folder, or its checkpoint cannot be read.
     pub fn of_run(dir: &Path, threads: usize) -> Result<Self> {
-        let Past { state, events, .. } = look(dir)?;
+        let Past { state, events, is_running, .. } = look(dir)?;
         let Some(mut plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
-        // A checkpoint has all that the file had that the run began with.
+        // A checkpoint has all that the file had that the run began with, and that may be gone.
         if let (Some(_), Model::Tiny { weights, .. }) = (&state.checkpoint, &mut plan.model) {
-            *weights = None;
+            weights.take_if(|path| !path.exists());
         }
         let (mut job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
-        let whole = Whole::find(&folder, &job.initial, &events)?;
+        let whole = match Whole::find(&folder, &job.initial, &events) {
+            // It has gone on, and what it had when it was looked at is pruned.
+            Err(_) if is_running => Whole::find(&folder, &job.initial, &look(dir)?.events)?,
+            found => found?,
+        };
         let Some((name, checkpoint)) = whole.checkpoint else {
             let weights = Arc::new(job.initial.clone());
             return Self::of(job, weights, None, threads);

@@ -393,7 +393,7 @@ impl State {
 
     /// The run cannot go on. The same command may, once the cause is gone.
     fn give_up(&mut self, error: Error) {
-        tracing::error!(%error, "the run is given up");
+        tracing::error!(error = error.whole(), "the run is given up");
         self.stop(Err(error));
     }
 

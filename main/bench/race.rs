@@ -73,8 +73,8 @@ impl Prompts {
 impl Race {
     /// The model of a workflow or of a run; answers of so many tokens at most, or as many as its workflow says.
     pub(super) fn open(model: &Path, threads: usize, tokens: Option<usize>) -> Result<Self> {
-        let (solo, _) = open(model, threads.max(1))?;
-        let tokens_max = tokens.unwrap_or(solo.plan().sampling.tokens_max).max(1);
+        let (solo, _) = open(model, threads)?;
+        let tokens_max = tokens.unwrap_or(solo.plan().sampling.tokens_max);
         Ok(Self { solo, tokens_max, compared: 0, differences: 0, prompts: Prompts::default() })
     }
 

@@ -82,7 +82,7 @@ pub enum Event {
 /// What a run reads from outside its folder. The plan has only the names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
-    /// SHA-256 of the first weights, lower-case hex.
+    /// SHA-256 of the first weights' BLAKE3 and the model's shape, lower-case hex.
     pub model_sha256: String,
     /// SHA-256 of the problems as the model reads them, lower-case hex.
     pub data_sha256: String,

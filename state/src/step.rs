@@ -272,12 +272,18 @@ impl StepMachine {
     }
 
     /// Answers a device is decoding.
+    ///
+    /// # Panics
+    /// If there is no such device.
     #[must_use]
     pub fn held(&self, device: usize) -> usize {
         self.answers.held(device)
     }
 
     /// Whether this answer is decoded by that device.
+    ///
+    /// # Panics
+    /// If there is no such answer.
     #[must_use]
     pub fn is_held(&self, device: usize, request: RequestId) -> bool {
         self.answers.place(request) == Place::Held { device }

@@ -75,12 +75,11 @@ fn unusable_files_are_named() {
             assert!(message.contains(&format!("line {odd} of")) && message.contains("`1+é`"), "{message}");
         }
     }
-    let mut long = lines(0);
-    long.push_str(&problem("1+1?", 40).replace("#2", "#### 2"));
-    save("long.jsonl", long.as_bytes());
+    // Twenty are held out, and not learned from.
+    save("long.jsonl", problem("1+1?", 40).replace("#2", "#### 2").repeat(24).as_bytes());
     let told = super::taper(&["check", text(&workflow(folder.path(), jsonl("long.jsonl")))]);
     let message = super::message(&told);
-    assert!(told.status.success() && message.contains("1 of 41 solutions is cut"), "{message}");
+    assert!(told.status.success() && message.contains("4 of 4 solutions are cut"), "{message}");
     fs::rename(good.join("model/tokenizer.json"), good.join("model/elsewhere")).unwrap();
     let hf = |w: String| {
         let (start, end) = (w.find("model:").unwrap(), w.find("data:").unwrap());

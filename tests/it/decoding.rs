@@ -125,7 +125,9 @@ fn an_eagle3_learns_changes_no_byte_and_begins_another_run() {
     }
     let plain = report(&go(run("plain", "controller: Off")));
     assert_eq!(plain.weights_blake3, learned.weights_blake3);
-    let other = go(run("other", "drafters: [Eagle3(weights: \"learns/drafter-vllm\")], training: None"));
+    let other = run("other", "drafters: [Eagle3(weights: \"learns/drafter-vllm\")], training: None");
+    completed(&["check", &other.0[1]]);
+    let other = go(other);
     let other = report(&other);
     assert_eq!(other.weights_blake3, learned.weights_blake3);
     assert!(other.history.iter().any(|m| m.learned_accept_length > 0.0), "it drafts without training");

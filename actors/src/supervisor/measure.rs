@@ -40,7 +40,7 @@ impl Timeline {
 /// Of the length of a step: so short a wait is not seen in its picture.
 const BLINK: f64 = 1e-3;
 
-/// Leaves out blinks between two stretches of one phase. A step has as many as it has micro-batches, and a journal each of its steps.
+/// Leaves out blinks, so that stretches of one phase become one: a step has as many as micro-batches, and a journal keeps them all.
 pub(crate) fn thin(spans: &mut Vec<PhaseSpan>, step_s: f64) {
     let mut kept: Vec<PhaseSpan> = Vec::new();
     for span in spans.drain(..) {

@@ -103,6 +103,12 @@ impl SledJournal {
         Ok(Self::with(dir, store, found, Mode::Read { _copy: copy }))
     }
 
+    /// Events in it.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.next
+    }
+
     /// What opening found.
     #[must_use]
     pub fn recovery(&self) -> &Recovery {

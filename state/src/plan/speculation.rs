@@ -42,7 +42,7 @@ pub enum Drafter {
 pub struct DrafterShape {
     /// Which network it is.
     pub network: NetworkKind,
-    /// Width of its feed-forward network; 0: the target's.
+    /// Width of its feed-forward network; 0: that of the weights to begin with, or the target's.
     pub ffn: usize,
 }
 

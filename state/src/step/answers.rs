@@ -71,6 +71,17 @@ impl Answers {
         }
     }
 
+    /// Counts all anew.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let count = |place: Place| self.places.iter().filter(|at| **at == place).count();
+        let held: Vec<usize> = (0..self.held.len()).map(|device| count(Place::Held { device })).collect();
+        let open = |group: &[Place]| group.iter().filter(|at| **at != Place::Ended).count();
+        let open: Vec<usize> = self.places.chunks(self.samples).map(open).collect();
+        assert_eq!((&held, self.waiting, &open), (&self.held, count(Place::Waiting), &self.open));
+        assert!(self.places[..self.first_waiting].iter().all(|at| *at != Place::Waiting));
+    }
+
     fn index(&self, RequestId { group, sample }: RequestId) -> usize {
         assert!(sample < self.samples, "sample {sample} of {}", self.samples);
         group * self.samples + sample

@@ -123,6 +123,7 @@ impl Room {
     }
 
     fn check(&self) {
+        self.machine.answers.check();
         let is_decoding = (0..self.devices.len()).any(|device| self.machine.held(device) > 0);
         let is_stopping = |trainer: usize| self.devices[trainer].is_stopping || !self.devices[trainer].is_up;
         let may_go_on = is_decoding && self.machine.waiting() == 0;
