@@ -18,6 +18,8 @@ use crate::speculator::{Drafters, Speculator, lock};
 pub(crate) struct Drafting {
     pub(crate) speculator: Arc<Speculator>,
     vocabulary: Arc<Vocabulary>,
+    /// At which its target's tokens are drawn.
+    temperature: f32,
     drafters: Drafters,
     /// Version of the learned drafter among them.
     version: u64,
@@ -45,16 +47,17 @@ impl Drafting {
     /// With the suffix drafter of an earlier target, if there was one: it learns nothing from weights.
     pub(crate) fn new(
         speculator: &Arc<Speculator>,
-        vocabulary: &Arc<Vocabulary>,
+        (vocabulary, temperature): (&Arc<Vocabulary>, f32),
         pool: &Arc<Pool>,
         earlier: Option<Self>,
     ) -> Result<Self> {
         speculator.probe(vocabulary.target(), pool)?;
         let heard = earlier.as_ref().map_or(0, |e| e.heard);
         let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
-        let (drafters, version) = speculator.drafters(vocabulary, pool, earlier)?;
+        let (drafters, version) = speculator.drafters((vocabulary, temperature), pool, earlier)?;
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
-        Ok(Self { version, heard, speculator, vocabulary, drafters, pool, last: None, is_coupled: true })
+        let (last, is_coupled) = (None, true);
+        Ok(Self { version, heard, speculator, vocabulary, temperature, drafters, pool, last, is_coupled })
     }
 
     /// One cycle with the strategy that the controller chooses.
@@ -106,7 +109,8 @@ impl Drafting {
             return Ok(());
         }
         let earlier = std::mem::take(&mut self.drafters);
-        (self.drafters, self.version) = self.speculator.drafters(&self.vocabulary, &self.pool, earlier)?;
+        (self.drafters, self.version) =
+            self.speculator.drafters((&self.vocabulary, self.temperature), &self.pool, earlier)?;
         Ok(())
     }
 

@@ -324,7 +324,8 @@ impl State {
             let decoder = decoder.with_cache_max(rollout.cache_tokens_max);
             let decoder = decoder.with_lengths(rollout.speculator.lengths.clone());
             self.put_away();
-            let drafting = Drafting::new(&rollout.speculator, &rollout.vocabulary, &self.pool, self.earlier.take())?;
+            let drawn = (&rollout.vocabulary, rollout.decoding.temperature);
+            let drafting = Drafting::new(&rollout.speculator, drawn, &self.pool, self.earlier.take())?;
             self.work = Some(Work { rollout: rollout.clone(), decoder, drafting });
         }
         self.work.as_mut().ok_or_else(|| Error::Runtime { reason: "a device has no work".into() })

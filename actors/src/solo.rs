@@ -289,7 +289,8 @@ impl Solo {
             stop: self.stop(options),
             hidden: if options.keep_hidden { plan.shape().map_or(Hidden::Nothing, reads) } else { speculator.reads() },
         };
-        let mut drafting = Drafting::new(&speculator, &self.vocabulary(), &self.pool, None)?;
+        let drawn = (&self.vocabulary(), decoding.temperature);
+        let mut drafting = Drafting::new(&speculator, drawn, &self.pool, None)?;
         drafting.is_coupled = options.is_coupled;
         let decoder = Decoder::new(self.target.clone(), decoding, self.pool.clone());
         let decoder = decoder.with_cache_max(options.cache_tokens_max).with_lengths(self.learning.lengths.clone());

@@ -58,6 +58,8 @@ pub(crate) struct Speculator {
     said: Mutex<Said>,
     said_count: AtomicU64,
     pub(crate) calibration: Arc<Mutex<Calibration>>,
+    /// Of guesses without noise, as evaluations draw: their gaps mean something else. Soon learned, so not kept.
+    greedy: Arc<Mutex<Calibration>>,
     pub(crate) watchdog: Mutex<Watchdog>,
     /// Of answers that ended lately, on whichever device.
     pub(crate) lengths: Lengths,
@@ -117,6 +119,7 @@ impl Speculator {
             said_count: AtomicU64::new(said.len() as u64),
             said: Mutex::new(said),
             calibration: Arc::new(Mutex::new(calibration)),
+            greedy: Arc::default(),
             watchdog: Mutex::default(),
             lengths: Lengths::of(&lengths),
             choices: AtomicU64::new(choices),
@@ -127,7 +130,7 @@ impl Speculator {
 
     /// The same, with chances of guesses that an earlier one has learned.
     pub(crate) fn calibrated(self, calibration: Arc<Mutex<Calibration>>) -> Self {
-        Self { calibration, ..self }
+        Self { greedy: calibration.clone(), calibration, ..self }
     }
 
     /// Chooses as this controller would, on the machine it has measured.
@@ -181,11 +184,12 @@ impl Speculator {
     /// of `earlier` ones goes on: it learns nothing from weights.
     pub(crate) fn drafters(
         &self,
-        vocabulary: &Arc<Vocabulary>,
+        (vocabulary, temperature): (&Arc<Vocabulary>, f32),
         pool: &Arc<Pool>,
         earlier: Drafters,
     ) -> Result<(Drafters, u64)> {
         let published = self.published();
+        let calibration = if temperature == 0.0 { &self.greedy } else { &self.calibration };
         let mut earlier = earlier.into_iter();
         let drafter = |d: &plan::Drafter| -> Result<Option<Box<dyn Drafter>>> {
             let earlier = earlier.next().flatten();
@@ -195,7 +199,7 @@ impl Speculator {
                 }
                 (plan::Drafter::Learned { shape, .. }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.to_draft, *shape, pool.clone())?;
-                    Some(Box::new(eagle.calibrated(self.calibration.clone())))
+                    Some(Box::new(eagle.calibrated(calibration.clone())))
                 }
                 (plan::Drafter::Learned { .. }, None) => None,
             })

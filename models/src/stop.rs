@@ -34,8 +34,10 @@ impl Stop {
     /// Whether an answer's last token completes one of the texts; it is asked after each token.
     #[must_use]
     pub fn ends(&self, answer: &[u32]) -> bool {
-        let text = self.tokenizer.decode(&answer[answer.len().saturating_sub(self.window)..]);
-        self.texts.iter().any(|stop| text.contains(stop))
+        let last = &answer[answer.len().saturating_sub(self.window)..];
+        // A special token is no part of an answer's text, but may be asked for by its name.
+        let is_in = |text: String| self.texts.iter().any(|stop| text.contains(stop));
+        is_in(self.tokenizer.decode(last)) || is_in(self.tokenizer.spell(last))
     }
 
     /// The text before the first of them.
@@ -74,6 +76,14 @@ mod tests {
         assert!(!stop.ends(&tokenizer.encode("a;b;a;b;ba").unwrap()));
         assert_eq!(["aab;cab", "b;c", "xyz", ""].map(|text| stop.before(text)), ["a", "", "xyz", ""]);
         assert!(self::stop(&[]).0.is_none() && self::stop(&[""]).0.is_none());
+    }
+
+    #[test]
+    fn a_special_token_may_be_asked_for_by_its_name() {
+        let (stop, tokenizer) = stop(&["<eos>", "ab"]);
+        let (stop, answer) = (stop.unwrap(), tokenizer.encode("a;").unwrap());
+        assert!(!stop.ends(&answer) && stop.ends(&[&answer[..], tokenizer.eos()].concat()));
+        assert!(stop.ends(&tokenizer.encode(";ab").unwrap()));
     }
 
     #[test]

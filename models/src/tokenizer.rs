@@ -150,6 +150,12 @@ impl Tokenizer {
         self.inner.decode(ids, true).unwrap_or_else(|_| ids.iter().filter_map(|id| self.token(*id)).collect())
     }
 
+    /// Text of tokens, the special ones by their names.
+    #[must_use]
+    pub(crate) fn spell(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_default()
+    }
+
     /// Ids that end an answer.
     #[must_use]
     pub fn eos(&self) -> &[u32] {

@@ -10,7 +10,7 @@ use state::plan::{self, Speculation, TinyShape};
 
 use super::*;
 use crate::experience::Experience;
-use crate::speculator::Speculator;
+use crate::speculator::{Published, Speculator, lock};
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -81,6 +81,27 @@ fn ended(reports: &Receiver<Report>, count: usize) -> Vec<RequestId> {
         }
     }
     all
+}
+
+/// Gaps between guesses are others where no noise is added to them.
+#[test]
+fn greedy_answers_leave_the_chances_of_drawn_ones_alone() {
+    let learned_at = |temperature: f32| {
+        let shape = plan::DrafterShape::eagle(16);
+        let drafter = plan::Drafter::Learned { shape, weights: None };
+        let mut rollout = Arc::into_inner(rollout_with(1, (drafter, None), models::Hidden::Last)).unwrap();
+        rollout.decoding.temperature = temperature;
+        let rollout = Arc::new(rollout);
+        let weights = models::drafter::eagle::random(rollout.target.config(), shape, 1).unwrap();
+        rollout.speculator.publish(Published::new(1, &weights));
+        let (engine, reports) = self::engine("one");
+        decode(&engine, &rollout, 0);
+        ended(&reports, 4);
+        assert!(rollout.counts().drafted.0 > 0, "it drafts");
+        let calibration = lock(&rollout.speculator.calibration).clone();
+        calibration != models::drafter::Calibration::default()
+    };
+    assert_eq!([0.0, 1.0].map(learned_at), [false, true]);
 }
 
 #[test]

@@ -453,7 +453,7 @@ fn what_was_said_elsewhere_or_before_is_repeated() {
     };
     let seen = device.speculator.seen();
     let vocabulary = Arc::new(Vocabulary::whole(&device.target));
-    let begin = |speculator: &Speculator| speculator.drafters(&vocabulary, &device.pool, Vec::new()).unwrap().0;
+    let begin = |speculator: &Speculator| speculator.drafters((&vocabulary, 1.0), &device.pool, Vec::new()).unwrap().0;
     let drafted = |drafters: &mut Drafters| {
         let answers = device.answers();
         let (tokens, prompt) = (&answers[0].tokens[..20], answers[0].prompt);
