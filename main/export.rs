@@ -1,6 +1,6 @@
 //! What a run made, as folders for others.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use actors::{Asked, DecodeOptions, Layout, Precision, Solo};
@@ -72,11 +72,17 @@ fn is_its_own(run: &Path, to: &Path) -> bool {
     [CHECKPOINTS, JOURNAL].iter().any(|own| to.starts_with(real(&run.join(own))))
 }
 
-/// A path without links and detours, as far as it is there.
+/// A path without links, as far as it is there, and without detours.
 fn real(path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let there = whole.ancestors().find_map(|part| Some((part.canonicalize().ok()?, whole.strip_prefix(part).ok()?)));
-    there.map_or_else(|| whole.clone(), |(part, rest)| part.join(rest))
+    let mut real = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
+        match part {
+            Component::ParentDir => drop(real.pop()),
+            part => real.push(part),
+        }
+        real = real.canonicalize().unwrap_or(real);
+    }
+    real
 }
 
 pub(crate) fn export(args: &Export) -> Result<ExitCode> {

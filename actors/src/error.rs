@@ -24,6 +24,12 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// Another process has worked on the run meanwhile.
+    #[error("another process has worked on the run in {} since it was read; run the command again", dir.display())]
+    WorkedOn {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The folder holds a run of another workflow.
     #[error("{} holds a run of another workflow (not the same: {parts}); resume it with `taper resume`, name another folder with --out, or begin anew with --fresh", dir.display())]
     OtherRun {

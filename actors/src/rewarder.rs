@@ -48,7 +48,7 @@ impl Actor for Rewarder {
 
     async fn handle(&self, _: ActorRef<Score>, message: Score, state: &mut Scoring) -> Result<(), ActorProcessingErr> {
         let (number, group, scoring) = (message.rollout.number, message.group, state.clone());
-        // It would hold one of the runtime's few threads, and orders to devices would wait.
+        // A slow reward would hold one of the runtime's few threads.
         let verdicts = tokio::task::spawn_blocking(move || scoring.judge_all(&message)).await?;
         state.supervisor.cast(Message::Scored { rollout: number, group, verdicts })?;
         Ok(())

@@ -151,8 +151,7 @@ fn prepare(
     let mut journal = if options.fresh { begin_anew(&folder, plan)? } else { SledJournal::open(&folder.journal())? };
     let Past { state, events, .. } = past;
     if !options.fresh && journal.count() != events.len() as u64 {
-        // Another process has worked on it since it was read.
-        return Err(state::Error::InUse { dir: folder.journal() }.into());
+        return Err(Error::WorkedOn { dir: folder.dir().into() });
     }
     let whole = Whole::find(&folder, &job.initial, &events)?;
     whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));

@@ -37,6 +37,8 @@ pub struct Solo {
     learning: Arc<Speculator>,
     /// Of guesses without the target's noise, whose gaps mean something else.
     uncoupled: Arc<Mutex<Calibration>>,
+    /// The same of greedy ones.
+    greedy: Arc<Mutex<Calibration>>,
     /// What is wrong with the newest checkpoint of its run.
     warning: Option<String>,
 }
@@ -115,9 +117,11 @@ impl Solo {
     pub fn of_run(dir: &Path, threads: usize) -> Result<Self> {
         let Past { state, events, is_running, .. } = look(dir)?;
         let Some(mut plan) = state.plan else { return Err(Error::NoRun { dir: dir.into() }) };
-        // A checkpoint has all that the file had that the run began with, and that may be gone.
+        // A checkpoint has all that the file had that the run began with, and that may be gone. Only a drafter to begin with is held
+        // against it.
+        let has_drafter = plan.drafter_weights().is_some();
         if let (Some(_), Model::Tiny { weights, .. }) = (&state.checkpoint, &mut plan.model) {
-            weights.take_if(|path| !path.exists());
+            weights.take_if(|path| !has_drafter || !path.exists());
         }
         let (mut job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
         let whole = match Whole::find(&folder, &job.initial, &events) {
@@ -152,8 +156,9 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (job, pool, uncoupled) = (Arc::new(job), Arc::new(Pool::new(threads)?), Arc::default());
-        Ok(Self { job, weights, target, pool, learning, uncoupled, warning: None })
+        let (job, pool) = (Arc::new(job), Arc::new(Pool::new(threads)?));
+        let (uncoupled, greedy, warning) = Default::default();
+        Ok(Self { job, weights, target, pool, learning, uncoupled, greedy, warning })
     }
 
     /// What is wrong with the newest checkpoint of its run, if it was loaded from an older one.
@@ -190,7 +195,8 @@ impl Solo {
         let learning = learning(job, Some(drafter));
         lock(&learning.calibration).clone_from(&lock(&self.learning.calibration));
         let (job, weights, target, pool) = (job.clone(), weights.clone(), target.clone(), pool.clone());
-        Ok(Self { job, weights, target, pool, learning, uncoupled: Arc::default(), warning: None })
+        let (uncoupled, greedy, warning) = Default::default();
+        Ok(Self { job, weights, target, pool, learning, uncoupled, greedy, warning })
     }
 
     /// Writes the model as a Hugging Face folder.
@@ -275,7 +281,11 @@ impl Solo {
         let speculation = Speculation { controller: options.controller.clone(), training: None, ..plan.clone() };
         let seen = self.learning.seen();
         let speculator = Speculator::new(&speculation, job.plan.seed, with(self.learning.published()), seen);
-        let calibration = if options.is_coupled { &self.learning.calibration } else { &self.uncoupled };
+        let calibration = match (options.is_coupled, options.temperature == 0.0) {
+            (false, _) => &self.uncoupled,
+            (true, true) => &self.greedy,
+            (true, false) => &self.learning.calibration,
+        };
         let speculator = Arc::new(speculator.calibrated(calibration.clone()));
         let learning = (options.is_coupled && options.controller == plan.controller).then(|| self.learning.clone());
         if let Some(learning) = &learning {

@@ -254,7 +254,7 @@ pub enum Error {
         expected: String,
     },
     /// A part of a checkpoint is not what was written.
-    #[error("`{}` is not as it was written; restore it from a backup", path.display())]
+    #[error("`{}` is not as it was written: it is damaged", path.display())]
     Altered {
         /// The file.
         path: PathBuf,

@@ -11,6 +11,8 @@ const BESIDE: usize = 4;
 #[derive(Debug, Clone)]
 pub struct Stop {
     texts: Vec<String>,
+    /// Those of them that name a special token, which is no part of an answer's text.
+    named: Vec<String>,
     tokenizer: Arc<Tokenizer>,
     /// Last tokens that hold a text, however it is cut: each token says a byte at least.
     window: usize,
@@ -28,16 +30,17 @@ impl Stop {
     pub fn new(texts: &[String], tokenizer: &Arc<Tokenizer>) -> Option<Self> {
         let texts: Vec<String> = texts.iter().filter(|text| !text.is_empty()).cloned().collect();
         let window = texts.iter().map(String::len).max()? + BESIDE;
-        Some(Self { texts, tokenizer: tokenizer.clone(), window })
+        let named = texts.iter().filter(|text| tokenizer.names_special(text)).cloned().collect();
+        Some(Self { texts, named, tokenizer: tokenizer.clone(), window })
     }
 
     /// Whether an answer's last token completes one of the texts; it is asked after each token.
     #[must_use]
     pub fn ends(&self, answer: &[u32]) -> bool {
         let last = &answer[answer.len().saturating_sub(self.window)..];
-        // A special token is no part of an answer's text, but may be asked for by its name.
-        let is_in = |text: String| self.texts.iter().any(|stop| text.contains(stop));
-        is_in(self.tokenizer.decode(last)) || is_in(self.tokenizer.spell(last))
+        let is_in = |texts: &[String], text: String| texts.iter().any(|stop| text.contains(stop));
+        is_in(&self.texts, self.tokenizer.decode(last))
+            || (!self.named.is_empty() && is_in(&self.named, self.tokenizer.spell(last)))
     }
 
     /// The text before the first of them.
@@ -80,10 +83,13 @@ mod tests {
 
     #[test]
     fn a_special_token_may_be_asked_for_by_its_name() {
-        let (stop, tokenizer) = stop(&["<eos>", "ab"]);
-        let (stop, answer) = (stop.unwrap(), tokenizer.encode("a;").unwrap());
-        assert!(!stop.ends(&answer) && stop.ends(&[&answer[..], tokenizer.eos()].concat()));
-        assert!(stop.ends(&tokenizer.encode(";ab").unwrap()));
+        let ends = |texts: &[&str]| {
+            let (stop, tokenizer) = stop(texts);
+            let answer = tokenizer.encode("a;").unwrap();
+            let with = [&answer[..], tokenizer.eos()].concat();
+            [&answer, &with].map(|answer| stop.as_ref().unwrap().ends(answer))
+        };
+        assert_eq!([ends(&["<eos>", "ab"]), ends(&["ab", "<"])], [[false, true], [false, false]]);
     }
 
     #[test]

@@ -150,6 +150,12 @@ impl Tokenizer {
         self.inner.decode(ids, true).unwrap_or_else(|_| ids.iter().filter_map(|id| self.token(*id)).collect())
     }
 
+    /// Whether a text has the name of a special token in it.
+    pub(crate) fn names_special(&self, text: &str) -> bool {
+        let mut added = self.inner.get_added_tokens_decoder().into_values();
+        added.any(|token| token.special && !token.content.is_empty() && text.contains(&token.content))
+    }
+
     /// Text of tokens, the special ones by their names.
     #[must_use]
     pub(crate) fn spell(&self, ids: &[u32]) -> String {

@@ -95,8 +95,10 @@ fn an_exported_drafter_drafts_as_in_its_run_and_is_where_another_run_begins() {
         refusal(&["run", text(&begins("out")), "--out", text(&folder.path().join("third"))]).contains("config.json")
     );
     assert!(refusal(&["export", text(folder.path()), "--drafter", "vllm"]).contains("holds no run"));
-    let own = dir.join("checkpoints/model");
-    assert!(refusal(&["export", text(&dir), "--to", text(&own)]).contains("name another folder"));
+    for own in ["checkpoints/model", "nowhere/../checkpoints", "model/../journal/model"] {
+        let message = refusal(&["export", text(&dir), "--to", text(&dir.join(own))]);
+        assert!(message.contains("name another folder"), "{message}");
+    }
 }
 
 /// On three devices, of which two may train at the same time.
