@@ -1,6 +1,5 @@
 //! A workflow with speculation and without.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -88,33 +87,22 @@ pub(crate) fn compare(file: &Path, out: Option<PathBuf>, json: bool) -> Result<E
     let reports = [report_of(&sides[0])?, report_of(&sides[1])?];
     let comparison = Comparison::of(&reports[1], &reports[0]);
     let places = format!("  saved in {} and {}\n", sides[1].display(), sides[0].display());
-    output::measured(
-        json,
-        &comparison,
-        &(show::report(&reports[1]) + &comparison.text() + &places),
-        comparison.identical,
-    )
+    let text = show::report(&reports[1]) + &comparison.text() + &places;
+    output::measured(json, &comparison, &text, comparison.identical)
 }
 
 /// Two runs, step by step in turns: a machine that is slower for a while is so for both. Shows the progress of the second. If
 /// one fails, the other one ends too.
 pub(crate) fn in_turns(runs: [(&Plan, &Path); 2]) -> Result<Option<Signal>> {
     let (turns, show, stop) = (Arc::new(Turns::default()), Arc::new(Show::new()), Arc::new(Notify::new()));
-    let warned = Arc::new(Mutex::new(BTreeSet::new()));
     let run = |me: usize| {
-        let (turns, show, warned) = (turns.clone(), show.clone(), warned.clone());
+        let (turns, show) = (turns.clone(), show.clone());
         let _leaving = Leaving { turns: turns.clone(), me };
         let observer = move |progress: Progress| {
             if let Progress::StepBegan { .. } = progress {
                 turns.next(me);
             }
-            let is_news = match &progress {
-                // Both read the same files.
-                Progress::Warning(text) => warned.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()),
-                Progress::DeviceLost { .. } => true,
-                _ => me == 1,
-            };
-            if is_news {
+            if me == 1 || matches!(progress, Progress::DeviceLost { .. } | Progress::Warning(_)) {
                 show.tell(&progress);
             }
         };

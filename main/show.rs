@@ -1,6 +1,7 @@
 //! Progress on stderr while a run works, and its report on stdout.
 
-use std::sync::Mutex;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use actors::Progress;
@@ -16,6 +17,8 @@ pub(crate) struct Show {
     stage: ProgressBar,
     step: ProgressBar,
     shown: Mutex<usize>,
+    /// Warnings that were shown: of two runs that read the same files both have the same ones.
+    warned: Mutex<BTreeSet<String>>,
 }
 
 impl Show {
@@ -27,7 +30,7 @@ impl Show {
         let stage = bar("{prefix:>10} {bar:30} {pos}/{len} steps  {elapsed_precise}  {eta_precise} left");
         let step = bar("{prefix:>10} {bar:30} {pos}/{len} {msg}");
         stage.enable_steady_tick(Duration::from_millis(500));
-        Self { bars, stage, step, shown: Mutex::new(usize::MAX) }
+        Self { bars, stage, step, shown: Mutex::new(usize::MAX), warned: Mutex::default() }
     }
 
     pub(crate) fn line(&self, text: &str) {
@@ -52,7 +55,11 @@ impl Show {
             Progress::DeviceLost { device, reason, after_ms } => {
                 self.line(&format!("  device {device} was lost ({reason}); it starts again in {after_ms} ms"));
             }
-            Progress::Warning(text) => self.line(&format!("warning: {text}")),
+            Progress::Warning(text) => {
+                if self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+                    self.line(&format!("warning: {text}"));
+                }
+            }
             Progress::AlreadyComplete => {
                 self.line("the run is already complete: nothing to do; `taper run` with --fresh begins anew");
             }
@@ -61,7 +68,7 @@ impl Show {
     }
 
     fn begin(&self, stage: (usize, usize), step: (usize, usize), kind: &'static str) {
-        let mut shown = self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if *shown != stage.0 {
             *shown = stage.0;
             self.stage.reset();

@@ -133,7 +133,7 @@ impl Job {
         let mut listed: Vec<_> = self.dataset.listed().enumerate().collect();
         listed.sort_by_key(|(_, (line, _))| *line);
         let heldout = self.plan.data.heldout;
-        let teaches = self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_)));
+        let reads_solutions = self.reads_solutions();
         let (all, mut cut) = (listed.len() - heldout, 0);
         for (i, (line, problem)) in listed {
             let tokens = self.tokens(problem).map_err(|error| match error {
@@ -147,7 +147,7 @@ impl Job {
             })?;
             tokens.iter().for_each(|token| seen[*token as usize] += 1);
             hashes.push_str(&hash_of(problem, &tokens));
-            cut += usize::from(teaches && i >= heldout && tokens.len() > self.config.positions_max);
+            cut += usize::from(reads_solutions && i >= heldout && tokens.len() > self.config.positions_max);
         }
         if cut > 0 {
             let (path, positions_max) = (path.display(), self.config.positions_max);
@@ -189,10 +189,14 @@ impl Job {
         }
         match self.solved(prompt.clone(), problem) {
             Ok(tokens) => Ok(tokens),
-            // Only learning from solutions needs to read them.
-            Err(_) if !self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_))) => Ok(prompt),
+            Err(_) if !self.reads_solutions() => Ok(prompt),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether anything is learned from worked solutions; nothing else needs to read them.
+    fn reads_solutions(&self) -> bool {
+        self.plan.steps.iter().any(|step| matches!(step, Step::Sft(_)))
     }
 
     pub(crate) fn prompt(&self, problem: &Problem) -> Result<Vec<u32>> {
@@ -234,7 +238,7 @@ fn read_drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<(Weights,
     let config = target.config();
     let width = |shape| eagle::config(config, shape).ffn;
     let found = DrafterShape { ffn: width(found), ..found };
-    let shape = plan.speculation.clone().as_wide_as(found).shape().unwrap_or(found);
+    let shape = plan.speculation.shape().map_or(found, |shape| shape.as_wide_as(found));
     if shape.network != found.network {
         return Err(Error::DrafterNetwork { path: folder.into(), found: found.network, expected: shape.network });
     }

@@ -156,9 +156,16 @@ impl Solo {
         let target = Arc::new(Target::new(&job.config, &weights, &job.rope)?);
         let drafter = drafter.or_else(|| job.first_drafter());
         let learning = learning(&job, drafter);
-        let (job, pool) = (Arc::new(job), Arc::new(Pool::new(threads)?));
+        Ok(Self::with((Arc::new(job), weights, target, Arc::new(Pool::new(threads)?)), learning))
+    }
+
+    /// With chances that know nothing yet beside those of `learning`.
+    fn with(
+        (job, weights, target, pool): (Arc<Job>, Arc<Weights>, Arc<Target>, Arc<Pool>),
+        learning: Arc<Speculator>,
+    ) -> Self {
         let (uncoupled, greedy, warning) = Default::default();
-        Ok(Self { job, weights, target, pool, learning, uncoupled, greedy, warning })
+        Self { job, weights, target, pool, learning, uncoupled, greedy, warning }
     }
 
     /// What is wrong with the newest checkpoint of its run, if it was loaded from an older one.
@@ -194,9 +201,7 @@ impl Solo {
         let drafter = Published::new(1, &job.read_drafter(target, folder)?);
         let learning = learning(job, Some(drafter));
         lock(&learning.calibration).clone_from(&lock(&self.learning.calibration));
-        let (job, weights, target, pool) = (job.clone(), weights.clone(), target.clone(), pool.clone());
-        let (uncoupled, greedy, warning) = Default::default();
-        Ok(Self { job, weights, target, pool, learning, uncoupled, greedy, warning })
+        Ok(Self::with((job.clone(), weights.clone(), target.clone(), pool.clone()), learning))
     }
 
     /// Writes the model as a Hugging Face folder.

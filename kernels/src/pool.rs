@@ -22,8 +22,8 @@ const LOOKS: usize = 64;
 /// A task: called once for each part.
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// Threads that work together on one kernel at a time. The caller is one of them.
-#[derive(Debug)]
+/// Threads that work together on one kernel at a time. The caller is one of them; by default it is alone.
+#[derive(Debug, Default)]
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
@@ -67,14 +67,6 @@ struct Job<'a> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        let (shared, waiting, parts) = Default::default();
-        let (helpers, is_interruptible) = Default::default();
-        Self { shared, helpers, waiting, is_interruptible, parts }
-    }
 }
 
 /// Parts of a split for each thread.

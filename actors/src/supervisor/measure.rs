@@ -59,8 +59,8 @@ pub(crate) fn thin(spans: &mut Vec<PhaseSpan>, step_s: f64) {
 /// Seconds of `phase` within this time.
 fn seconds(spans: &[PhaseSpan], phase: Phase, time: &Range<f64>) -> f64 {
     let inside = |s: &PhaseSpan| (s.end_s.min(time.end) - s.start_s.max(time.start)).max(0.0);
-    // The sum of nothing is -0.
-    spans.iter().filter(|s| s.phase == phase).map(inside).sum::<f64>() + 0.0
+    // Not `sum`: that of nothing is -0.
+    spans.iter().filter(|s| s.phase == phase).map(inside).fold(0.0, |all, span_s| all + span_s)
 }
 
 /// Fills in lengths of answers, in tokens.
@@ -78,7 +78,7 @@ pub(crate) fn lengths(metrics: &mut StepMetrics, mut lengths: Vec<usize>) {
 pub(crate) fn idle(metrics: &mut StepMetrics, rests_s: Option<f64>) {
     let until_s = metrics.rollout_s;
     let (rollout, rest) = (0.0..until_s, rests_s.unwrap_or(until_s)..until_s);
-    let all = |phase, time| metrics.timeline.iter().map(|t| seconds(t, phase, time)).sum::<f64>() + 0.0;
+    let all = |phase, time| metrics.timeline.iter().map(|t| seconds(t, phase, time)).sum();
     let waited_s = metrics.timeline.iter().map(|t| (until_s - seconds(t, Phase::Rollout, &rollout)).max(0.0)).sum();
     let (used_s, rested_s) = (all(Phase::DraftTrain, &rollout), all(Phase::Idle, &rest));
     (metrics.idle_s, metrics.idle_used_s, metrics.idle_rested_s) = (waited_s, used_s, rested_s);

@@ -47,6 +47,12 @@ pub struct DrafterShape {
 }
 
 impl DrafterShape {
+    /// The same, as wide as one that was found if nothing is said of its width.
+    #[must_use]
+    pub const fn as_wide_as(self, found: Self) -> Self {
+        if self.ffn == 0 { Self { ffn: found.ffn, ..self } } else { self }
+    }
+
     /// An EAGLE drafter with a feed-forward network of this width.
     #[must_use]
     pub const fn eagle(ffn: usize) -> Self {
@@ -197,10 +203,8 @@ impl Speculation {
     #[must_use]
     pub fn as_wide_as(mut self, found: DrafterShape) -> Self {
         for drafter in &mut self.drafters {
-            if let Drafter::Learned { shape, .. } = drafter
-                && shape.ffn == 0
-            {
-                shape.ffn = found.ffn;
+            if let Drafter::Learned { shape, .. } = drafter {
+                *shape = shape.as_wide_as(found);
             }
         }
         self
