@@ -59,8 +59,11 @@ enum Command {
         /// files stay.
         #[arg(long)]
         fresh: bool,
+        /// Go on with the run in the folder, as without this.
+        #[arg(long, conflicts_with = "fresh")]
+        resume: bool,
     },
-    /// Go on with the run in a folder, with the workflow it was begun with.
+    /// Go on with the run in a folder, with the workflow of its newest session.
     Resume {
         /// Folder of the run.
         dir: PathBuf,
@@ -125,7 +128,7 @@ fn start() -> Result<ExitCode, Failure> {
     // A terminal that is gone takes no logs, and no complaints about that.
     logs.log_internal_errors(false).init();
     match command {
-        Command::Run { file, out, fresh } => commands::run(&file, out, fresh),
+        Command::Run { file, out, fresh, .. } => commands::run(&file, out, fresh),
         Command::Resume { dir } => commands::resume(&dir),
         Command::Report { dir, json } => commands::report(&dir, json),
         Command::Compare { file, out, json } => compare::compare(&file, out, json),

@@ -12,7 +12,7 @@ use state::plan::Plan;
 use crate::failure::Failure;
 use crate::output;
 use crate::show::{self, Show};
-use crate::signals::{Signal, Signals};
+use crate::signals::{self, Signal};
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
@@ -112,14 +112,11 @@ pub(crate) fn watched(
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
     // From here on, so that one that comes while the model is loaded ends the run as any other.
-    let signals = {
-        let _guard = runtime.enter();
-        Signals::new()
-    };
+    let signal = signals::next().map_err(Failure::Runtime)?;
     let received = OnceLock::new();
     let interrupt = async {
         tokio::select! {
-            signal = signals.any() => drop(received.set(signal)),
+            Ok(signal) = signal => drop(received.set(signal)),
             () = stop => {}
         }
     };

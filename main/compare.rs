@@ -183,7 +183,7 @@ impl Comparison {
             _ => "no steps of GRPO, whose rollouts could be faster".into(),
         };
         format!(
-            "\n  {ratios}\n  final weights: {same}\n    with    {}\n    without {}\n",
+            "\n  {ratios} (`x plain` compares with plain cycles of the same run)\n  final weights: {same}\n    with    {}\n    without {}\n",
             self.weights_blake3_with, self.weights_blake3_without
         )
     }

@@ -1,9 +1,9 @@
 //! What a run made, as folders for others.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use actors::{Asked, DecodeOptions, Layout, Precision, Solo};
+use actors::{Asked, DecodeOptions, Layout, Precision, Solo, real};
 use kernels::NoiseKey;
 use serde::Serialize;
 use state::plan::{Controller, Strategy};
@@ -70,19 +70,6 @@ struct Comparison {
 fn is_its_own(run: &Path, to: &Path) -> bool {
     let to = real(to);
     [CHECKPOINTS, JOURNAL].iter().any(|own| to.starts_with(real(&run.join(own))))
-}
-
-/// A path without links, as far as it is there, and without detours.
-fn real(path: &Path) -> PathBuf {
-    let mut real = PathBuf::new();
-    for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
-        match part {
-            Component::ParentDir => drop(real.pop()),
-            part => real.push(part),
-        }
-        real = real.canonicalize().unwrap_or(real);
-    }
-    real
 }
 
 pub(crate) fn export(args: &Export) -> Result<ExitCode> {

@@ -4,13 +4,15 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use state::error::{advice, is_of_path};
+
 use crate::output;
 
 /// What can go wrong on the command line.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// A workflow file that cannot be read.
-    #[error("cannot read {}; check the path", path.display())]
+    #[error("cannot read {}; {}", path.display(), advice(source))]
     File { path: PathBuf, source: std::io::Error },
     /// A workflow with problems.
     #[error("{} cannot be run as it is: {}", path.display(), output::count(problems.len() as u64, "problem"))]
@@ -54,7 +56,7 @@ pub(crate) enum Failure {
     #[error("cannot read the prompt from stdin; it must be text in UTF-8")]
     Input(#[source] std::io::Error),
     /// A temperature that is none.
-    #[error("--temperature {0} is not a number from 0 on; 0 is greedy, 1 samples as the model was trained")]
+    #[error("--temperature {0} is not a number from 0 on; 0 is greedy, 1 draws as likely as the model says")]
     Temperature(f32),
     /// A probability that is none.
     #[error("--top-p {0} is not above 0 and up to 1; 1 draws from all tokens")]
@@ -93,9 +95,9 @@ impl Failure {
 
     /// Prints it; the exit code.
     pub(crate) fn tell(&self) -> ExitCode {
-        if let Self::Workflow { text, problems, .. } = self {
+        if let Self::Workflow { path, text, problems } = self {
             for problem in problems {
-                output::note(&problem.render(text));
+                output::note(&format!("{}:{}", path.display(), problem.render(text)));
             }
         }
         let mut message = format!("error: {self}");
@@ -111,20 +113,25 @@ impl Failure {
         ExitCode::from(if self.is_input() { 2 } else { 1 })
     }
 
+    /// Whether what was given is to be changed. Else the same command may do another time.
     fn is_input(&self) -> bool {
-        use actors::Error;
-        !matches!(
-            self,
-            Self::Runtime(_)
-                | Self::Json(_)
-                | Self::Output(_)
-                | Self::Chart(_)
-                | Self::Run(
-                    Error::Device { .. }
-                        | Error::Runtime { .. }
-                        | Error::NotFinite { .. }
-                        | Error::NothingScored { .. }
-                )
-        )
+        match self {
+            Self::Runtime(_) | Self::Json(_) | Self::Output(_) | Self::Chart(_) => false,
+            Self::File { source, .. } | Self::Picture { source, .. } => is_of_path(source),
+            Self::Run(error) => is_input(error),
+            _ => true,
+        }
+    }
+}
+
+fn is_input(error: &actors::Error) -> bool {
+    use actors::Error;
+    match error {
+        Error::Device { .. } | Error::Runtime { .. } | Error::NotFinite { .. } | Error::WorkedOn { .. } => false,
+        Error::Io { source, .. }
+        | Error::Model(models::Error::Io { source, .. })
+        | Error::Journal(state::Error::Io { source, .. }) => is_of_path(source),
+        Error::Journal(state::Error::Store { .. }) => false,
+        _ => true,
     }
 }

@@ -3,7 +3,7 @@
 #[path = "generate/stream.rs"]
 mod stream;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
 use models::Stop;
 use serde::Serialize;
-use state::plan::{Controller, Plan};
+use state::plan::{Controller, Model, Plan};
 
 use crate::commands::{Result, load};
 use crate::failure::Failure;
@@ -21,6 +21,9 @@ use stream::Stream;
 
 /// Separates the noise of generated texts from that of rollouts and evaluations.
 const STREAM: u32 = 3;
+
+/// Seconds after which a comparison is believed.
+const COMPARED_S: f64 = 0.25;
 
 /// What is generated, from what, and how.
 #[derive(clap::Args)]
@@ -45,12 +48,12 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Decides the answer, together with the prompt.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Threads. Default: one a core.
     #[arg(long, value_parser = number::threads)]
     threads: Option<usize>,
-    /// Decode without speculation first: how much faster is it with, and is the text the same?
+    /// Decode without speculation, too: how much faster is it with, and is the text the same?
     #[arg(long)]
     compare: bool,
     /// For machines: one JSON object, at the end.
@@ -79,6 +82,9 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     let text = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => {
+            if std::io::stdin().is_terminal() {
+                output::note("type the prompt; Ctrl-D on a line of its own ends it");
+            }
             let text = std::io::read_to_string(std::io::stdin()).map_err(Failure::Input)?;
             // The newline that ends a line is not part of it.
             text.strip_suffix('\n').map_or(text.clone(), |line| line.trim_end_matches('\r').to_owned())
@@ -111,10 +117,6 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     if options.stop.iter().any(String::is_empty) {
         return Err(Failure::Stop);
     }
-    let plain = match args.compare {
-        true => Some(solo.decode(&asked, &DecodeOptions { controller: Controller::Off, ..options.clone() })?),
-        false => None,
-    };
     let (mut session, stop) = (solo.begin(&asked, &options)?, solo.stop(&options));
     let decode = |tokens: &[u32]| solo.text(tokens);
     let mut stream = (!args.json).then(|| Stream::new(decode, stop.as_ref(), asked[0].prompt.len()));
@@ -128,11 +130,35 @@ pub(crate) fn generate(args: &Generate) -> Result<ExitCode> {
     if let Some((stream, answer)) = stream.zip(decoded.answers.first()) {
         show(&stream.end(&answer.tokens));
     }
+    let plain = if args.compare { Some(compare((&solo, &decoded), &asked, &options)?) } else { None };
     tell(&Generated::of((&solo, stop.as_ref()), &decoded, plain.as_ref()), args.json)
 }
 
+/// The answer decoded plainly, and how fast it was that way and, as it has been already, with speculation: again and again, in turns,
+/// where once is too short to tell.
+fn compare((solo, with): (&Solo, &Decoded), asked: &[Asked], options: &DecodeOptions) -> Result<Compared> {
+    let off = DecodeOptions { controller: Controller::Off, ..options.clone() };
+    let plain = solo.decode(asked, &off)?;
+    let (mut seconds, mut times) = ([plain.seconds, with.seconds], 1);
+    while seconds[0].min(seconds[1]) < COMPARED_S {
+        for (seconds, options) in seconds.iter_mut().zip([&off, options]) {
+            *seconds += solo.decode(asked, options)?.seconds;
+        }
+        times += 1;
+    }
+    let tokens = (times * plain.tokens()) as f64;
+    Ok(Compared { plain, rates: seconds.map(|seconds| tokens / seconds) })
+}
+
+/// Plain decoding beside speculation.
+struct Compared {
+    plain: Decoded,
+    /// Tokens a second without and with.
+    rates: [f64; 2],
+}
+
 impl Generated {
-    fn of((solo, stop): (&Solo, Option<&Stop>), decoded: &Decoded, plain: Option<&Decoded>) -> Self {
+    fn of((solo, stop): (&Solo, Option<&Stop>), decoded: &Decoded, compared: Option<&Compared>) -> Self {
         let tokens = |d: &Decoded| d.answers.first().map(|a| a.tokens.clone()).unwrap_or_default();
         let text = decoded.answers.first().map(|a| solo.text(&a.tokens[a.prompt..])).unwrap_or_default();
         Self {
@@ -143,9 +169,9 @@ impl Generated {
             tokens_per_s: decoded.rate(),
             forwards: decoded.forwards(),
             accept_length: decoded.accept_length(),
-            plain_tokens_per_s: plain.map(Decoded::rate),
-            ratio: plain.map(|p| decoded.rate() / p.rate()),
-            identical: plain.map(|p| tokens(p) == tokens(decoded)),
+            plain_tokens_per_s: compared.map(|c| c.rates[0]),
+            ratio: compared.map(|c| c.rates[1] / c.rates[0]),
+            identical: compared.map(|c| tokens(&c.plain) == tokens(decoded)),
         }
     }
 }
@@ -196,11 +222,18 @@ pub(crate) fn open(path: &Path, threads: usize) -> Result<(Solo, bool)> {
         _ if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) => {
             Err(Failure::WeightsAlone { path: path.into() })
         }
-        _ => Ok((Solo::load(&load(path)?, threads)?, false)),
+        _ => {
+            let plan = load(path)?;
+            if matches!(plan.model, Model::Tiny { weights: None, .. }) {
+                let run = "name the folder of a run for what one has learned";
+                output::note(&format!("warning: {} names no weights, so they are random; {run}", path.display()));
+            }
+            Ok((Solo::load(&plan, threads)?, false))
+        }
     }
 }
 
-/// The model of a run, as its newest whole checkpoint has it.
+/// The model of a run, as its newest whole checkpoint has it; before there is one, as the run began.
 pub(crate) fn of_run(path: &Path, threads: usize) -> Result<Solo> {
     let solo = Solo::of_run(path, threads)?;
     solo.warning().into_iter().for_each(|text| output::note(&format!("warning: {text}")));

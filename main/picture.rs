@@ -5,7 +5,7 @@ use state::metrics::StepMetrics;
 
 use crate::output;
 
-const WIDTH: usize = 72;
+const WIDTH: usize = 68;
 
 fn letter(phase: Phase) -> char {
     match phase {

@@ -1,15 +1,20 @@
 //! Progress on stderr while a run works, and its report on stdout.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use actors::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use state::metrics::{BatchMetrics, Report, StepMetrics};
+use state::run::Position;
 use state::speculation::controller::{batch_sizes, bucket};
 
 use crate::{output, picture};
+
+/// Share of a run's time from which on waiting for checkpoints is worth a word.
+const DEAR: f64 = 0.2;
 
 /// Bars for the stage and for the step in it; lines where there is no terminal.
 pub(crate) struct Show {
@@ -41,15 +46,22 @@ impl Show {
         }
     }
 
+    /// Parts of a line, over several where the terminal is narrow.
+    fn parts(&self, parts: &[String]) {
+        let width = console::Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns));
+        self.line(&wrapped(parts, if self.bars.is_hidden() { usize::MAX } else { width }));
+    }
+
     pub(crate) fn tell(&self, progress: &Progress) {
         match progress {
+            Progress::SessionBegan { dir, from, again } => self.line(&session(dir, *from, *again)),
             Progress::StepBegan { stage, step, kind } => self.begin(*stage, *step, kind),
             Progress::Groups { done, total } => self.advance("rollout", "groups", *done, *total),
             Progress::MicroBatches { done, total } => self.advance("update", "micro-batches", *done, *total),
             Progress::StepDone(metrics) => {
                 self.stage.set_position(metrics.step as u64 + 1);
-                if let Some(line) = step_line(metrics) {
-                    self.line(&line);
+                if let Some(parts) = step_line(metrics) {
+                    self.parts(&parts);
                 }
             }
             Progress::DeviceLost { device, reason, after_ms } => {
@@ -63,7 +75,9 @@ impl Show {
             Progress::AlreadyComplete => {
                 self.line("the run is already complete: nothing to do; `taper run` with --fresh begins anew");
             }
-            Progress::Stopping => self.line("  stopping"),
+            Progress::Stopping => {
+                self.line("  stopping once what is being computed is durable; a second signal stops at once");
+            }
         }
     }
 
@@ -74,6 +88,10 @@ impl Show {
             self.stage.reset();
             self.stage.set_prefix(kind);
             self.stage.set_length(step.1 as u64);
+            self.stage.set_position(step.0 as u64);
+            // Steps of earlier sessions do not say how fast this one is.
+            self.stage.tick();
+            self.stage.reset_eta();
         }
         self.stage.set_position(step.0 as u64);
     }
@@ -91,39 +109,61 @@ impl Show {
     }
 }
 
-/// One line for a step; every tenth of an SFT stage.
-fn step_line(m: &StepMetrics) -> Option<String> {
-    let at = format!("{:>9} {}/{}", m.kind, m.step + 1, m.steps);
-    match m.kind.as_str() {
-        "sft" if (m.step + 1).is_multiple_of(10) || m.step + 1 == m.steps => {
-            Some(format!("{at}  loss {:.4}  {:.0} tokens/s", m.loss, m.tokens as f64 / m.wall_s.max(1e-9)))
+/// Where a session works, and where it goes on.
+fn session(dir: &Path, from: Option<(Position, usize)>, again: usize) -> String {
+    let Some((Position { stage, step }, steps)) = from else { return format!("a run begins in {}", dir.display()) };
+    let again = match again {
+        0 => String::new(),
+        steps => format!("; {} after its last checkpoint, done again", output::count(steps as u64, "step")),
+    };
+    format!("the run in {} goes on at step {} of {steps} of stage {}{again}", dir.display(), step + 1, stage + 1)
+}
+
+/// Parts with two spaces between, in lines no longer than `width` where that is possible; later ones are indented.
+fn wrapped(parts: &[String], width: usize) -> String {
+    let (mut text, mut column) = (String::new(), 0);
+    for part in parts {
+        let length = part.chars().count();
+        if column > 0 && column + 2 + length >= width {
+            text += "\n         ";
+            column = 9;
         }
-        "grpo" => Some(format!(
-            "{at}  reward {:.3}  accuracy {:.0} %  length {:.0} mean {} p75 {} max  {}  {:.0} tokens/s, {}  \
-             idle {:.1} s, {} used  {:.1} s{}{}",
-            m.reward,
-            m.accuracy * 100.0,
-            m.length_mean,
-            m.length_p75,
-            m.length_max,
-            accepted(m),
-            m.tokens_per_s,
-            times_plain(m.tokens_per_s, m.plain_tokens_per_s),
-            m.idle_s,
-            percent(m.idle_used_s, m.idle_s),
-            m.wall_s,
-            not_scored(m),
-            if m.drafter_off { "  drafter off: it guesses nothing right" } else { "" },
-        )),
-        "evaluate" => Some(format!(
-            "{at}  accuracy {:.1} % of {} held-out problems  {:.1} s{}",
-            m.accuracy * 100.0,
-            m.rollouts,
-            m.wall_s,
-            not_scored(m)
-        )),
-        _ => None,
+        let gap = if text.is_empty() { "" } else { "  " };
+        text += &format!("{gap}{part}");
+        column += gap.len() + length;
     }
+    text
+}
+
+/// What is told of a step; of every tenth of an SFT stage.
+fn step_line(m: &StepMetrics) -> Option<Vec<String>> {
+    let at = format!("{:>9} {}/{}", m.kind, m.step + 1, m.steps);
+    let parts = match m.kind.as_str() {
+        "sft" if (m.step + 1).is_multiple_of(10) || m.step + 1 == m.steps => {
+            vec![at, format!("loss {:.4}", m.loss), format!("{:.0} tokens/s", m.tokens as f64 / m.wall_s.max(1e-9))]
+        }
+        "grpo" => [
+            vec![
+                at,
+                format!("reward {:.3}", m.reward),
+                format!("accuracy {:.0} %", m.accuracy * 100.0),
+                format!("length {:.0} mean {} p75 {} max", m.length_mean, m.length_p75, m.length_max),
+                accepted(m),
+                format!("{:.0} tokens/s, {}", m.tokens_per_s, times_plain(m.tokens_per_s, m.plain_tokens_per_s)),
+                format!("idle {:.1} s, {} used", m.idle_s, percent(m.idle_used_s, m.idle_s)),
+                format!("{:.1} s", m.wall_s),
+            ],
+            not_scored(m),
+            if m.drafter_off { vec!["drafter off: it guesses nothing right".into()] } else { Vec::new() },
+        ]
+        .concat(),
+        "evaluate" => {
+            let accuracy = format!("accuracy {:.1} % of {} held-out problems", m.accuracy * 100.0, m.rollouts);
+            [vec![at, accuracy, format!("{:.1} s", m.wall_s)], not_scored(m)].concat()
+        }
+        _ => return None,
+    };
+    Some(parts)
 }
 
 /// The accept length of cycles with drafts.
@@ -132,8 +172,8 @@ fn accepted(m: &StepMetrics) -> String {
 }
 
 /// Such answers teach nothing, and count as wrong in accuracies.
-fn not_scored(m: &StepMetrics) -> String {
-    if m.failed > 0 { format!("  {} of {} not scored", m.failed, m.rollouts) } else { String::new() }
+fn not_scored(m: &StepMetrics) -> Vec<String> {
+    if m.failed > 0 { vec![format!("{} of {} not scored", m.failed, m.rollouts)] } else { Vec::new() }
 }
 
 fn times_plain(rate: f64, plain: f64) -> String {
@@ -147,8 +187,9 @@ fn percent(part: f64, whole: f64) -> String {
 
 /// The report for people.
 pub(crate) fn report(r: &Report) -> String {
+    let checkpoint_s = r.history.iter().map(|m| m.checkpoint_s).fold(0.0, |sum, s| sum + s);
     let mut text = format!(
-        "\n{} is {}: {} in {:.1} s (rollout {:.1} s, update {:.1} s)\n",
+        "\n{} is {}: {} in {:.1} s (rollout {:.1} s, update {:.1} s, waiting for checkpoints {checkpoint_s:.1} s)\n",
         r.name,
         r.status,
         output::count(r.steps as u64, "optimiser step"),
@@ -156,6 +197,9 @@ pub(crate) fn report(r: &Report) -> String {
         r.rollout_s,
         r.update_s
     );
+    if checkpoint_s > DEAR * r.wall_s {
+        text += "  `checkpoint: (every: 10)` would make a tenth as many checkpoints, and what is lost in a crash ten steps\n";
+    }
     text += &match (r.accuracy_before, r.accuracy_after) {
         (Some(before), Some(after)) => {
             format!("  accuracy on held-out problems: {:.1} % before, {:.1} % after\n", before * 100.0, after * 100.0)

@@ -1,6 +1,9 @@
 //! Signals that end a run: all of them as cleanly as Ctrl-C.
 
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use tokio::sync::oneshot;
 
 /// A signal that was received.
 #[derive(Debug, Clone, Copy)]
@@ -17,16 +20,63 @@ pub(crate) enum Signal {
 
 impl Signal {
     /// 128 and the signal's number, as shells have it.
-    pub(crate) fn code(self) -> ExitCode {
-        ExitCode::from(match self {
+    fn number(self) -> u8 {
+        match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
             Self::Hangup => 129,
-        })
+        }
+    }
+
+    pub(crate) fn code(self) -> ExitCode {
+        ExitCode::from(self.number())
     }
 }
 
-pub(crate) use system::{Signals, outlive_limits};
+/// Who is told of the next signal.
+static WAITS: Mutex<Option<oneshot::Sender<Signal>>> = Mutex::new(None);
+
+/// The next signal from now on. One that nobody waits for any more ends the process: the second one of a run that is stopping, for
+/// instance. Nothing durable is lost by that.
+pub(crate) fn next() -> std::io::Result<oneshot::Receiver<Signal>> {
+    static LISTENS: Once = Once::new();
+    let (tell, told) = oneshot::channel();
+    *waits() = Some(tell);
+    let mut result = Ok(told);
+    LISTENS.call_once(|| {
+        if let Err(error) = listen() {
+            result = Err(error);
+        }
+    });
+    result
+}
+
+fn waits() -> MutexGuard<'static, Option<oneshot::Sender<Signal>>> {
+    WAITS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins to listen, on a thread of its own: once it has, signals do not end the process by themselves.
+fn listen() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _guard = runtime.enter();
+        Signals::new()
+    };
+    let forever = async move {
+        loop {
+            let signal = signals.any().await;
+            let told = waits().take().is_some_and(|tell| tell.send(signal).is_ok());
+            if !told {
+                std::process::exit(i32::from(signal.number()));
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(forever))?;
+    Ok(())
+}
+
+use system::Signals;
+pub(crate) use system::outlive_limits;
 
 #[cfg(unix)]
 mod system {
@@ -49,11 +99,11 @@ mod system {
     }
 
     /// Signals from when it was made; those that come before someone waits are kept.
-    pub(crate) struct Signals(Vec<(Signal, unix::Signal)>);
+    pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
 
     impl Signals {
         /// Within a runtime.
-        pub(crate) fn new() -> Self {
+        pub(super) fn new() -> Self {
             let mut kinds =
                 vec![(Signal::Interrupt, SignalKind::interrupt()), (Signal::Terminate, SignalKind::terminate())];
             if !ignores_hangup() {
@@ -63,7 +113,7 @@ mod system {
         }
 
         /// The next one.
-        pub(crate) async fn any(mut self) -> Signal {
+        pub(super) async fn any(&mut self) -> Signal {
             std::future::poll_fn(|cx| {
                 let ready = self.0.iter_mut().find_map(|(name, s)| s.poll_recv(cx).is_ready().then_some(*name));
                 ready.map_or(Poll::Pending, Poll::Ready)
@@ -85,18 +135,18 @@ mod system {
     use super::Signal;
 
     /// Ctrl-C alone.
-    pub(crate) struct Signals;
+    pub(super) struct Signals;
 
     /// There are none.
     pub(crate) fn outlive_limits() {}
 
     impl Signals {
-        pub(crate) fn new() -> Self {
+        pub(super) fn new() -> Self {
             Self
         }
 
         /// The next one.
-        pub(crate) async fn any(self) -> Signal {
+        pub(super) async fn any(&mut self) -> Signal {
             if tokio::signal::ctrl_c().await.is_err() {
                 std::future::pending::<()>().await;
             }

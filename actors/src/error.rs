@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use state::error::advice;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -15,7 +17,7 @@ pub enum Error {
     #[error(transparent)]
     Journal(#[from] state::Error),
     /// A file of the run's folder cannot be read or written.
-    #[error("cannot {action} {}; check permissions and free space", path.display())]
+    #[error("cannot {action} {}; {}", path.display(), advice(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -138,18 +140,19 @@ pub enum Error {
         /// What the supervisor says.
         reason: String,
     },
-    /// A step would learn from nothing.
+    /// Nothing could be learned.
     #[error(
-        "step {} of stage {}: none of {rollouts} answers could be scored ({reason}); check the rewards and the data", step + 1, stage + 1
+        "no answer to any of the {problems} problems in {} can be scored (line {line}: {reason}); change the data or the rewards",
+        path.display()
     )]
     NothingScored {
-        /// Stage of the plan, from 0.
-        stage: usize,
-        /// Step within the stage, from 0.
-        step: usize,
-        /// Answers of the step.
-        rollouts: usize,
-        /// Why the first one could not be scored.
+        /// The problems' file.
+        path: PathBuf,
+        /// How many there are.
+        problems: usize,
+        /// Line of the first one.
+        line: usize,
+        /// Why answers to it cannot be scored.
         reason: String,
     },
     /// The weights are no longer numbers.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use models::drafter::buffer::Buffer;
 use models::drafter::eagle;
 use models::load::Config;
-use models::load::export::{Precision, write_tensors};
+use models::load::export::{Kind, Precision, replaceable, write_tensors};
 use models::load::load_part;
 use models::optim::AdamW;
 use models::{RawWeights, Weights, sha};
@@ -235,7 +235,7 @@ impl RunFolder {
         let Step::Export(export) = step else { return None };
         let own = [self.dir.clone(), self.journal(), self.checkpoints()];
         let folder = self.dir.join(&export.to);
-        let is_model = folder.join("config.json").is_file() && folder.join("model.safetensors").is_file();
+        let is_model = folder.is_dir() && replaceable(&folder, Kind::Model).is_ok();
         // Links are followed to see where it is.
         let (dir, real) = (self.dir.canonicalize().ok()?, folder.canonicalize().ok()?);
         let is_inside =

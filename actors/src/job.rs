@@ -156,16 +156,17 @@ impl Job {
             self.warnings
                 .push(format!("{cut} of {all} solutions {are} cut where `Sft` learns from them: {why} ({path})"));
         }
-        self.warnings.extend(self.unscorable());
+        let unscorable = self.unscorable(path)?;
+        self.warnings.extend(unscorable);
         (self.seen, self.data_sha256) = (at_most(seen, SEEN_MAX), sha::of_bytes(hashes.as_bytes()));
         Ok(())
     }
 
-    /// What to say of problems whose answers cannot be scored, whatever they are.
-    fn unscorable(&self) -> Option<String> {
+    /// What to say of problems whose answers cannot be scored, whatever they are; an error if that leaves none to learn from.
+    fn unscorable(&self, path: &Path) -> Result<Option<String>> {
         let is_asked = self.plan.steps.iter().any(|step| matches!(step, Step::Grpo(_) | Step::Evaluate(_)));
         if !is_asked || self.plan.rewards.is_empty() {
-            return None;
+            return Ok(None);
         }
         let failure = |(line, problem): (usize, &Problem)| {
             let (reference, solution) = (problem.answer.as_str(), problem.solution.as_deref());
@@ -174,10 +175,13 @@ impl Job {
             Some((line, reward::score(&self.plan.rewards, &answer).failure()?.to_owned()))
         };
         let failures: Vec<(usize, String)> = self.dataset.listed().filter_map(failure).collect();
-        let (line, reason) = failures.iter().min()?;
         let (count, all) = (failures.len(), self.dataset.listed().count());
+        let Some((line, reason)) = failures.into_iter().min() else { return Ok(None) };
+        if count == all && self.plan.grpo().is_some() {
+            return Err(Error::NothingScored { path: path.into(), problems: all, line, reason });
+        }
         let so = "they teach nothing in `Grpo`, and count as wrong in accuracies";
-        Some(format!("no answer to {count} of {all} problems can be scored: {so} (line {line}: {reason})"))
+        Ok(Some(format!("no answer to {count} of {all} problems can be scored: {so} (line {line}: {reason})")))
     }
 
     /// Tokens of a problem and its solution; an error if they cannot be used.

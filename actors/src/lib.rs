@@ -28,7 +28,7 @@ mod update;
 pub use engine::{Fault, Moment};
 pub use error::{Error, Result};
 pub use models::load::eagle::Layout;
-pub use models::load::export::Precision;
+pub use models::load::export::{Precision, real};
 pub use past::{Past, inspect, look};
 pub use progress::{Ended, Progress};
 pub use run::{Options, check_inputs, run};

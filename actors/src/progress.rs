@@ -1,10 +1,12 @@
 //! What a run tells while it runs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use state::metrics::StepMetrics;
+use state::run::Position;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,15 @@ pub enum Ended {
 /// News of a run.
 #[derive(Debug, Clone)]
 pub enum Progress {
+    /// Work on a run begins.
+    SessionBegan {
+        /// The run's folder.
+        dir: PathBuf,
+        /// Where an earlier session's work goes on, and how many steps the stage has; nothing if there was none.
+        from: Option<(Position, usize)>,
+        /// Steps that were done after the checkpoint that it goes on from: they are done again.
+        again: usize,
+    },
     /// A step begins, when the observer returns.
     StepBegan {
         /// Stage of the plan, from 0, and stages.
@@ -52,7 +63,7 @@ pub enum Progress {
         /// When, in milliseconds.
         after_ms: u64,
     },
-    /// Something that an earlier session left cannot be used, and the run goes on without it.
+    /// Something is not as whoever wrote the workflow may think, or cannot be used, and the run goes on without it.
     Warning(String),
     /// All steps were done before: there is nothing to do.
     AlreadyComplete,

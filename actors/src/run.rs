@@ -4,11 +4,12 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use models::load::export::replaceable;
+use models::load::export::{Kind, replaceable};
 use ractor::{Actor, ActorRef};
 use state::journal::{Event, Inputs, Journal, SledJournal};
+use state::metrics::StepMetrics;
 use state::plan::{Controller, Model, Plan, Source, Speculation, Step};
-use state::run::RunState;
+use state::run::{Position, RunState, steps_of};
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
 
@@ -52,7 +53,8 @@ pub async fn run(
     observer: impl Fn(Progress) + Send + Sync + 'static,
     interrupt: impl Future<Output = ()>,
 ) -> Result<Ended> {
-    if tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+    let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    if flavor.map_or(true, |flavor| flavor == RuntimeFlavor::CurrentThread) {
         let reason = "a run needs tokio's multi-threaded runtime: `tokio::runtime::Builder::new_multi_thread()`, or \
             `#[tokio::main]` without `flavor`";
         return Err(Error::Runtime { reason: reason.into() });
@@ -144,7 +146,7 @@ fn prepare(
     for step in plan.steps.iter().skip(past.state.next.stage) {
         // Found now rather than after all that is learned before.
         if let Step::Export(export) = step {
-            replaceable(&folder.dir().join(&export.to))?;
+            replaceable(&folder.dir().join(&export.to), Kind::Model)?;
         }
     }
     std::fs::create_dir_all(folder.dir()).map_err(Error::io("create", folder.dir()))?;
@@ -156,6 +158,7 @@ fn prepare(
     let whole = Whole::find(&folder, &job.initial, &events)?;
     whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     let position = whole.state.next;
+    observer.tell(began(&state, plan, position, folder.dir()));
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
         let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan));
@@ -189,6 +192,15 @@ fn prepare(
         ended,
         closed,
     }))
+}
+
+/// Where the session begins.
+fn began(state: &RunState, plan: &Plan, position: Position, dir: &Path) -> Progress {
+    let place = |m: &StepMetrics| Position { stage: m.stage, step: m.step };
+    let again = state.history.iter().filter(|m| place(m) >= position).count();
+    let steps = plan.steps.get(position.stage).map(steps_of);
+    let from = steps.filter(|_| state.plan.is_some()).map(|steps| (position, steps));
+    Progress::SessionBegan { dir: dir.into(), from, again }
 }
 
 /// What to say of a learned drafter without weights, if it is to draft and does not learn.

@@ -131,7 +131,8 @@ impl Solo {
         };
         let Some((name, checkpoint)) = whole.checkpoint else {
             let weights = Arc::new(job.initial.clone());
-            return Self::of(job, weights, None, threads);
+            let warning = "the run has no checkpoint yet: this is the model that it began with".to_owned();
+            return Ok(Self { warning: Some(warning), ..Self::of(job, weights, None, threads)? });
         };
         // What the run drafts is what it has seen.
         let habits = folder.habits(&name).ok().flatten().filter(|habits| habits.seen.len() == job.seen.len());
@@ -168,7 +169,7 @@ impl Solo {
         Self { job, weights, target, pool, learning, uncoupled, greedy, warning }
     }
 
-    /// What is wrong with the newest checkpoint of its run, if it was loaded from an older one.
+    /// What is to be known of its run's checkpoints: the newest one is damaged, and it was loaded from an older one; or there is none yet.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()

@@ -112,6 +112,8 @@ pub(crate) struct State {
     has_warned: bool,
     activity: Activity,
     metrics: StepMetrics,
+    /// Of a step that is recorded, until it is told of.
+    untold: Option<Box<StepMetrics>>,
     began: Instant,
     /// Records that are not durable yet; since when the run waits for them, and how long it did after the step before.
     unrecorded: usize,
@@ -173,6 +175,7 @@ impl Actor for Supervisor {
             has_warned: false,
             activity: Activity::Recording { then: None },
             metrics: StepMetrics::default(),
+            untold: None,
             began: Instant::now(),
             unrecorded: 0,
             unrecorded_max: usize::from(!options.waits_for_disk),

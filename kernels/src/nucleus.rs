@@ -1,11 +1,16 @@
 //! Sampling from the nucleus: the fewest, likeliest tokens that have together at least a given probability (Holtzman et al.
 //! 2020, "The curious case of neural text degeneration").
 
+use std::cell::Cell;
+
+use crate::dispatch::simd;
 use crate::math;
 use crate::noise::{self, NoiseKey};
 
 /// Tokens below this share of the likeliest one's probability are sorted only if the others do not suffice.
-const FAR: f64 = 1e-6;
+const FAR: f32 = 1e-6;
+/// Tokens that are looked at together.
+const BLOCK: usize = 64;
 
 /// The sampled token: `argmax(logits_v / T + G(position, v))` over the nucleus of `softmax(logits / T)`, which renormalises it.
 /// A `top_p` of 1 or more is all tokens, `T = 0` plain argmax. Of equally likely tokens lower ids come first.
@@ -33,24 +38,69 @@ pub(crate) fn cut(logits: &[f32], temperature: f32, top_p: f32) -> Option<Vec<u3
 
 /// Its tokens, likeliest first; always one.
 fn nucleus(logits: &[f32], inverse: f32, top_p: f64) -> Vec<u32> {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // In the order of ids, so that the sum has the same bits everywhere.
-    let weights: Vec<f64> = logits.iter().map(|l| f64::from(math::exp((l - top) * inverse))).collect();
-    let wanted = top_p * weights.iter().sum::<f64>();
+    let mut weights = WEIGHTS.take();
+    let wanted = top_p * weigh(logits, inverse, &mut weights);
+    let found = likeliest(logits, &weights, wanted);
+    WEIGHTS.set(weights);
+    found
+}
+
+thread_local! {
+    /// Memory that the draws of a thread reuse.
+    static WEIGHTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+simd! {
+    /// `exp((l - max) / T)` of each logit, and their sum: lane `i % 8` adds in the order of ids, so that it has the same bits everywhere.
+    fn weigh(logits: &[f32], inverse: f32, weights: &mut Vec<f32>) -> f64 {
+        let top = math::lane_max(logits);
+        weights.resize(logits.len(), 0.0);
+        for (weight, logit) in weights.iter_mut().zip(logits) {
+            *weight = math::exp((*logit - top) * inverse);
+        }
+        let mut lanes = [0.0_f64; 8];
+        for eight in weights.chunks(8) {
+            for (lane, weight) in lanes.iter_mut().zip(eight) {
+                *lane += f64::from(*weight);
+            }
+        }
+        lanes.iter().sum()
+    }
+}
+
+simd! {
+    /// The tokens whose weight is not far below the largest, which is 1.
+    fn near(weights: &[f32]) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for (block, weights) in (0_u32..).zip(weights.chunks(BLOCK)) {
+            if math::lane_max(weights) < FAR {
+                continue;
+            }
+            for (id, weight) in (block * BLOCK as u32..).zip(weights) {
+                if *weight >= FAR {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+}
+
+/// The fewest tokens that have together the `wanted` weight, likeliest first.
+fn likeliest(logits: &[f32], weights: &[f32], wanted: f64) -> Vec<u32> {
     let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let ids = || (0_u32..).zip(&weights);
-    let mut near: Vec<u32> = ids().filter(|(_, weight)| **weight >= FAR).map(|(id, _)| id).collect();
+    let mut near = near(weights);
     near.sort_unstable_by(order);
     let mut sum = 0.0;
     let mut is_enough = |id: &u32| {
-        sum += weights[*id as usize];
+        sum += f64::from(weights[*id as usize]);
         sum >= wanted
     };
     if let Some(last) = near.iter().position(&mut is_enough) {
         near.truncate(last + 1);
         return near;
     }
-    let mut far: Vec<u32> = ids().filter(|(_, weight)| **weight < FAR).map(|(id, _)| id).collect();
+    let mut far: Vec<u32> = (0_u32..).zip(weights).filter(|(_, weight)| **weight < FAR).map(|(id, _)| id).collect();
     far.sort_unstable_by(order);
     let last = far.iter().position(is_enough).map_or(far.len(), |last| last + 1);
     near.extend_from_slice(&far[..last]);

@@ -27,10 +27,8 @@ impl RopeTable {
     #[must_use]
     pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
         let half = head_dim / 2;
-        let angle = |i: usize| {
-            let frequency = theta.powf(-2.0 * (i % half) as f64 / head_dim as f64);
-            (i / half) as f64 * frequency
-        };
+        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let angle = |i: usize| (i / half) as f64 * frequencies[i % half];
         let table = |f: fn(f64) -> f64| Arc::new((0..positions * half).map(|i| f(angle(i)) as f32).collect());
         Self { head_dim, cosines: table(f64::cos), sines: table(f64::sin) }
     }

@@ -6,10 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use kernels::{
-    Chosen, Context, Draws, Heads, KeyValues, Matrix, NoiseKey, Pool, Scratch, SequencesGradient, Storage, Turned,
-    add_linear, attend, attend_ahead_gradient, attend_sequences, draw, embed, from_bf16, input_gradient, linear,
-    log_prob, log_probs, log_probs_gradient, pack, rms_norm, round_to_bf16, sum_of_squares, swiglu, to_bf16, unpack,
-    weight_gradient,
+    AdamRule, AdamTensor, Chosen, Context, Draws, Heads, KeyValues, Matrix, NoiseKey, Pool, RopeTable, Scratch,
+    SequencesGradient, Storage, Turn, Turned, adam_step, add, add_linear, approach, attend, attend_ahead_gradient,
+    attend_sequences, draw, embed, embed_gradient, from_bf16, input_gradient, linear, log_prob, log_probs,
+    log_probs_gradient, pack, packed_len, rms_norm, rms_norm_gradient, rope, round_to_bf16, softmax, sum_of_squares,
+    swiglu, swiglu_gradient, to_bf16, unpack, weight_gradient,
 };
 
 fn values(stream: u32, len: usize) -> Vec<f32> {
@@ -287,10 +288,12 @@ fn fingerprint() -> String {
         let [dq, dk, dv] = &mut d;
         let to = SequencesGradient { dq, dk, dv, ahead: &mut [] };
         attend_ahead_gradient(&pool, [&x, &x, &x], &[], &[4, 5], heads, &dh, to);
-        let (mut drawn, draws) = (Vec::new(), Draws { temperature: 0.8, top_p: 1.0 });
         let places: Vec<(NoiseKey, u32)> = (0..9).map(|row| (NoiseKey::new(2, 0, 0, row, 0), row)).collect();
-        draw(&pool, (&logits, 90), draws, &places, &mut drawn);
-        all.extend(drawn.iter().flat_map(|drawn| [drawn.token as f32, drawn.log_prob]));
+        for top_p in [1.0, 0.7] {
+            let (mut drawn, draws) = (Vec::new(), Draws { temperature: 0.8, top_p });
+            draw(&pool, (&logits, 90), draws, &places, &mut drawn);
+            all.extend(drawn.iter().flat_map(|drawn| [drawn.token as f32, drawn.log_prob]));
+        }
         all.extend(logits.into_iter().chain(dh).chain(dw).chain(d.concat()));
         // Many rows, more than a block of k, an odd number of features or of rows.
         let mut many = vec![0.0; 40 * 50];
@@ -311,7 +314,35 @@ fn fingerprint() -> String {
         attend_sequences(&pool, [&q, &k, &k], &[23, 18], wide, &mut attended);
         all.extend(attended);
     }
+    all.extend(element_by_element(&pool));
     format!("{:x?} {:x?}", bits(&all), both_words(sum_of_squares(&pool, &values(5, 12_345))))
+}
+
+/// What operations without a product make.
+fn element_by_element(pool: &Pool) -> Vec<f32> {
+    let [x, mut turned, mut added, mut chances] = [0, 1, 2, 3].map(|stream| values(20 + stream, 9 * 66));
+    let table = RopeTable::new(22, 1e4, 40);
+    rope(&mut turned, 66, &[3, 1, 4, 1, 5, 9, 2, 6, 39], &table, Turn::Forth);
+    add(&mut added, &x);
+    chances.chunks_mut(66).for_each(|row| softmax(row));
+    let (mut dx, mut dw) = (values(24, 9 * 66), vec![0.1; 66]);
+    rms_norm_gradient(pool, &x, &values(25, 66), 1e-5, &turned, &mut dx, &mut dw);
+    let [mut gate, mut up] = [26, 27].map(|stream| values(stream, 9 * 66));
+    swiglu_gradient(pool, &mut gate, &mut up, &x);
+    // An odd number of input features: pairs of steps end with half a one.
+    let (len, k) = (packed_len(50, 33), 33);
+    let (old, mut new, mut rounded) = (values(28, len), values(29, len), vec![0; len]);
+    let [mut first, mut second] = [vec![0.01; len], vec![0.02; len]];
+    let rule = AdamRule { beta1: 0.9, beta2: 0.95, scale: 0.7, keep: 0.99, rate: 3e-2, second_correction: 7.0 };
+    let (first_of, second_of, to) = (&mut first, &mut second, Some((rounded.as_mut_slice(), k)));
+    let tensor = AdamTensor { old: &old, new: &mut new, first: first_of, second: second_of, rounded: to };
+    adam_step(pool, rule, tensor);
+    let mut mean = old;
+    approach(pool, &mut mean, &new, 0.3);
+    let mut embedded = vec![0.0; packed_len(50, 66)];
+    embed_gradient(&[0, 49, 3, 3, 7, 16, 15, 31, 0], &x, &mut embedded);
+    let rounded = rounded.into_iter().map(from_bf16).collect();
+    [turned, added, chances, dx, dw, gate, up, new, first, second, rounded, mean, embedded].concat()
 }
 
 fn both_words(value: f64) -> [u32; 2] {

@@ -114,10 +114,7 @@ impl Bench<'_> {
         }
         let Some(learned) = learned else { return Ok(()) };
         for race in &races {
-            let name = race.solo.plan().speculation.shape().map_or("", |shape| match shape.network {
-                NetworkKind::Eagle => "eagle",
-                NetworkKind::Eagle3 => "eagle3",
-            });
+            let name = race.network();
             let tree = Strategy::tree(learned, 4, 3, 12);
             let ways = [Strategy::chain(learned, 4), tree, tree.with_chance_min(0.1).with_budget_all(24)];
             self.controllers(race, &asked, name, &ways)?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use actors::{Asked, DecodeOptions, Decoded, Solo};
 use kernels::NoiseKey;
 use models::Answer;
-use state::plan::{Controller, Strategy};
+use state::plan::{Controller, NetworkKind, Strategy};
 
 use crate::commands::Result;
 use crate::failure::Failure;
@@ -95,9 +95,17 @@ impl Race {
         strategies.iter().filter(is_ready).map(|s| (self.name(s), Controller::Fixed(*s))).collect()
     }
 
+    /// What the plan's drafter that learns is called; nothing if there is none.
+    pub(super) fn network(&self) -> &'static str {
+        self.solo.plan().speculation.shape().map_or("", |shape| match shape.network {
+            NetworkKind::Eagle => "eagle",
+            NetworkKind::Eagle3 => "eagle3",
+        })
+    }
+
     pub(super) fn name(&self, s: &Strategy) -> String {
         let is_suffix = self.solo.plan().speculation.suffix() == Some(s.drafter);
-        let mut name = format!("{} {}", if is_suffix { "suffix" } else { "eagle" }, s.depth);
+        let mut name = format!("{} {}", if is_suffix { "suffix" } else { self.network() }, s.depth);
         if s.width > 1 {
             name += &format!(" wide {} of {}", s.width, s.budget);
         }

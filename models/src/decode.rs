@@ -150,9 +150,10 @@ impl Decoder {
     /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow.
     ///
     /// # Errors
-    /// If the prompt is empty or leaves no room for an answer.
+    /// If the prompt is empty or leaves no room for an answer, or answers may have no token.
     pub fn admit(&mut self, group: usize, prompt: &[u32], samples: &[(usize, NoiseKey)]) -> Result<()> {
         self.check(prompt)?;
+        self.is_short_of_the_longest(0)?;
         let request = |(sample, noise): &(usize, NoiseKey)| {
             let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
             Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs }
@@ -168,12 +169,15 @@ impl Decoder {
     pub fn import(&mut self, request: Request) -> Result<()> {
         self.check(&request.tokens[..request.prompt])?;
         self.check(&request.tokens)?;
-        let (tokens, tokens_max) = (request.log_probs.len(), self.decoding.tokens_max);
-        if tokens >= tokens_max {
-            return Err(Error::AnswerLength { tokens, tokens_max });
-        }
+        self.is_short_of_the_longest(request.log_probs.len())?;
         self.enter(vec![request]);
         Ok(())
+    }
+
+    /// Whether an answer of so many tokens may have another one.
+    fn is_short_of_the_longest(&self, tokens: usize) -> Result<()> {
+        let tokens_max = self.decoding.tokens_max;
+        if tokens < tokens_max { Ok(()) } else { Err(Error::AnswerLength { tokens, tokens_max }) }
     }
 
     /// Admits a request with the keys and values that it has already; what is missing, or of another target, is made again.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use state::error::advice;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -65,7 +67,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The system refused to read or write.
-    #[error("cannot read or write `{}`; check permissions and free space", path.display())]
+    #[error("cannot read or write `{}`; {}", path.display(), advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -260,10 +262,17 @@ pub enum Error {
         path: PathBuf,
     },
     /// A folder that an export would overwrite is something else.
-    #[error("`{}` exists and is not an exported model; choose another folder or remove it", path.display())]
+    #[error(
+        "`{}` is there and is no {kind} that Taper has exported ({because}); choose another folder, or move it away",
+        path.display()
+    )]
     ExportTarget {
         /// The folder.
         path: PathBuf,
+        /// What was to be exported.
+        kind: &'static str,
+        /// What in it is something else.
+        because: String,
     },
     /// Weights of another model.
     #[error("weights of {found} parameters are of another layout than the model")]

@@ -131,7 +131,6 @@ impl AdamW {
         (optimizer, lr): (&Optimizer, f64),
     ) -> Stride {
         assert_eq!(gradients.len(), weights.masters().len(), "a gradient for each parameter");
-        self.steps += 1;
         let norm = factor * norm(pool, &gradients);
         let scale = factor * if norm > optimizer.clip_norm { optimizer.clip_norm / norm } else { 1.0 };
         let (old, gradients, optimizer) = (weights.clone(), gradients.into(), optimizer.clone());
@@ -142,6 +141,8 @@ impl AdamW {
     pub(crate) fn advance(&mut self, pool: &Pool, stride: &mut Stride) -> Option<Weights> {
         let Stride { old, gradients, masters, rounded, optimizer, lr, scale, .. } = stride;
         let i = masters.len();
+        // One that is begun and left out changes nothing.
+        self.steps += u64::from(i == 0);
         if let Some(mut new) = gradients.pop_front() {
             let features = old.features(i);
             let decay = if features.is_some() { optimizer.weight_decay } else { 0.0 };
@@ -303,7 +304,7 @@ pub(crate) struct Stride {
     /// Of gradients, with clipping.
     scale: f64,
     /// Before clipping.
-    norm: f64,
+    pub(crate) norm: f64,
 }
 
 fn rule(optimizer: &Optimizer, lr: f64, decay: f64, scale: f64, steps: u64) -> AdamRule {

@@ -104,7 +104,7 @@ impl Running {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.ended || self.request.log_probs.len() == self.limit
+        self.ended || self.request.log_probs.len() >= self.limit
     }
 
     /// The answer that it ended as, and the keys and values that are of no more use.

@@ -3,6 +3,40 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// What to do where the system refused to read or write.
+#[must_use]
+pub fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::NotFound => "check the path",
+        Kind::PermissionDenied => "check permissions",
+        Kind::AlreadyExists | Kind::NotADirectory => {
+            "a file is where a folder is wanted: name another path, or move it"
+        }
+        Kind::IsADirectory => "it is a folder: name a file",
+        Kind::ReadOnlyFilesystem => "nothing can be written there: name another path",
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => "make room, then run the command again",
+        _ => "check permissions and free space",
+    }
+}
+
+/// Whether the path is to blame, and trying again would not help.
+#[must_use]
+pub fn is_of_path(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::NotFound
+            | Kind::PermissionDenied
+            | Kind::AlreadyExists
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+            | Kind::ReadOnlyFilesystem
+            | Kind::InvalidInput
+            | Kind::InvalidFilename
+    )
+}
+
 /// A failure of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,7 +53,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The operating system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}; {}", path.display(), advice(source))]
     Io {
         /// What was tried.
         action: &'static str,

@@ -19,7 +19,7 @@ pub struct StepMetrics {
     pub reward: f64,
     /// Share of correct answers.
     pub accuracy: f64,
-    /// Rollouts that ended, were scored, and failed to be scored.
+    /// Rollouts that ended, scored or not.
     pub rollouts: usize,
     /// Rollouts left out because they could not be scored.
     pub failed: usize,
@@ -67,7 +67,7 @@ pub struct StepMetrics {
     pub lent: u64,
     /// Drafter micro-batches trained.
     pub drafter_batches: u64,
-    /// Mean loss of the drafter's last micro-batches of the step.
+    /// Loss of the drafter's last micro-batch of the step.
     pub drafter_loss: f64,
     /// Share of held-out tokens that the newest version scored in the step guessed at once, if one was scored.
     pub drafter_held_out: Option<f64>,

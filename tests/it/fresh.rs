@@ -19,7 +19,8 @@ fn beginning_anew_keeps_files_of_others() {
     completed(&["run", text(&file), "--out", text(&dir)]);
     assert_eq!(taper::inspect(&dir).unwrap().sessions, 1, "it was complete");
     // Less is kept than there was, and nothing is exported.
-    let short = workflow(folder.path(), |w| w.replace("Export(to: \"model\"),", "").replace("keep: 2", "keep: 1"));
+    let shorten = |w: String| w.replace("Export(to: \"model\"),", "").replace("keep: 2", "keep: 1");
+    let short = workflow(folder.path(), shorten);
     completed(&["run", text(&short), "--out", text(&dir), "--fresh"]);
     let state = taper::inspect(&dir).unwrap();
     assert!(state.is_complete && state.sessions == 1);
@@ -28,6 +29,27 @@ fn beginning_anew_keeps_files_of_others() {
     for name in mine {
         assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), name);
     }
+    // A file beside an exported model is somebody's: neither goes, and a run that would replace them does not begin.
+    let file = workflow(folder.path(), |w| w);
+    completed(&["run", text(&file), "--out", text(&dir), "--fresh"]);
+    fs::write(dir.join("model/notes.txt"), "mine").unwrap();
+    assert!(refusal(&["run", text(&file), "--out", text(&dir), "--fresh"]).contains("`notes.txt` is in it"));
+    assert!(taper::inspect(&dir).unwrap().is_complete, "the earlier run is as it was");
+    let short = workflow(folder.path(), shorten);
+    completed(&["run", text(&short), "--out", text(&dir), "--fresh"]);
+    assert_eq!(fs::read_to_string(dir.join("model/notes.txt")).unwrap(), "mine");
+}
+
+#[test]
+fn an_export_is_refused_before_anything_is_learned_wherever_it_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w.replace("Export(to: \"model\"),", "Export(to: \"../../other\"),"));
+    let (dir, other) = (folder.path().join("runs/run"), folder.path().join("other"));
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("keep.txt"), "mine").unwrap();
+    // The run's folder, through which the path leads, is not there yet.
+    assert!(refusal(&["run", text(&file), "--out", text(&dir)]).contains("`keep.txt` is in it"));
+    assert!(!dir.exists());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Two engines that share a rollout, told what to do by hand.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use kernels::NoiseKey;
@@ -223,7 +223,11 @@ fn training_gives_way_and_goes_on() {
     // Whoever lets go of a device that trains does not wait for it.
     train(number + 2);
     drop(engine);
-    while let Ok(report) = reports.recv_timeout(WAIT) {
-        assert!(matches!(report, Report::DrafterStopped { .. }), "{report:?}");
-    }
+    let end = loop {
+        match reports.recv_timeout(WAIT) {
+            Ok(report) => assert!(matches!(report, Report::DrafterStopped { .. }), "{report:?}"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end, RecvTimeoutError::Disconnected, "it trains on for nobody");
 }

@@ -212,13 +212,11 @@ impl State {
         self.measure(&rolling);
         let job = self.job.clone();
         match job.plan.steps.get(self.position.stage) {
-            Some(Step::Grpo(grpo)) => match items(&rolling, grpo) {
-                Ok(items) => self.begin_policy_update(grpo, items),
-                Err((rollouts, reason)) => {
-                    let state::run::Position { stage, step } = self.position;
-                    self.give_up(Error::NothingScored { stage, step, rollouts, reason });
-                }
-            },
+            Some(Step::Grpo(grpo)) => {
+                let items = items(&rolling, grpo);
+                // Where no answer could be scored, there is nothing to learn: the weights stay as they are.
+                if items.iter().any(Option::is_some) { self.begin_policy_update(grpo, items) } else { self.commit() }
+            }
             _ => self.commit(),
         }
     }
@@ -273,16 +271,14 @@ impl State {
 }
 
 /// Answers with their advantages, in the order of groups and samples; a failed one teaches nothing but keeps its place.
-fn items(rolling: &Rolling, grpo: &Grpo) -> std::result::Result<Vec<Option<Item>>, (usize, String)> {
+fn items(rolling: &Rolling, grpo: &Grpo) -> Vec<Option<Item>> {
     let mut items = Vec::new();
-    let mut reason = None;
     for (group, verdicts) in rolling.verdicts.iter().enumerate() {
         let outcomes: Vec<_> = verdicts.iter().flatten().map(|v| v.outcome.clone()).collect();
-        reason = reason.or(outcomes.iter().find_map(|o| o.failure().map(str::to_owned)));
         for (answer, advantage) in rolling.rollout.answers(group).into_iter().zip(advantages(&outcomes, grpo.normalize))
         {
             items.push(advantage.map(|advantage| Item::of(answer, advantage)));
         }
     }
-    if items.iter().any(Option::is_some) { Ok(items) } else { Err((items.len(), reason.unwrap_or_default())) }
+    items
 }

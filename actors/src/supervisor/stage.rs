@@ -105,6 +105,7 @@ impl State {
         let wall_s = self.metrics.wall_s;
         self.metrics.timeline.iter_mut().for_each(|spans| measure::thin(spans, wall_s));
         let (metrics, weights) = (Box::new(self.metrics.clone()), self.weights.clone());
+        self.untold = Some(metrics.clone());
         self.record(Record::Step { metrics, weights, checkpoint });
         self.waiting_from = Instant::now();
         self.activity = Activity::Recording { then: None };
@@ -134,15 +135,23 @@ impl State {
         self.go_on();
     }
 
+    /// A step is told of once, also if the run ends while it is recorded.
+    fn tell_of_step(&mut self) {
+        self.untold.take().into_iter().for_each(|metrics| self.observer.tell(Progress::StepDone(metrics)));
+    }
+
     /// Ends what waits for records, if they are durable as far as it needs.
     pub(super) fn go_on(&mut self) {
         let Activity::Recording { then } = &mut self.activity else { return };
         match then.take_if(|_| self.unrecorded == 0) {
-            Some(ended) => self.end(ended),
+            Some(ended) => {
+                self.tell_of_step();
+                self.end(ended);
+            }
             None if then.is_some() => {}
             None if self.unrecorded <= self.unrecorded_max => {
                 self.waited_s = self.waiting_from.elapsed().as_secs_f64();
-                self.observer.tell(Progress::StepDone(Box::new(self.metrics.clone())));
+                self.tell_of_step();
                 self.position = self.position.after(&self.job.plan);
                 self.begin_step();
             }

@@ -150,7 +150,8 @@ fn problem(line: &[u8]) -> std::result::Result<Problem, String> {
     match () {
         () if has("question") && has("answer") => marked(text("question")?, text("answer")?, false),
         () if has("problem") && has("answer") => {
-            let solution = if value["solution"].is_null() { None } else { Some(text("solution")?) };
+            let is_blank = |value: &Value| value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
+            let solution = if is_blank(&value["solution"]) { None } else { Some(text("solution")?) };
             Ok(Problem { question: text("problem")?, answer: text("answer")?, solution })
         }
         () if has("prompt") && has("response") => marked(text("prompt")?, text("response")?, true),

@@ -265,8 +265,8 @@ impl Learner {
         self.reader.clone()
     }
 
-    /// Some windows and one step of the optimiser; returns the loss. A loss that is not finite changes no weight, and neither do
-    /// windows without a token of an answer, whose loss is 0.
+    /// Some windows and one step of the optimiser; returns the loss. A loss or gradients that are not finite change no weight, and
+    /// neither do windows without a token of an answer, whose loss is 0.
     ///
     /// # Errors
     /// If the weights are of another layout.
@@ -314,9 +314,12 @@ impl Learner {
         let mean = loss / guesses as f64;
         if mean.is_finite() {
             let lr = optim::learning_rate(&self.optimizer, (WARMUP - self.warmup_left) as usize, usize::MAX);
-            self.warmup_left = self.warmup_left.saturating_sub(1);
             let (weights, gradients) = (&self.reader.weights, (gradients, 1.0 / guesses as f64));
-            self.stride = Some(self.adam.begin(pool, weights, gradients, (&self.optimizer, lr)));
+            let stride = self.adam.begin(pool, weights, gradients, (&self.optimizer, lr));
+            if stride.norm.is_finite() {
+                self.warmup_left = self.warmup_left.saturating_sub(1);
+                self.stride = Some(stride);
+            }
         }
         mean
     }

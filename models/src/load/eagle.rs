@@ -14,7 +14,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use state::plan::{DrafterShape, NetworkKind};
 
-use super::export::{self, Precision, write_beside, write_json};
+use super::export::{self, Kind, Precision, write_beside, write_json};
 use super::{Config, RawWeights, dims, finite, hf, place, read, refused};
 use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ pub fn export_drafter(
     precision: Precision,
 ) -> Result<()> {
     let target = vocabulary.target().config();
-    let mut value = export::config_json(&eagle::config(target, shape), precision);
+    let mut value = export::config_json(&eagle::config(target, shape), precision, Kind::Drafter);
     let mut tensors = named((target, shape), weights, &place(folder))?;
     let mut tables = Vec::new();
     let architecture = match (shape.network, layout) {
@@ -73,7 +73,7 @@ pub fn export_drafter(
         }
         NetworkKind::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
     }
-    let partial = export::begin(folder)?;
+    let partial = export::begin(folder, Kind::Drafter)?;
     write_json(&partial.join("config.json"), &value)?;
     write_beside(&partial.join("model.safetensors"), &tensors, tables, precision)?;
     export::publish(&partial, folder)

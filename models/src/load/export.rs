@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, View};
@@ -22,6 +22,30 @@ pub enum Precision {
     F16,
 }
 
+/// What an exported folder holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A model.
+    Model,
+    /// A drafter of one.
+    Drafter,
+}
+
+impl Kind {
+    /// As `config.json` says it, and errors do.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Drafter => "drafter",
+        }
+    }
+}
+
+/// Where `config.json` says that the folder is an export, and of what: such a folder may be replaced by the next one.
+const MARK: &str = "exported_by_taper";
+/// All files that exports write.
+const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
 /// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` to `folder`, by way of a hidden
 /// folder beside it. An exported model that is there already is replaced.
 ///
@@ -36,8 +60,8 @@ pub fn export(
     chat_template: Option<&str>,
 ) -> Result<()> {
     weights.check(config, &place(folder))?;
-    let partial = begin(folder)?;
-    write_json(&partial.join("config.json"), &config_json(config, precision))?;
+    let partial = begin(folder, Kind::Model)?;
+    write_json(&partial.join("config.json"), &config_json(config, precision, Kind::Model))?;
     tokenizer.save(&partial.join("tokenizer.json"))?;
     write_json(&partial.join("tokenizer_config.json"), &tokenizer_json(config, tokenizer, chat_template))?;
     write_tensors(&partial.join("model.safetensors"), weights, precision)?;
@@ -126,7 +150,7 @@ fn stored(name: &str, shape: &[usize], values: &[f32], precision: Precision) -> 
     }
 }
 
-pub(super) fn config_json(config: &Config, precision: Precision) -> Value {
+pub(super) fn config_json(config: &Config, precision: Precision, kind: Kind) -> Value {
     let dtype = match precision {
         Precision::F32 => "float32",
         Precision::F16 => "float16",
@@ -136,6 +160,7 @@ pub(super) fn config_json(config: &Config, precision: Precision) -> Value {
         "attention_bias": false,
         "bos_token_id": config.bos,
         "eos_token_id": if let [one] = config.eos[..] { json!(one) } else { json!(config.eos) },
+        MARK: kind.name(),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "hidden_size": config.hidden,
@@ -178,22 +203,46 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     io(path, fs::write(path, format!("{value:#}\n")))
 }
 
-/// Nothing, an empty folder, or an earlier export may be replaced; anything else may be somebody's work.
+/// Nothing, an empty folder, or an earlier export of the same kind may be replaced; anything else may be somebody's work.
 ///
 /// # Errors
-/// If there is such a folder.
-pub fn replaceable(folder: &Path) -> Result<()> {
-    let ours = || folder.join("config.json").exists() && folder.join("model.safetensors").exists();
-    let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    match !folder.exists() || ours() || empty() {
+/// If there is such a folder, or a file.
+pub fn replaceable(folder: &Path, kind: Kind) -> Result<()> {
+    // The run's folder, which the path may lead through, may not be there yet.
+    let folder = real(folder);
+    let refused = |because: String| Err(Error::ExportTarget { path: folder.clone(), kind: kind.name(), because });
+    if !folder.exists() {
+        return Ok(());
+    }
+    let entries = io(&folder, fs::read_dir(&folder))?;
+    let names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+    if let Some(other) = names.iter().find(|name| !FILES.iter().any(|file| name == file)) {
+        return refused(format!("`{}` is in it", other.display()));
+    }
+    let config = fs::read(folder.join("config.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    match names.is_empty() || config.is_some_and(|config| config[MARK] == kind.name()) {
         true => Ok(()),
-        false => Err(Error::ExportTarget { path: folder.into() }),
+        false => refused(format!("no `{MARK}: \"{}\"` in its config.json", kind.name())),
     }
 }
 
+/// A path without links, as far as it is there, and without detours.
+#[must_use]
+pub fn real(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
+        match part {
+            Component::ParentDir => drop(real.pop()),
+            part => real.push(part),
+        }
+        real = real.canonicalize().unwrap_or(real);
+    }
+    real
+}
+
 /// An empty folder to write into, beside the one that is to be made or replaced. What an export that did not end left is removed.
-pub(super) fn begin(folder: &Path) -> Result<PathBuf> {
-    replaceable(folder)?;
+pub(super) fn begin(folder: &Path, kind: Kind) -> Result<PathBuf> {
+    replaceable(folder, kind)?;
     let partial = beside(folder, "partial");
     remove(&partial)?;
     io(&partial, fs::create_dir_all(&partial))?;
@@ -295,10 +344,30 @@ mod tests {
     fn nobodys_folder_is_overwritten() {
         let (config, weights) = tiny();
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("thesis.txt"), "dear").unwrap();
-        let result = export(folder.path(), &config, &weights, Precision::F32, &Tokenizer::chars(), None);
-        assert!(matches!(result, Err(Error::ExportTarget { .. })));
-        assert!(folder.path().join("thesis.txt").exists());
+        let export = |to: &Path| export(to, &config, &weights, Precision::F32, &Tokenizer::chars(), None);
+        let refuses = |to: &Path, why: &str| {
+            let count = || fs::read_dir(real(to)).unwrap().count();
+            let before = count();
+            let result = export(to);
+            assert!(matches!(&result, Err(Error::ExportTarget { because, .. }) if because.contains(why)), "{result:?}");
+            assert_eq!(count(), before);
+        };
+        let [others, ours] = ["others", "ours"].map(|name| folder.path().join(name));
+        fs::create_dir(&others).unwrap();
+        fs::write(others.join("thesis.txt"), "dear").unwrap();
+        refuses(&others, "thesis.txt");
+        // A model that somebody has downloaded.
+        fs::remove_file(others.join("thesis.txt")).unwrap();
+        fs::write(others.join("config.json"), "{}").unwrap();
+        fs::write(others.join("model.safetensors"), "x").unwrap();
+        refuses(&others, "exported_by_taper");
+        refuses(&ours.join("not").join("there").join("..").join("..").join("..").join("others"), "exported_by_taper");
+        // What was exported, as long as it is nothing else.
+        export(&ours).unwrap();
+        export(&ours).unwrap();
+        assert!(matches!(replaceable(&ours, Kind::Drafter), Err(Error::ExportTarget { .. })));
+        fs::write(ours.join("notes.txt"), "dear").unwrap();
+        refuses(&ours, "notes.txt");
     }
 
     #[test]

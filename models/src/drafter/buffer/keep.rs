@@ -18,12 +18,14 @@ impl Buffer {
     /// The newest examples, and those held out: numbers by name. Nothing of an empty buffer.
     #[must_use]
     pub fn to_raw(&self) -> Option<RawWeights> {
-        let mut tokens = 0;
-        let is_new = |example: &&Arc<Example>| {
-            tokens += example.tokens.len();
-            tokens <= TOKENS_MAX
+        // The newest that fit: one that is longer than all of it leaves room for others.
+        let mut left = TOKENS_MAX;
+        let fits = |example: &&Arc<Example>| {
+            let rest = left.checked_sub(example.tokens.len());
+            left = rest.unwrap_or(left);
+            rest.is_some()
         };
-        let learned: Vec<_> = self.examples.iter().rev().take_while(is_new).collect();
+        let learned: Vec<_> = self.examples.iter().rev().filter(fits).collect();
         let learned = learned.into_iter().rev().map(|example| (example, false));
         let all: Vec<(&Arc<Example>, bool)> =
             learned.chain(self.held_out.iter().map(|example| (example, true))).collect();

@@ -35,6 +35,34 @@ fn classroom(shape: DrafterShape) -> (Arc<Target>, Vec<Window>) {
 }
 
 #[test]
+fn what_is_not_finite_changes_no_weight() {
+    let (target, windows) = classroom(SHAPES[0]);
+    let (pool, vocabulary, mut workspace) = (Pool::default(), Vocabulary::whole(&target), Workspace::default());
+    let fresh = Learner::fresh(&target, SHAPES[0], 9).unwrap();
+    let mut learner = Learner::new(target.config(), SHAPES[0], fresh, 1e-2);
+    assert!(learner.learn(&pool, &vocabulary, &windows, &mut workspace).unwrap().is_finite());
+    let before = Learner { steps: 2, ..learner.clone() }.to_raw();
+    for spoiled in [f32::INFINITY, f32::NAN] {
+        let mut learner = learner.clone();
+        let mut reading = learner.reader().read(&pool, &vocabulary, &windows, &mut workspace).unwrap().unwrap();
+        reading.gradients[1][0] = spoiled;
+        learner.add(reading);
+        assert!(learner.begin_step(&pool).is_finite(), "the loss does not tell");
+        learner.finish_step(&pool);
+        assert!(learner.to_raw() == before, "{spoiled}");
+    }
+    // A loss that tells.
+    let spoil = |window: &Window| {
+        let mut example = window.example.padded(0);
+        example.hidden.fill(f32::NAN);
+        Arc::new(example).whole()
+    };
+    let spoiled: Vec<Window> = windows.iter().map(spoil).collect();
+    assert!(learner.learn(&pool, &vocabulary, &spoiled, &mut workspace).unwrap().is_nan());
+    assert!(learner.to_raw() == before);
+}
+
+#[test]
 fn gradients_are_differences_of_the_loss() {
     for (shape, levels) in SHAPES.into_iter().flat_map(|shape| [(shape, 1), (shape, 3)]) {
         let (target, windows) = classroom(shape);
