@@ -10,7 +10,10 @@
 //! # }
 //! ```
 
-pub use actors::{Ended, Error, Fault, Moment, Options, Past, Progress, check_inputs, inspect, look, run};
+pub use actors::{
+    Asked, CycleStats, DecodeOptions, Decoded, Ended, Error, Fault, Layout, Moment, Options, OwnReward, Past,
+    Precision, Progress, Result, ScoredAnswer, ScoredGroup, Session, Solo, check_inputs, inspect, look, run,
+};
 pub use kernels;
 pub use models;
 pub use state;

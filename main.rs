@@ -1,5 +1,7 @@
 //! The command line: compose and report.
 
+#[path = "main/answers.rs"]
+mod answers;
 #[path = "main/bench.rs"]
 mod bench;
 #[path = "main/commands.rs"]
@@ -62,11 +64,17 @@ enum Command {
         /// Go on with the run in the folder, as without this.
         #[arg(long, conflicts_with = "fresh")]
         resume: bool,
+        /// Add every answer, with its score, to this file: one JSON object a line.
+        #[arg(long, value_name = "FILE")]
+        answers: Option<PathBuf>,
     },
     /// Go on with the run in a folder, with the workflow of its newest session.
     Resume {
         /// Folder of the run.
         dir: PathBuf,
+        /// Add every answer, with its score, to this file: one JSON object a line.
+        #[arg(long, value_name = "FILE")]
+        answers: Option<PathBuf>,
     },
     /// Tell what the run in a folder did.
     Report {
@@ -105,6 +113,9 @@ enum Command {
     },
 }
 
+/// Threads that any command but the check of a workflow may need: those of journals and of models.
+const THREADS: usize = 16;
+
 fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
@@ -127,9 +138,12 @@ fn start() -> Result<ExitCode, Failure> {
     let logs = logs.with_ansi(std::io::stderr().is_terminal());
     // A terminal that is gone takes no logs, and no complaints about that.
     logs.log_internal_errors(false).init();
+    if !matches!(command, Command::Check { .. }) {
+        actors::may_start(THREADS)?;
+    }
     match command {
-        Command::Run { file, out, fresh, .. } => commands::run(&file, out, fresh),
-        Command::Resume { dir } => commands::resume(&dir),
+        Command::Run { file, out, fresh, answers, .. } => commands::run(&file, out, fresh, answers.as_deref()),
+        Command::Resume { dir, answers } => commands::resume(&dir, answers.as_deref()),
         Command::Report { dir, json } => commands::report(&dir, json),
         Command::Compare { file, out, json } => compare::compare(&file, out, json),
         Command::Generate(args) => generate::generate(&args),

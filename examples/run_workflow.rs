@@ -5,8 +5,11 @@
 #![expect(clippy::print_stdout, reason = "an example")]
 
 use std::path::Path;
+use std::sync::Arc;
 
-use taper::{Options, Progress, inspect, parse, report, run};
+use taper::state::algorithm::Outcome;
+use taper::state::reward::Answer;
+use taper::{Options, OwnReward, Progress, inspect, parse, report, run};
 
 const WORKFLOW: &str = r##"Workflow(
     name: "example",
@@ -24,7 +27,13 @@ const WORKFLOW: &str = r##"Workflow(
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = parse(WORKFLOW, Path::new(".")).map_err(|problems| problems[0].render(WORKFLOW))?;
-    let options = Options { dir: "runs/example".into(), ..Options::default() };
+    // Beside those of the workflow: an answer that takes many steps is to say each of them.
+    let score = |answer: &Answer<'_>| {
+        let (said, asked) = (answer.text.matches(';').count(), answer.question.matches(['+', '-']).count());
+        Outcome::Scored(if said + 1 == asked { 0.1 } else { 0.0 })
+    };
+    let reward = OwnReward { name: "every step".into(), score: Arc::new(score) };
+    let options = Options { dir: "runs/example".into(), reward: Some(reward), ..Options::default() };
     let dir = options.dir.clone();
     let observer = |progress| {
         if let Progress::StepDone(step) = progress {

@@ -9,6 +9,7 @@ use actors::{Ended, Options, Progress};
 use state::metrics::Report;
 use state::plan::Plan;
 
+use crate::answers::Answers;
 use crate::failure::Failure;
 use crate::output;
 use crate::show::{self, Show};
@@ -27,7 +28,7 @@ pub(crate) fn load(path: &Path) -> Result<Plan> {
     workflows::parse(&text, folder).map_err(|problems| Failure::Workflow { path: path.into(), text, problems })
 }
 
-pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool) -> Result<ExitCode> {
+pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool, answers: Option<&Path>) -> Result<ExitCode> {
     let plan = load(file)?;
     // The folder that the same command takes, but for a --fresh.
     let again = match &out {
@@ -35,14 +36,19 @@ pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool) -> Result<Exit
         None => format!("taper run {}", shell(file)),
     };
     let dir = out.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    let stopped = work(&plan, &dir, fresh)?;
+    let stopped = work(&plan, &dir, fresh, answers)?;
     conclude(stopped, &dir, &again)
 }
 
-pub(crate) fn resume(dir: &Path) -> Result<ExitCode> {
+pub(crate) fn resume(dir: &Path, answers: Option<&Path>) -> Result<ExitCode> {
     let state = actors::inspect(dir)?;
     let Some(plan) = state.plan else { return Err(actors::Error::NoRun { dir: dir.into() }.into()) };
-    let stopped = work(&plan, dir, false)?;
+    let stopped = work(&plan, dir, false, answers).map_err(|failure| match failure {
+        Failure::Run(actors::Error::Model(source @ models::Error::FileMissing { .. })) => {
+            Failure::Moved { again: format!("taper run FILE --out {}", shell(dir)), source }
+        }
+        other => other,
+    })?;
     conclude(stopped, dir, &format!("taper resume {}", shell(dir)))
 }
 
@@ -89,12 +95,15 @@ struct Checked {
     missing: Vec<PathBuf>,
 }
 
-/// Works on a plan with progress on stderr, until it is done or a signal ends it.
-pub(crate) fn work(plan: &Plan, dir: &Path, fresh: bool) -> Result<Option<Signal>> {
-    let show = Arc::new(Show::new());
+/// Works on a plan with progress on stderr, and answers in a file if one is named, until it is done or a signal ends it.
+fn work(plan: &Plan, dir: &Path, fresh: bool, answers: Option<&Path>) -> Result<Option<Signal>> {
+    let (show, answers) = (Arc::new(Show::new()), answers.map(Answers::open).transpose()?);
     let observer = {
         let show = show.clone();
-        move |progress| show.tell(&progress)
+        move |progress| {
+            show.tell(&progress);
+            answers.iter().for_each(|answers| answers.tell(&progress));
+        }
     };
     let options = Options { dir: dir.into(), fresh, ..Options::default() };
     let result = watched(plan, options, observer, std::future::pending());

@@ -31,7 +31,7 @@ pub(crate) struct Export {
     /// Write the learned drafter instead of the model, as this engine reads it.
     #[arg(long, value_enum)]
     drafter: Option<Engine>,
-    /// Where to. Default: RUN/model, or RUN/drafter-ENGINE.
+    /// Where to. Default: RUN/model, RUN/model-half, or RUN/drafter-ENGINE.
     #[arg(long)]
     to: Option<PathBuf>,
     /// Store numbers in 16 bits instead of 32.
@@ -77,10 +77,14 @@ pub(crate) fn export(args: &Export) -> Result<ExitCode> {
         return Err(Failure::Taken { path: to.into() });
     }
     let solo = of_run(&args.run, 1)?;
+    if solo.is_older() && args.to.is_none() {
+        return Err(Failure::Older { path: args.run.clone() });
+    }
     let precision = if args.half { Precision::F16 } else { Precision::F32 };
     let exported = match args.drafter {
         None => {
-            let folder = args.to.clone().unwrap_or_else(|| args.run.join("model"));
+            let folder =
+                args.to.clone().unwrap_or_else(|| args.run.join(if args.half { "model-half" } else { "model" }));
             solo.export(&folder, precision)?;
             Exported { folder, drafter: None }
         }

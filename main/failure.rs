@@ -76,6 +76,12 @@ pub(crate) enum Failure {
     /// A folder that a run keeps for itself.
     #[error("{} is where the run keeps what it goes on from; name another folder", path.display())]
     Taken { path: PathBuf },
+    /// A run whose files are elsewhere now.
+    #[error("{source}; if it was moved, `{again}` goes on with the places that the workflow names now")]
+    Moved { again: String, source: models::Error },
+    /// An export that may take the place of a better one.
+    #[error("{} has learned more than what can be read of it: go on with the run, or name a folder for the older model with --to", path.display())]
+    Older { path: PathBuf },
     /// Weights without what tells how to use them.
     #[error("{} has weights only; name the workflow, the run or the Hugging Face folder that they belong to", path.display())]
     WeightsAlone { path: PathBuf },
@@ -127,7 +133,11 @@ impl Failure {
 fn is_input(error: &actors::Error) -> bool {
     use actors::Error;
     match error {
-        Error::Device { .. } | Error::Runtime { .. } | Error::NotFinite { .. } | Error::WorkedOn { .. } => false,
+        Error::Device { .. }
+        | Error::Runtime { .. }
+        | Error::NotFinite { .. }
+        | Error::WorkedOn { .. }
+        | Error::Threads { .. } => false,
         Error::Io { source, .. }
         | Error::Model(models::Error::Io { source, .. })
         | Error::Journal(state::Error::Io { source, .. }) => is_of_path(source),

@@ -236,7 +236,7 @@ pub(crate) fn open(path: &Path, threads: usize) -> Result<(Solo, bool)> {
 /// The model of a run, as its newest whole checkpoint has it; before there is one, as the run began.
 pub(crate) fn of_run(path: &Path, threads: usize) -> Result<Solo> {
     let solo = Solo::of_run(path, threads)?;
-    solo.warning().into_iter().for_each(|text| output::note(&format!("warning: {text}")));
+    solo.warnings().iter().for_each(|text| output::note(&format!("warning: {text}")));
     Ok(solo)
 }
 

@@ -56,6 +56,7 @@ impl Show {
         match progress {
             Progress::SessionBegan { dir, from, again } => self.line(&session(dir, *from, *again)),
             Progress::StepBegan { stage, step, kind } => self.begin(*stage, *step, kind),
+            Progress::Scored(_) => {}
             Progress::Groups { done, total } => self.advance("rollout", "groups", *done, *total),
             Progress::MicroBatches { done, total } => self.advance("update", "micro-batches", *done, *total),
             Progress::StepDone(metrics) => {
@@ -148,6 +149,10 @@ fn step_line(m: &StepMetrics) -> Option<Vec<String>> {
                 format!("reward {:.3}", m.reward),
                 format!("accuracy {:.0} %", m.accuracy * 100.0),
                 format!("length {:.0} mean {} p75 {} max", m.length_mean, m.length_p75, m.length_max),
+                match m.kl {
+                    Some(kl) => format!("entropy {:.2} KL {kl:.4}", m.entropy),
+                    None => format!("entropy {:.2}", m.entropy),
+                },
                 accepted(m),
                 format!("{:.0} tokens/s, {}", m.tokens_per_s, times_plain(m.tokens_per_s, m.plain_tokens_per_s)),
                 format!("idle {:.1} s, {} used", m.idle_s, percent(m.idle_used_s, m.idle_s)),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use state::error::advice;
+use state::error::{advice, is_of_system};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -134,6 +134,19 @@ pub enum Error {
         /// Version of this program.
         supported: u32,
     },
+    /// The plan cannot be run.
+    #[error(transparent)]
+    Plan(#[from] state::plan::OutOfRange),
+    /// The system has too few threads for this process.
+    #[error(
+        "this process may not start the {needed} threads that it needs; raise the limit (`ulimit -u`, or that of its container), or lower `devices` in the workflow"
+    )]
+    Threads {
+        /// How many.
+        needed: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A device failed too often.
     #[error("{reason}; the run can be resumed after its cause is removed")]
     Device {
@@ -187,6 +200,14 @@ fn diverged(norm: f64) -> String {
 }
 
 impl Error {
+    /// Whether the system refused to read what may be whole.
+    pub(crate) fn is_of_system(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Model(models::Error::Io { source, .. }) => is_of_system(source),
+            _ => false,
+        }
+    }
+
     /// With the reasons behind it, for where one line is all that is told.
     pub(crate) fn whole(&self) -> String {
         let reasons = std::iter::successors(std::error::Error::source(self), |reason| reason.source());

@@ -13,6 +13,13 @@ use state::speculation::Controller;
 use crate::said::Said;
 use crate::speculator::Published;
 
+/// What is known of the processor.
+pub(crate) fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    format!("{} {}", name.unwrap_or(std::env::consts::ARCH), kernels::variant())
+}
+
 /// All of it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Experience {
@@ -40,13 +47,27 @@ pub(crate) struct Habits {
     pub(crate) lengths: Vec<usize>,
     /// Choices of the controller so far, each of which has drawn numbers.
     pub(crate) choices: u64,
+    /// The processor that the controller has measured.
+    #[serde(default)]
+    pub(crate) processor: String,
 }
 
 impl Habits {
     /// Those of a run that has made nothing yet.
     pub(crate) fn new(controller: &plan::Controller, seen: Vec<u64>) -> Self {
         let (publication, calibration, said, lengths, choices) = Default::default();
-        Self { controller: Controller::new(controller), publication, calibration, seen, said, lengths, choices }
+        let (controller, processor) = (Controller::new(controller), processor());
+        Self { controller, publication, calibration, seen, said, lengths, choices, processor }
+    }
+
+    /// The same for other devices: a controller that has measured nothing.
+    pub(crate) fn with_controller(self, controller: &plan::Controller) -> Self {
+        Self { controller: Controller::new(controller), ..self }
+    }
+
+    /// Whether speeds were measured on such a processor.
+    pub(crate) fn are_of_here(&self) -> bool {
+        self.processor == processor()
     }
 
     /// The same without what is true of one drafter's versions only.

@@ -21,7 +21,7 @@ use crate::experience::{Experience, Habits};
 use crate::speculator::Published;
 
 /// Stage of a checkpoint, and steps of that stage that it holds; what names of checkpoints are made of.
-type Place = (u64, u64);
+pub(crate) type Place = (u64, u64);
 
 /// What a run needs to go on.
 pub(crate) struct Checkpoint {
@@ -112,10 +112,15 @@ impl RunFolder {
 
     /// Reads a checkpoint; `like` has the layout of its weights. What speculation had learned is a part of its own, [`Self::experience`].
     pub(crate) fn read(&self, name: &str, like: &Weights) -> Result<Checkpoint> {
-        let need = |part: &str| Ok::<_, Error>(self.part(name, part)?.unwrap_or_default());
-        let weights = Weights::with_layout(like.layout().to_vec(), like.storage(), &need("weights")?)?;
-        let adam = AdamW::from_raw(&weights, &need("moments")?)?;
-        Ok(Checkpoint { weights: Arc::new(weights), adam: Arc::new(adam), experience: Experience::default() })
+        let weights = self.weights(name, like)?;
+        let adam = AdamW::from_raw(&weights, &self.part(name, "moments")?.unwrap_or_default())?;
+        Ok(Checkpoint { weights, adam: Arc::new(adam), experience: Experience::default() })
+    }
+
+    /// The weights of a checkpoint alone.
+    pub(crate) fn weights(&self, name: &str, like: &Weights) -> Result<Arc<Weights>> {
+        let raw = self.part(name, "weights")?.unwrap_or_default();
+        Ok(Arc::new(Weights::with_layout(like.layout().to_vec(), like.storage(), &raw)?))
     }
 
     /// Reads what speculation had learned, and what is wrong with the parts that cannot be used, for a drafter of this shape.
@@ -196,6 +201,11 @@ impl RunFolder {
     pub(crate) fn newest(&self) -> Option<String> {
         let whole = self.entries().into_iter().filter(|(_, name)| !name.ends_with(PARTIAL));
         whole.max().map(|(_, name)| name)
+    }
+
+    /// How far it is.
+    pub(crate) fn newest_place(&self) -> Option<Place> {
+        self.newest().as_deref().and_then(place)
     }
 
     /// Folders of checkpoints, half-written ones included; whatever else is there is not the run's.

@@ -14,7 +14,7 @@ use models::train::Sequence;
 use models::{Config, Stop, Target, Weights, sha};
 use serde::Serialize;
 use state::journal::Inputs;
-use state::plan::{Compute, DrafterShape, Model, Plan, Source, Step};
+use state::plan::{Compute, Devices, DrafterShape, Model, Plan, Source, Step};
 use state::reward;
 
 use crate::error::{Error, Result};
@@ -99,6 +99,7 @@ impl Job {
             data_sha256,
             warnings: Vec::new(),
         };
+        job.warnings.extend(crowd(&job.plan));
         job.read_problems()?;
         Ok(job)
     }
@@ -171,7 +172,9 @@ impl Job {
         let failure = |(line, problem): (usize, &Problem)| {
             let (reference, solution) = (problem.answer.as_str(), problem.solution.as_deref());
             let tokens_max = self.plan.sampling.tokens_max;
-            let answer = reward::Answer { text: "", reference, solution, tokens: 0, tokens_max, truncated: false };
+            let question = problem.question.as_str();
+            let answer =
+                reward::Answer { question, text: "", reference, solution, tokens: 0, tokens_max, truncated: false };
             Some((line, reward::score(&self.plan.rewards, &answer).failure()?.to_owned()))
         };
         let failures: Vec<(usize, String)> = self.dataset.listed().filter_map(failure).collect();
@@ -224,6 +227,15 @@ impl Job {
         tokens.extend(self.config.eos.first());
         Ok(tokens)
     }
+}
+
+/// What to say of many more threads than cores.
+fn crowd(plan: &Plan) -> Option<String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let Devices { cpu, threads, .. } = plan.devices;
+    let is_crowded = cpu.saturating_mul(threads) > 2 * cores;
+    let count = if threads == 1 { format!("{cpu} devices") } else { format!("{cpu} devices of {threads} threads") };
+    is_crowded.then(|| format!("{count} share {cores} cores: they mostly wait for each other (`devices`)"))
 }
 
 /// SHA-256 of a problem as the model reads it.

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use models::Weights;
 use state::journal::{Event, Journal, Recovery, SledJournal};
-use state::run::RunState;
+use state::run::{RunState, steps_of};
 
 use crate::error::{Error, Result};
-use crate::folder::{Checkpoint, RunFolder};
+use crate::folder::{Place, RunFolder};
 
 /// What is known of a run before it goes on.
 #[derive(Debug, Default)]
@@ -67,6 +66,12 @@ impl Past {
                 _ => Err(lost(folder, lost_events)),
             };
         }
+        // A checkpoint is written before the event that names it: one is ahead of a journal that was cut off there, and no further than
+        // the next that was due.
+        let next = due(&self.state);
+        if recovery.lost == 0 && folder.newest_place().is_some_and(|newest| newest > next) {
+            return Err(lost(folder, "its journal ends before its checkpoints".into()));
+        }
         if recovery.lost == 0 || self.state.is_complete {
             return Ok(None);
         }
@@ -79,29 +84,44 @@ impl Past {
     }
 }
 
+/// The checkpoint that is due next: its stage, and steps of it.
+fn due(state: &RunState) -> Place {
+    let Some(plan) = &state.plan else { return (u64::MAX, u64::MAX) };
+    let every = plan.checkpoint.every.max(1);
+    let stages = plan.steps.iter().enumerate().skip(state.next.stage);
+    let (stage, steps) = stages
+        .filter(|(_, step)| step.changes_weights())
+        .map(|(stage, step)| (stage, steps_of(step)))
+        .next()
+        .unwrap_or((usize::MAX, usize::MAX));
+    let done = if stage == state.next.stage { state.next.step } else { 0 };
+    (stage as u64, (done / every).saturating_add(1).saturating_mul(every).min(steps) as u64)
+}
+
 /// Where a run goes on.
-pub(crate) struct Whole {
+pub(crate) struct Whole<C> {
     pub(crate) state: RunState,
     /// The newest checkpoint that can be read, and its name. What follows an older one is done again, with the same result.
-    pub(crate) checkpoint: Option<(String, Checkpoint)>,
+    pub(crate) checkpoint: Option<(String, C)>,
     /// What is wrong with the newest of all, if that is another one.
     pub(crate) warning: Option<String>,
 }
 
-impl Whole {
-    /// `like` has the layout of the weights.
-    pub(crate) fn find(folder: &RunFolder, like: &Weights, mut events: &[Event]) -> Result<Self> {
+impl<C> Whole<C> {
+    /// `read` reads what is needed of a checkpoint. Where the system refuses, an older one is no help.
+    pub(crate) fn find(folder: &RunFolder, mut events: &[Event], read: impl Fn(&str) -> Result<C>) -> Result<Self> {
         let mut damaged = None;
         loop {
             let state = RunState::replay(events);
             let Some(name) = state.checkpoint.clone() else {
                 return damaged.map_or(Ok(Self { state, checkpoint: None, warning: None }), Err);
             };
-            match folder.read(&name, like) {
+            match read(&name) {
                 Ok(checkpoint) => {
                     let warning = damaged.map(|error| older(&name, &error));
                     return Ok(Self { state, checkpoint: Some((name, checkpoint)), warning });
                 }
+                Err(source) if source.is_of_system() => return Err(source),
                 Err(source) => {
                     let path = folder.checkpoint(&name);
                     damaged.get_or_insert(Error::Checkpoint { path, source: Box::new(source) });

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use state::algorithm::Outcome;
 use state::metrics::StepMetrics;
 use state::run::Position;
 
@@ -38,6 +39,8 @@ pub enum Progress {
         /// `sft`, `grpo`, `evaluate` or `export`.
         kind: &'static str,
     },
+    /// Answers to a prompt are scored. Groups come in whatever order they end.
+    Scored(Box<ScoredGroup>),
     /// Groups that are complete, of how many.
     Groups {
         /// Complete ones.
@@ -69,6 +72,34 @@ pub enum Progress {
     AlreadyComplete,
     /// The run is ending because the user asked for it.
     Stopping,
+}
+
+/// Answers to one prompt, as rewards found them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredGroup {
+    /// Which of the step's groups it is, from 0.
+    pub group: usize,
+    /// What was asked, without template.
+    pub question: String,
+    /// What the data says is right.
+    pub reference: String,
+    /// In the order of their samples.
+    pub answers: Vec<ScoredAnswer>,
+}
+
+/// An answer, as rewards found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredAnswer {
+    /// Its text.
+    pub text: String,
+    /// Length, in tokens.
+    pub tokens: usize,
+    /// Whether it was cut at the longest allowed length.
+    pub truncated: bool,
+    /// Whether it is right by the first reward that compares it with the reference.
+    pub is_correct: bool,
+    /// Its score, or why there is none.
+    pub outcome: Outcome,
 }
 
 /// Who is told.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use models::load::export::{Kind, replaceable};
 use ractor::{Actor, ActorRef};
-use state::journal::{Event, Inputs, Journal, SledJournal};
+use state::journal::{Event, Journal, SledJournal};
 use state::metrics::StepMetrics;
-use state::plan::{Controller, Model, Plan, Source, Speculation, Step};
+use state::plan::{Controller, Model, Plan, Speculation, Step};
 use state::run::{Position, RunState, steps_of};
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
@@ -17,9 +17,11 @@ use crate::engine::Fault;
 use crate::error::{Error, Result};
 use crate::experience::Experience;
 use crate::folder::RunFolder;
-use crate::job::{self, Job};
+use crate::identity::{check, hash, same_inputs};
+use crate::job::Job;
 use crate::past::{Past, Whole};
 use crate::progress::{Ended, Observer, Progress};
+use crate::rewarder::OwnReward;
 use crate::speculator::Speculator;
 use crate::supervisor::{Message, Setup, Supervisor};
 
@@ -30,6 +32,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Remove what an earlier run left in the folder, and begin anew. Other files stay.
     pub fresh: bool,
+    /// A reward of the program's own, beside the plan's. A run goes on only with one of the same name.
+    pub reward: Option<OwnReward>,
     /// A device that fails on purpose.
     pub fault: Option<Fault>,
     /// Wait until a step is durable before the next one begins. For measurements: nothing is written in another's time.
@@ -107,6 +111,7 @@ impl Drop for Interrupts {
 /// # Errors
 /// If the model, the data or the drafter's weights cannot be used.
 pub fn check_inputs(plan: &Plan) -> Result<Vec<String>> {
+    plan.check()?;
     let mut plan = plan.clone();
     let has_drafter = plan.drafter_weights().is_some();
     if let Model::Tiny { weights: None, shape, .. } = &mut plan.model
@@ -124,14 +129,17 @@ fn prepare(
     options: Options,
     (observer, ended, closed): (Observer, oneshot::Sender<Result<Ended>>, oneshot::Sender<()>),
 ) -> Result<Option<Setup>> {
+    plan.check()?;
+    let devices = device_names(plan);
+    may_start(devices.len() * plan.devices.threads + THREADS)?;
     let folder = RunFolder::new(&options.dir);
     if SledJournal::is_in_use(&folder.journal()) {
         return Err(state::Error::InUse { dir: folder.journal() }.into());
     }
-    let mut past = Past::default();
+    let (mut past, reward) = (Past::default(), options.reward.as_ref());
     if !options.fresh {
         past = Past::read(&folder)?;
-        check(&past.state, plan, folder.dir())?;
+        check(&past.state, (plan, reward), folder.dir())?;
         if past.state.is_complete {
             observer.tell(Progress::AlreadyComplete);
             return Ok(None);
@@ -155,17 +163,17 @@ fn prepare(
     if !options.fresh && journal.count() != events.len() as u64 {
         return Err(Error::WorkedOn { dir: folder.dir().into() });
     }
-    let whole = Whole::find(&folder, &job.initial, &events)?;
+    let whole = Whole::find(&folder, &events, |name| folder.read(name, &job.initial))?;
     whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     let position = whole.state.next;
     observer.tell(began(&state, plan, position, folder.dir()));
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
-        let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan));
+        let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan, reward));
         journal.append(&Event::RunStarted { plan, plan_sha256, noise_version, inputs })?;
     }
-    let devices = device_names(plan);
     let kernels = kernels::variant().to_owned();
+    let are_alike = state.plan.as_ref().is_none_or(|before| before.devices.threads == plan.devices.threads);
     let changed = state.plan.filter(|before| **before != *plan).map(|_| Box::new(plan.clone()));
     journal.append(&Event::SessionStarted { n: state.sessions, devices: devices.clone(), kernels, plan: changed })?;
     journal.commit()?;
@@ -173,6 +181,11 @@ fn prepare(
         Some((name, from)) => (from.weights, Some(from.adam), experience(&folder, &name, &job, &observer)),
         None => (Arc::new(job.initial.clone()), None, Experience::default()),
     };
+    // Speeds say nothing of other devices; what drafts bring is soon seen again.
+    experience.habits = experience.habits.map(|habits| match are_alike && habits.are_of_here() {
+        true => habits,
+        false => habits.with_controller(&plan.speculation.controller),
+    });
     experience.published = experience.published.or_else(|| job.first_drafter());
     if experience.published.is_none() {
         drafts_nothing(plan).into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
@@ -216,13 +229,15 @@ fn drafts_nothing(plan: &Plan) -> Option<String> {
 fn begin_anew(folder: &RunFolder, plan: &Plan) -> Result<SledJournal> {
     let was_run = folder.journal().is_dir() || folder.newest().is_some();
     let earlier = SledJournal::open_read_only(&folder.journal()).and_then(|journal| journal.events());
-    let journal = SledJournal::begin_anew(&folder.journal())?;
-    // A model in a folder that no run was in is somebody's.
-    if was_run {
-        let earlier = earlier.ok().and_then(|events| RunState::replay(&events).plan);
-        folder.clear(earlier.as_deref().unwrap_or(plan))?;
-    }
-    Ok(journal)
+    // A model in a folder that no run was in is somebody's. The journal goes last: it says what else there is to remove.
+    let clear = || match was_run {
+        true => {
+            let earlier = earlier.ok().and_then(|events| RunState::replay(&events).plan);
+            folder.clear(earlier.as_deref().unwrap_or(plan))
+        }
+        false => Ok(()),
+    };
+    SledJournal::begin_anew(&folder.journal(), clear)
 }
 
 /// What speculation had learned; what does not fit is as good as nothing, because it changes no token.
@@ -240,66 +255,19 @@ fn experience(folder: &RunFolder, name: &str, job: &Job, observer: &Observer) ->
     experience
 }
 
-fn check(state: &RunState, plan: &Plan, dir: &Path) -> Result<()> {
-    let Some(before) = &state.plan else { return Ok(()) };
-    if state.plan_sha256 != hash(plan) {
-        return Err(Error::OtherRun { dir: dir.into(), parts: differing(before, plan) });
-    }
-    let (found, supported) = (state.noise_version, kernels::noise::VERSION);
-    if found != supported {
-        return Err(Error::Noise { dir: dir.into(), found, supported });
-    }
-    Ok(())
-}
+/// Threads beside those of devices: the journal's, the runtime's, and that of signals.
+const THREADS: usize = 20;
 
-/// What a run reads beside its folder has to be what it was when it began.
-fn same_inputs(began: &RunState, now: &Inputs, plan: &Plan, dir: &Path) -> Result<()> {
-    let then = &began.inputs;
-    if began.plan.is_none() || then == now {
-        return Ok(());
-    }
-    let (input, hashes, path) = if then.model_sha256 == now.model_sha256 {
-        let path = if let Source::Jsonl(path) = &plan.data.source { Some(path) } else { None };
-        ("data", [&then.data_sha256, &now.data_sha256], path)
-    } else {
-        let path = match &plan.model {
-            Model::Tiny { weights, .. } => weights.as_ref(),
-            Model::HuggingFace(path) | Model::Gguf(path) => Some(path),
-        };
-        ("model", [&then.model_sha256, &now.model_sha256], path)
-    };
-    let [expected, found] = hashes.map(Clone::clone);
-    Err(Error::OtherInput {
-        dir: dir.into(),
-        input,
-        path: path.cloned().unwrap_or_else(|| "(made by Taper)".into()),
-        expected,
-        found,
-    })
-}
-
-/// Hash of the parts of a plan that decide what is learned.
-fn hash(plan: &Plan) -> String {
-    job::hash(&(plan.seed, &plan.model, plan.compute, &plan.data, &plan.steps, &plan.sampling, &plan.rewards))
-}
-
-/// Which of them are not as they were, for people.
-fn differing(before: &Plan, now: &Plan) -> String {
-    let parts = [
-        ("`seed`", before.seed == now.seed),
-        ("`model`", before.model == now.model),
-        ("`compute`", before.compute == now.compute),
-        ("`data`", before.data == now.data),
-        ("`steps`", before.steps == now.steps),
-        ("`sampling`", before.sampling == now.sampling),
-        ("`rewards`", before.rewards == now.rewards),
-    ];
-    let parts: Vec<&str> = parts.into_iter().filter(|(_, is_same)| !is_same).map(|(part, _)| part).collect();
-    if parts.is_empty() { "how it is written".into() } else { parts.join(", ") }
+/// Fails if this process may not start so many threads now: later on, whoever wants one would panic, or wait for it.
+///
+/// # Errors
+/// If the system refuses.
+pub fn may_start(needed: usize) -> Result<()> {
+    kernels::threads::may_start(needed).map_err(|source| Error::Threads { needed, source })
 }
 
 fn device_names(plan: &Plan) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads).max(1) } else { plan.devices.cpu };
+    let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads.max(1)).max(1) } else { plan.devices.cpu };
     (0..count).map(|i| format!("cpu{i}")).collect()
 }

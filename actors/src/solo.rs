@@ -1,6 +1,7 @@
 //! One device without actors: to generate a text, and to measure how a model decodes.
 
 mod decoded;
+mod saved;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,14 +18,14 @@ use state::metrics::add_levels;
 use state::plan::{self, Model, Plan, Speculation};
 
 pub use decoded::{CycleStats, Decoded};
+use saved::Saved;
 
 use crate::drafting::{Drafted, Drafting};
 use crate::error::{Error, Result};
 use crate::experience::Experience;
-use crate::folder::RunFolder;
 use crate::job::Job;
 use crate::learning::Learned;
-use crate::past::{Past, Whole, look};
+use crate::past::{Past, look};
 use crate::speculator::{Published, Speculator, lock};
 
 /// A model on one device, with the drafter of its run if it has one.
@@ -39,8 +40,9 @@ pub struct Solo {
     uncoupled: Arc<Mutex<Calibration>>,
     /// The same of greedy ones.
     greedy: Arc<Mutex<Calibration>>,
-    /// What is wrong with the newest checkpoint of its run.
-    warning: Option<String>,
+    /// What is to be known of its run's checkpoints.
+    warnings: Vec<String>,
+    is_older: bool,
 }
 
 /// A request: its prompt, and the noise that decides its answer. Those that follow each other with the same prompt are a group.
@@ -105,6 +107,7 @@ impl Solo {
     /// # Errors
     /// If the model or the data cannot be used.
     pub fn load(plan: &Plan, threads: usize) -> Result<Self> {
+        plan.check()?;
         let job = Job::load(plan)?;
         let weights = Arc::new(job.initial.clone());
         Self::of(job, weights, None, threads)
@@ -123,32 +126,28 @@ impl Solo {
         if let (Some(_), Model::Tiny { weights, .. }) = (&state.checkpoint, &mut plan.model) {
             weights.take_if(|path| !has_drafter || !path.exists());
         }
-        let (mut job, folder) = (Job::load(&plan)?, RunFolder::new(dir));
-        let whole = match Whole::find(&folder, &job.initial, &events) {
-            // It has gone on, and what it had when it was looked at is pruned.
-            Err(_) if is_running => Whole::find(&folder, &job.initial, &look(dir)?.events)?,
-            found => found?,
-        };
-        let Some((name, checkpoint)) = whole.checkpoint else {
-            let weights = Arc::new(job.initial.clone());
-            let warning = "the run has no checkpoint yet: this is the model that it began with".to_owned();
-            return Ok(Self { warning: Some(warning), ..Self::of(job, weights, None, threads)? });
-        };
+        let mut job = Job::load(&plan)?;
+        let mut saved = Saved::read(dir, &job, &events);
+        for _ in 1..LOOKS {
+            // A run that has gone on has pruned what it had when it was looked at.
+            if saved.is_ok() || !is_running {
+                break;
+            }
+            saved = Saved::read(dir, &job, &look(dir)?.events);
+        }
+        let Saved { weights, is_older, habits, drafter, warnings } = saved?;
         // What the run drafts is what it has seen.
-        let habits = folder.habits(&name).ok().flatten().filter(|habits| habits.seen.len() == job.seen.len());
+        let habits = habits.filter(|habits| habits.seen.len() == job.seen.len());
         if let Some(habits) = &habits {
             job.seen.clone_from(&habits.seen);
         }
-        let drafter = match job.plan.speculation.shape().map(|shape| folder.drafter(&name, &job.config, shape)) {
-            // One of the drafter that an earlier session of the run had.
-            Some(Err(Error::Model(models::Error::MissingTensor { .. } | models::Error::TensorShape { .. }))) => None,
-            Some(drafter) => drafter?,
-            None => None,
-        };
         let has_drafter = drafter.is_some();
-        let solo = Self { warning: whole.warning, ..Self::of(job, checkpoint.weights, drafter, threads)? };
+        let solo = Self { warnings, is_older, ..Self::of(job, weights, drafter, threads)? };
         if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
+            if habits.are_of_here() && threads == plan.devices.threads {
+                solo.learning.go_on_from(&habits.controller);
+            }
         }
         Ok(solo)
     }
@@ -165,14 +164,20 @@ impl Solo {
         (job, weights, target, pool): (Arc<Job>, Arc<Weights>, Arc<Target>, Arc<Pool>),
         learning: Arc<Speculator>,
     ) -> Self {
-        let (uncoupled, greedy, warning) = Default::default();
-        Self { job, weights, target, pool, learning, uncoupled, greedy, warning }
+        let (uncoupled, greedy, warnings, is_older) = Default::default();
+        Self { job, weights, target, pool, learning, uncoupled, greedy, warnings, is_older }
     }
 
-    /// What is to be known of its run's checkpoints: the newest one is damaged, and it was loaded from an older one; or there is none yet.
+    /// What is to be known of its run's checkpoints: that the newest one, or its drafter, is damaged, or that there is none yet.
     #[must_use]
-    pub fn warning(&self) -> Option<&str> {
-        self.warning.as_deref()
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether the run has learned more than the weights it was loaded with.
+    #[must_use]
+    pub fn is_older(&self) -> bool {
+        self.is_older
     }
 
     /// The plan it was loaded from.
@@ -332,6 +337,9 @@ impl Solo {
     /// If the weights of the drafter are of another layout.
     pub fn train(&self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
         self.learning.collect(answers);
+        if lock(&self.learning.buffer).tokens() == 0 {
+            return Ok((0, 0.0));
+        }
         // Until it is made, there is nothing to measure.
         self.learning.learning(&self.target, &mut || false)?;
         let (began, vocabulary) = (Instant::now(), self.vocabulary());
@@ -366,6 +374,9 @@ impl Solo {
         self.learning.vocabulary(&self.target)
     }
 }
+
+/// Looks at the checkpoints of a run that is at work, at most.
+const LOOKS: usize = 6;
 
 fn learning(job: &Job, drafter: Option<Published>) -> Arc<Speculator> {
     let (plan, seen) = (&job.plan, job.seen.clone());

@@ -19,7 +19,7 @@ use state::plan::{self, Speculation};
 use state::speculation::Controller;
 
 use crate::error::Result;
-use crate::experience::{Experience, Habits};
+use crate::experience::{Experience, Habits, processor};
 use crate::learning::maker::{Left, Maker};
 use crate::learning::{Learned, Learning, Lesson, Shared};
 use crate::said::Said;
@@ -106,7 +106,7 @@ impl Speculator {
         let buffer_tokens_max = plan.training.as_ref().map_or(0, |training| training.buffer_tokens_max);
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let habits = habits.unwrap_or_else(|| Habits::new(&plan.controller, seen));
-        let Habits { controller, publication, calibration, seen, said, lengths, choices } = habits;
+        let Habits { controller, publication, calibration, seen, said, lengths, choices, .. } = habits;
         let is_planned = controller.is_of(&plan.controller);
         let controller = if is_planned { controller } else { Controller::new(&plan.controller) };
         Self {
@@ -309,7 +309,8 @@ impl Speculator {
         let said = lock(&self.said).clone();
         let calibration = lock(&self.calibration).clone();
         let (lengths, choices) = (self.lengths.to_vec(), self.choices.load(Ordering::Relaxed));
-        let habits = Some(Habits { controller, publication, calibration, seen: self.seen(), said, lengths, choices });
+        let (seen, processor) = (self.seen(), processor());
+        let habits = Some(Habits { controller, publication, calibration, seen, said, lengths, choices, processor });
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 

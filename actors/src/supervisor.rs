@@ -154,7 +154,8 @@ impl Actor for Supervisor {
             closed,
         } = setup;
         let (rewarder, _) =
-            Actor::spawn_linked(None, Rewarder, (job.clone(), myself.clone()), myself.get_cell()).await?;
+            Actor::spawn_linked(None, Rewarder, (job.clone(), options.reward, myself.clone()), myself.get_cell())
+                .await?;
         let place = folder.dir().to_path_buf();
         let books = (folder, (journal, closed), job.plan.checkpoint.keep, myself.clone());
         let (recorder, _) = Actor::spawn_linked(None, Recorder, books, myself.get_cell()).await?;

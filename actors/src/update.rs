@@ -6,7 +6,7 @@ use kernels::Pool;
 use models::optim::{AdamW, TreeSum, learning_rate};
 use models::train::{Sequence, Workspace, gradient, log_probs};
 use models::{Answer, Target, Weights};
-use state::algorithm::token_signal;
+use state::algorithm::{divergence, token_signal};
 use state::plan::{Grpo, Optimizer};
 
 use crate::speculator::lock;
@@ -48,12 +48,13 @@ pub(crate) struct Update {
 #[derive(Debug)]
 pub(crate) struct Sums {
     gradients: TreeSum,
-    losses: Vec<f64>,
+    /// Loss and KL divergence of each.
+    losses: Vec<[f64; 2]>,
 }
 
 impl Sums {
     pub(crate) fn new(parts: usize) -> Mutex<Self> {
-        Mutex::new(Self { gradients: TreeSum::new(parts), losses: vec![0.0; parts] })
+        Mutex::new(Self { gradients: TreeSum::new(parts), losses: vec![[0.0; 2]; parts] })
     }
 }
 
@@ -63,7 +64,11 @@ pub(crate) struct Outcome {
     pub(crate) weights: Arc<Weights>,
     pub(crate) adam: Arc<AdamW>,
     pub(crate) loss: f64,
+    /// From the reference, if there is one.
+    pub(crate) kl: Option<f64>,
+    /// Of the gradient, before clipping.
     pub(crate) norm: f64,
+    pub(crate) lr: f64,
     pub(crate) is_finite: bool,
 }
 
@@ -87,21 +92,22 @@ impl Update {
     pub(crate) fn compute(&self, (pool, workspace): (&Pool, &mut Workspace), part: usize) {
         let items = self.learned(part);
         let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence.clone()).collect();
-        let mut loss = 0.0;
+        let mut losses = [0.0; 2];
         let mut gradients = workspace.zeros(&self.weights);
         if !sequences.is_empty() {
             let reference = self.reference(pool, &sequences);
             let slope = |item: usize, token: usize, now: f32| {
                 let reference = reference.as_ref().map(|log_probs| log_probs[item][token]);
                 let (part, slope) = self.signal(items[item], token, now, reference);
-                loss += f64::from(part) / self.tokens as f64;
+                losses[0] += f64::from(part) / self.tokens as f64;
+                losses[1] += reference.map_or(0.0, |reference| divergence(now, reference)) / self.tokens as f64;
                 slope / self.tokens as f32
             };
             let inverse = self.inverse_temperature;
             gradient((pool, &mut *workspace), &self.target, &sequences, inverse, slope, &mut gradients);
         }
         let mut sums = lock(&self.sums);
-        sums.losses[part] = loss;
+        sums.losses[part] = losses;
         workspace.give_back(sums.gradients.insert(part, gradients));
     }
 
@@ -134,17 +140,18 @@ impl Update {
 
     /// Takes the step, once all micro-batches are in.
     pub(crate) fn finish(&self, pool: &Pool) {
-        let (loss, sum) = {
+        let ([loss, kl], sum) = {
             let mut sums = lock(&self.sums);
             let Some(sum) = sums.gradients.take() else { return };
-            (sums.losses.iter().sum(), sum)
+            ([0, 1].map(|which| sums.losses.iter().map(|losses| losses[which]).sum::<f64>()), sum)
         };
+        let kl = matches!(self.objective, Objective::Reward { reference: Some(_), .. }).then_some(kl);
         let mut adam = (*self.adam).clone();
         let lr = learning_rate(&self.optimizer, self.step.0, self.step.1);
         let (weights, norm) = adam.step(pool, &self.weights, (sum, 1.0), &self.optimizer, lr);
         let is_finite = norm.is_finite() && weights.are_finite();
         let (weights, adam) = (Arc::new(weights), Arc::new(adam));
-        *lock(&self.outcome) = Some(Outcome { weights, adam, loss, norm, is_finite });
+        *lock(&self.outcome) = Some(Outcome { weights, adam, loss, kl, norm, lr, is_finite });
     }
 }
 

@@ -29,6 +29,7 @@ mod product;
 pub mod reference;
 mod rope;
 mod swiglu;
+pub mod threads;
 mod turn;
 
 pub use adam::{AdamRule, AdamTensor, adam_step, approach, sum_of_squares};

@@ -44,11 +44,7 @@ pub fn norm(pool: &Pool, gradients: &Gradients) -> f64 {
 
 /// Adds `other` to `gradients`, element by element.
 pub fn add(gradients: &mut Gradients, other: &Gradients) {
-    for (to, from) in gradients.iter_mut().zip(other) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to += from;
-        }
-    }
+    gradients.iter_mut().zip(other).for_each(|(to, from)| kernels::add(to, from));
 }
 
 /// Sum of micro-batches as a balanced binary tree over their indices: the same bits however they were spread and whenever

@@ -7,7 +7,7 @@ mod grpo;
 
 use serde::{Deserialize, Serialize};
 
-pub use grpo::{advantages, token_signal};
+pub use grpo::{advantages, divergence, token_signal};
 
 /// What became of one answer: a failure to score is never a score of zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,16 @@ impl Outcome {
         match self {
             Self::Scored(score) if score.is_finite() => Some(*score),
             Self::Scored(_) | Self::Failed(_) => None,
+        }
+    }
+
+    /// The sum of both; failed if one of them is, or if the sum is not finite.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Scored(one), Self::Scored(two)) if (one + two).is_finite() => Self::Scored(one + two),
+            (Self::Scored(one), Self::Scored(two)) => Self::Failed(format!("the sum of {one} and {two} is not finite")),
+            (Self::Failed(reason), _) | (_, Self::Failed(reason)) => Self::Failed(reason),
         }
     }
 

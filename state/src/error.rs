@@ -16,8 +16,28 @@ pub fn advice(error: &io::Error) -> &'static str {
         Kind::IsADirectory => "it is a folder: name a file",
         Kind::ReadOnlyFilesystem => "nothing can be written there: name another path",
         Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => "make room, then run the command again",
+        Kind::OutOfMemory => "give the process more memory, then run the command again",
+        _ if is_of_system(error) => "raise the limit of open files (`ulimit -n`), then run the command again",
         _ => "check permissions and free space",
     }
+}
+
+/// Whether the system refused what may be possible another time, or for somebody else: that says nothing of what is in a file.
+#[must_use]
+pub fn is_of_system(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    // No handle is free, in the process and in the system.
+    const HANDLES: [i32; 2] = [24, 23];
+    let kinds = [
+        Kind::PermissionDenied,
+        Kind::ReadOnlyFilesystem,
+        Kind::StorageFull,
+        Kind::QuotaExceeded,
+        Kind::FileTooLarge,
+        Kind::OutOfMemory,
+        Kind::WouldBlock,
+    ];
+    kinds.contains(&error.kind()) || (cfg!(unix) && error.raw_os_error().is_some_and(|code| HANDLES.contains(&code)))
 }
 
 /// Whether the path is to blame, and trying again would not help.

@@ -8,6 +8,7 @@
 //! * **JOURNAL-3** Damage is an error or a shorter prefix, never another event and never a panic.
 
 mod memory;
+mod process;
 mod record;
 mod sled;
 
@@ -19,6 +20,7 @@ use crate::plan::Plan;
 
 pub use self::sled::{Recovery, SledJournal};
 pub use memory::MemoryJournal;
+pub use process::has_ended;
 pub use record::VERSION;
 
 /// Something that happened to a run. Variants are only appended, and [`VERSION`] is raised when one changes,

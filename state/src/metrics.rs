@@ -15,6 +15,14 @@ pub struct StepMetrics {
     pub kind: String,
     /// Mean loss a token (SFT, GRPO).
     pub loss: f64,
+    /// Norm of its gradient, before clipping (SFT, GRPO).
+    pub grad_norm: f64,
+    /// Learning rate of the step (SFT, GRPO).
+    pub lr: f64,
+    /// Estimate of the entropy of a token where it was sampled, in nats: the mean of minus its log-probability.
+    pub entropy: f64,
+    /// Estimate of the KL divergence from the first model (k3), mean over tokens, where the loss has a KL term.
+    pub kl: Option<f64>,
     /// Mean reward of scored rollouts.
     pub reward: f64,
     /// Share of correct answers.

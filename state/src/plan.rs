@@ -3,12 +3,14 @@
 //! `workflows` lowers RON text to a [`Plan`]; the actors execute it. The parameter types that a workflow file
 //! spells out (drafters, rewards, sampling, supervision …) live here once and carry `Deserialize`.
 
+mod check;
 mod speculation;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use check::OutOfRange;
 pub use speculation::{
     Controller, Drafter, DrafterShape, DrafterTraining, NetworkKind, Speculation, Strategy, TableRow,
 };
@@ -148,6 +150,14 @@ pub enum Step {
     Evaluate(Evaluate),
     /// Writes the weights as a Hugging Face folder.
     Export(Export),
+}
+
+impl Step {
+    /// Whether it learns.
+    #[must_use]
+    pub fn changes_weights(&self) -> bool {
+        matches!(self, Self::Sft(_) | Self::Grpo(_))
+    }
 }
 
 /// Supervised fine-tuning.

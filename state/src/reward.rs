@@ -18,6 +18,8 @@ use crate::plan::{Reward, WeightedReward};
 /// What a reward may look at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Answer<'a> {
+    /// What was asked, without template.
+    pub question: &'a str,
     /// The answer, without its prompt and without the token that ends it, as the data says what of it counts.
     pub text: &'a str,
     /// What the data says is right.
@@ -77,7 +79,7 @@ fn after_last<'a>(text: &'a str, marker: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 fn answer<'a>(text: &'a str, reference: &'a str) -> Answer<'a> {
-    Answer { text, reference, solution: None, tokens: 5, tokens_max: 20, truncated: false }
+    Answer { question: "1+2?", text, reference, solution: None, tokens: 5, tokens_max: 20, truncated: false }
 }
 
 #[cfg(test)]

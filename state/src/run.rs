@@ -134,7 +134,7 @@ impl RunState {
         while self.history.pop_if(|m| Position { stage: m.stage, step: m.step } >= at).is_some() {}
         self.history.push(metrics.clone());
         let Some(plan) = &self.plan else { return };
-        let changes_weights = matches!(plan.steps.get(at.stage), Some(Step::Sft(_) | Step::Grpo(_)));
+        let changes_weights = plan.steps.get(at.stage).is_some_and(Step::changes_weights);
         if let Some(folder) = checkpoint {
             self.checkpoint = Some(folder.clone());
             *is_ahead = false;

@@ -195,6 +195,23 @@ fn answers_that_cannot_be_scored_are_told_of() {
     let shown = super::taper(&["report", text(&dir)]);
     let shown = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.contains("answers could not be scored"), "{shown}");
+    // A step of which none can be scored changes no weight, and the run goes on.
+    let alone = workflow(folder.path(), |w| {
+        let w = with_problems(&w, "some.jsonl", 20).replace("rewards: [", "rewards: [Numeric(marker: \"#\"), ");
+        w.replace("prompts: 6", "prompts: 1")
+    });
+    let dir = folder.path().join("alone");
+    super::completed(&["run", text(&alone), "--out", text(&dir)]);
+    let report = super::report(&dir);
+    let steps: Vec<_> = report.history.iter().filter(|m| m.kind == "grpo").collect();
+    let lost = steps.iter().filter(|m| m.failed == m.rollouts).count();
+    assert!(lost > 0 && lost < steps.len(), "{lost} of {} steps", steps.len());
+    // Where that is so of all problems, there is no run.
+    fs::write(folder.path().join("none.jsonl"), (0..40).map(|i| line(i, "none")).collect::<String>()).unwrap();
+    let none = workflow(folder.path(), |w| {
+        with_problems(&w, "none.jsonl", 20).replace("rewards: [", "rewards: [Numeric(marker: \"#\"), ")
+    });
+    assert!(refusal(&["check", text(&none)]).contains("no answer to any of the 40 problems"));
 }
 
 #[test]

@@ -110,6 +110,11 @@ fn a_journal_that_lost_its_end_is_not_rolled_back_silently() {
     copy(&earlier.join("journal"), &dir.join("journal"));
     fs::write(dir.join("journal/count"), count).unwrap();
     copy(&dir, &later);
+    let uncounted = folder.path().join("uncounted");
+    copy(&dir, &uncounted);
+    fs::remove_file(uncounted.join("journal/count")).unwrap();
+    let message = refusal(&["resume", text(&uncounted)]);
+    assert!(message.contains("its journal ends before its checkpoints"), "{message}");
     let message = refusal(&["resume", text(&dir)]);
     assert!(message.contains("lost its last") && message.contains(checkpoints_of(&dir).last().unwrap()), "{message}");
     copy(&earlier.join("checkpoints"), &later.join("checkpoints"));
@@ -131,6 +136,9 @@ fn an_older_checkpoint_stands_in_for_a_damaged_one() {
     let spoken = taper(&["generate", text(&dir), "1+2?"]);
     let warning = message(&spoken);
     assert!(spoken.status.success() && warning.contains(&format!("going on from {}", kept[0])), "{warning}");
+    // An older model does not take the place of what the run exports; elsewhere it may be written.
+    assert!(refusal(&["export", text(&dir)]).contains("has learned more"));
+    completed(&["export", text(&dir), "--to", text(&folder.path().join("out"))]);
     let warnings = resumed(&["resume", text(&dir)]);
     assert!(warnings.contains(&kept[1]) && warnings.contains(&format!("going on from {}", kept[0])), "{warnings}");
     assert_eq!(warnings.lines().count(), 1, "{warnings}");
@@ -194,6 +202,26 @@ fn other_data_or_weights_are_not_gone_on_with() {
 }
 
 #[test]
+fn a_run_goes_on_where_its_files_have_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
+    fs::create_dir(&here).unwrap();
+    let line = |i: usize| format!("{{\"question\": \"{}+{}?\", \"answer\": \"{}\"}}\n", i / 6, i % 6, i / 6 + i % 6);
+    fs::write(here.join("sums.jsonl"), (0..54).map(line).collect::<String>()).unwrap();
+    let long = |w: String| with_problems(&w, "sums.jsonl", 10).replace("steps: 10", "steps: 100");
+    let (file, dir) = (workflow(&here, long), here.join("run"));
+    signalled(at_work(&["run", text(&file), "--out", text(&dir)], &dir, 1), "INT");
+    fs::rename(&here, &there).unwrap();
+    let (file, dir) = (there.join(file.file_name().unwrap()), there.join("run"));
+    let message = refusal(&["resume", text(&dir)]);
+    assert!(message.contains("sums.jsonl") && message.contains("taper run FILE --out"), "{message}");
+    completed(&["run", text(&file), "--out", text(&dir)]);
+    let whole = there.join("whole");
+    completed(&["run", text(&file), "--out", text(&whole)]);
+    assert_eq!(report(&dir).weights_blake3, report(&whole).weights_blake3);
+}
+
+#[test]
 fn a_drafter_that_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let (_, dir) = stopped_with_drafter(folder.path());
@@ -205,6 +233,8 @@ fn a_drafter_that_does_not_fit_is_left_out() {
     spoil_part(&third, "speculation.json");
     // What a drafter learns from goes along, so that a run that goes on teaches it at once.
     spoil_part(&fourth, "examples.safetensors");
+    let spoken = taper(&["generate", text(&dir), "1+2?"]);
+    assert!(spoken.status.success() && message(&spoken).contains("its drafter cannot be used"), "{spoken:?}");
     let expected = expected(folder.path());
     let shape = "speculation: (drafters: [Eagle(ffn: 48)]), devices:";
     let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 120").replace("devices:", shape));

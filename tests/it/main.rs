@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod decoding;
 mod devices;
+mod embed;
 mod fresh;
 mod lossless;
 mod output;

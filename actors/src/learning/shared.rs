@@ -12,6 +12,8 @@ use crate::speculator::{lock_until, lock_within};
 
 /// Between two looks at what another device finds out.
 const A_MOMENT: Duration = Duration::from_micros(200);
+/// Between two looks whether there is anything to learn from.
+const UNTIL_ANSWERS: Duration = Duration::from_millis(1);
 
 /// A learner, and how many devices teach it.
 pub(crate) struct Shared {
@@ -94,7 +96,8 @@ impl Shared {
                     }
                 }
                 Task::Step => {}
-                Task::Nothing => break,
+                // Who has run dry before any answer has ended waits for the first.
+                Task::Nothing => std::thread::sleep(UNTIL_ANSWERS),
                 Task::Rest => {
                     learned.rests = true;
                     break;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kernels::NoiseKey;
 use models::data::Problem;
-use models::{Decoding, Target};
+use models::{Answer, Decoding, Target};
 use state::algorithm::advantages;
 use state::device;
 use state::metrics::{BatchMetrics, VersionMetrics};
@@ -16,7 +16,7 @@ use state::step::{Effect, Event, IdleUse, RequestId, Size, StepMachine};
 use super::{Activity, State, measure};
 use crate::engine::Command;
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::{Progress, ScoredAnswer, ScoredGroup};
 use crate::rewarder::{Score, Verdict};
 use crate::rollout::{Group, Rollout};
 use crate::speculator::lock;
@@ -194,11 +194,12 @@ impl State {
         self.advance(Event::DrafterStopped { device, epoch, training });
     }
 
-    pub(super) fn scored(&mut self, rollout: u64, group: usize, verdicts: Vec<Verdict>) {
+    pub(super) fn scored(&mut self, rollout: u64, group: usize, mut verdicts: Vec<Verdict>) {
         let Activity::Rolling(rolling) = &mut self.activity else { return };
         if rolling.rollout.number != rollout {
             return;
         }
+        self.observer.tell(Progress::Scored(Box::new(told(&rolling.rollout, group, &mut verdicts))));
         rolling.verdicts[group] = Some(verdicts);
         let done = rolling.verdicts.iter().flatten().count();
         self.observer.tell(Progress::Groups { done, total: rolling.verdicts.len() });
@@ -243,6 +244,8 @@ impl State {
         m.rollout_s = rolling.drained_s;
         // What counts is the finished answers; a lost device's tokens were decoded twice.
         m.tokens = answers.iter().map(|a| a.log_probs.len() as u64).sum();
+        let surprise: f64 = answers.iter().flat_map(|a| &a.log_probs).map(|log_prob| -f64::from(*log_prob)).sum();
+        m.entropy = surprise / m.tokens.max(1) as f64;
         m.by_batch = counts.by_batch.into_iter().filter(|b| b.cycles > 0).collect();
         m.cycles = m.by_batch.iter().map(|b| b.cycles).sum();
         let seconds = |f: fn(&BatchMetrics) -> f64| m.by_batch.iter().map(f).fold(0.0, |a, b| a + b);
@@ -268,6 +271,20 @@ impl State {
         let since = |rests: Instant| rests.saturating_duration_since(self.began).as_secs_f64();
         measure::idle(m, counts.rests_since.map(since));
     }
+}
+
+/// What is told of a group; takes the texts.
+fn told(rollout: &Rollout, group: usize, verdicts: &mut [Verdict]) -> ScoredGroup {
+    let one = |(answer, verdict): (&Answer, &mut Verdict)| ScoredAnswer {
+        text: std::mem::take(&mut verdict.text),
+        tokens: answer.log_probs.len(),
+        truncated: answer.truncated,
+        is_correct: verdict.is_correct,
+        outcome: verdict.outcome.clone(),
+    };
+    let Problem { question, answer: reference, .. } = rollout.groups[group].problem.clone();
+    let answers = rollout.answers(group).iter().zip(verdicts).map(one).collect();
+    ScoredGroup { group, question, reference, answers }
 }
 
 /// Answers with their advantages, in the order of groups and samples; a failed one teaches nothing but keeps its place.

@@ -59,7 +59,7 @@ impl State {
         });
         // An observer may make the step wait; its time begins when it does.
         self.began = Instant::now();
-        if number == 0 && matches!(step, Step::Sft(_) | Step::Grpo(_)) {
+        if number == 0 && step.changes_weights() {
             // Each stage has an optimiser of its own.
             self.adam = Arc::new(AdamW::new(&self.weights));
         }
@@ -91,7 +91,7 @@ impl State {
     pub(super) fn commit(&mut self) {
         let plan = &self.job.plan;
         let Position { stage, step } = self.position;
-        let changes_weights = matches!(self.metrics.kind.as_str(), "sft" | "grpo");
+        let changes_weights = plan.steps.get(stage).is_some_and(Step::changes_weights);
         let is_due = (step + 1) % plan.checkpoint.every == 0 || step + 1 == self.metrics.steps;
         let name = format!("{stage:03}-{:06}", step + 1);
         if changes_weights {

@@ -149,7 +149,8 @@ impl State {
         let Some(outcome) = lock(&updating.update.outcome).take() else { return };
         let now_s = self.began.elapsed().as_secs_f64();
         self.metrics.update_s = now_s - updating.began_s;
-        self.metrics.loss = outcome.loss;
+        (self.metrics.loss, self.metrics.kl) = (outcome.loss, outcome.kl);
+        (self.metrics.grad_norm, self.metrics.lr) = (outcome.norm, outcome.lr);
         if !outcome.is_finite {
             let Position { stage, step } = self.position;
             return self.give_up(Error::NotFinite { stage, step, norm: outcome.norm });

@@ -94,6 +94,12 @@ fn clipped((low, high): (f32, f32), logprob_new: f32, logprob_old: f32, advantag
     }
 }
 
+/// Estimate of the KL divergence of the policy from the reference at one sampled token (k3).
+#[must_use]
+pub fn divergence(logprob_new: f32, logprob_ref: f32) -> f64 {
+    k3(logprob_new, logprob_ref).0
+}
+
 /// `exp(ref - new) - (ref - new) - 1`, which is never negative, and its slope by `new`.
 fn k3(logprob_new: f32, logprob_ref: f32) -> (f64, f64) {
     let (log_ratio, inside) = difference(logprob_ref, logprob_new);

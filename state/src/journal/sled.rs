@@ -64,14 +64,15 @@ impl SledJournal {
         Self::open_locked(dir, lock)
     }
 
-    /// As [`Self::open`], after removing what a journal in `dir` held. Other files stay.
+    /// As [`Self::open`], after removing what a journal in `dir` held, and whatever `before` removes before that. Other files stay.
     ///
     /// # Errors
     /// As [`Self::open`], and if a file cannot be removed. Nothing is removed if another process has it open.
-    pub fn begin_anew(dir: &Path) -> Result<Self, Error> {
+    pub fn begin_anew<E: From<Error>>(dir: &Path, before: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
         let lock = Self::lock(dir)?;
+        before()?;
         folder::clear(dir)?;
-        Self::open_locked(dir, lock)
+        Ok(Self::open_locked(dir, lock)?)
     }
 
     /// Whether a process has the journal in `dir` open for writing.

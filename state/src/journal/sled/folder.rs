@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Error;
+use crate::journal::has_ended;
 
 /// Attempts to lock a folder, and the time between them: whoever looks whether it is locked holds it for a moment.
 const ATTEMPTS: u32 = 5;
@@ -188,22 +189,51 @@ impl Drop for Copy {
     }
 }
 
+/// What is in it, not who may write it: a journal may be kept where nobody may.
 fn copy_if_there(from: &Path, to: &Path) -> Result<(), Error> {
-    match fs::copy(from, to) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("copy", from)(error)),
-        _ => Ok(()),
+    let mut source = match File::open(from) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(Error::io("read", from))?,
+    };
+    let mut copy = File::create(to).map_err(Error::io("create", to))?;
+    std::io::copy(&mut source, &mut copy).map(drop).map_err(Error::io("write a copy for reading at", to))
+}
+
+/// Begins the names of copies; a process and a number follow.
+const COPY: &str = "taper-journal-";
+
+/// An empty folder of its own, which others may not look into. Those that killed processes have left are removed.
+fn fresh_folder() -> Result<PathBuf, Error> {
+    static COPIES: AtomicU64 = AtomicU64::new(0);
+    if COPIES.load(Ordering::Relaxed) == 0 {
+        remove_left_behind();
+    }
+    let mut folder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+    loop {
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("{COPY}{}-{number}", std::process::id()));
+        match folder.create(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| path.clone()).map_err(Error::io("copy the journal to", &path)),
+        }
     }
 }
 
-/// An empty folder of its own. One that a killed process has left, whose number may be this one's, stays as it is.
-fn fresh_folder() -> Result<PathBuf, Error> {
-    static COPIES: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let number = COPIES.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("taper-journal-{}-{number}", std::process::id()));
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            created => return created.map(|()| path.clone()).map_err(Error::io("create", &path)),
+/// Seconds after which a copy is no longer read: a process in another container may not be seen here.
+const READ_S: u64 = 600;
+
+/// Removes old copies of processes that are gone, as far as the system tells which there are.
+fn remove_left_behind() {
+    for path in list(&std::env::temp_dir()).unwrap_or_default() {
+        let name = name_of(&path);
+        let process = name.strip_prefix(COPY).and_then(|rest| rest.split_once('-')).map(|(process, _)| process);
+        let is_gone = process.is_some_and(has_ended);
+        let age = fs::metadata(&path).and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
+        if is_gone && age.is_some_and(|age| age.as_secs() > READ_S) {
+            // Another one may do the same, and somebody else's cannot be.
+            let _ = fs::remove_dir_all(&path);
         }
     }
 }

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Error, Found, folder};
+use crate::error::is_of_system;
 
 /// Size of sled's page cache, in bytes. A journal is small and read once.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -46,7 +48,8 @@ impl Store {
             Ok((Err(error), store)) => (error, Some(store)),
             Err(error) => (error, None),
         };
-        if matches!(error, Error::Version { .. }) {
+        // Where the system refuses, nothing is to be rebuilt.
+        if matches!(error, Error::Version { .. } | Error::Io { .. }) {
             return Err(error);
         }
         let aside = folder::set_aside(dir)?;
@@ -62,18 +65,18 @@ impl Store {
         let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         let mut opened = guarded(|| config.open());
         for _ in 1..ATTEMPTS {
-            if !opened.as_ref().is_err_and(|reason| reason.contains(HELD)) {
+            if !opened.as_ref().is_err_and(|trouble| trouble.text().contains(HELD)) {
                 break;
             }
             std::thread::sleep(BETWEEN);
             opened = guarded(|| config.open());
         }
-        let db = opened.map_err(|reason| Error::Unreadable { dir: named.into(), reason })?;
+        let db = opened.map_err(|trouble| trouble.while_reading(named))?;
         Ok(Self { db: Some(db), dir: dir.into(), failure: None, synced: BTreeSet::new() })
     }
 
     fn read(&self, named: &Path, committed: u64) -> Result<Found, Error> {
-        let records = self.scan().map_err(|reason| Error::Unreadable { dir: named.into(), reason })?;
+        let records = self.scan().map_err(|trouble| trouble.while_reading(named))?;
         let mut found = Found::in_records(&records, named)?;
         found.recovery.lost = committed.saturating_sub(found.recovery.records);
         Ok(found)
@@ -81,7 +84,7 @@ impl Store {
 
     /// All records.
     pub(super) fn records(&self) -> Result<Records, Error> {
-        self.scan().map_err(|reason| self.error(reason))
+        self.scan().map_err(|trouble| self.error(trouble.text()))
     }
 
     /// Writes a record; durable after [`Self::flush`].
@@ -103,7 +106,7 @@ impl Store {
         folder::sync_store(&self.dir, &mut self.synced)
     }
 
-    fn scan(&self) -> Result<Records, String> {
+    fn scan(&self) -> Result<Records, Trouble> {
         let pair =
             |pair: sled::Result<(sled::IVec, sled::IVec)>| pair.map(|(key, value)| (key.to_vec(), value.to_vec()));
         guarded(|| self.db().iter().map(pair).collect())
@@ -113,9 +116,9 @@ impl Store {
         if let Some(reason) = &self.failure {
             return Err(self.error(reason.clone()));
         }
-        guarded(|| work(self.db())).map_err(|reason| {
-            self.failure = Some(reason.clone());
-            self.error(reason)
+        guarded(|| work(self.db())).map_err(|trouble| {
+            self.failure = Some(trouble.text());
+            self.error(trouble.text())
         })
     }
 
@@ -146,14 +149,39 @@ impl Drop for Store {
     }
 }
 
-/// Runs `work`; an error or a panic becomes its text.
-fn guarded<T>(work: impl FnOnce() -> sled::Result<T>) -> Result<T, String> {
+/// Why sled did not do something.
+enum Trouble {
+    /// The system refused.
+    System(io::Error),
+    Other(String),
+}
+
+impl Trouble {
+    fn text(&self) -> String {
+        match self {
+            Self::System(error) => error.to_string(),
+            Self::Other(text) => text.clone(),
+        }
+    }
+
+    /// What reading a store ends with.
+    fn while_reading(self, named: &Path) -> Error {
+        match self {
+            Self::System(error) => Error::io("read the journal in", named)(error),
+            Self::Other(reason) => Error::Unreadable { dir: named.into(), reason },
+        }
+    }
+}
+
+/// Runs `work`; an error or a panic becomes a trouble.
+fn guarded<T>(work: impl FnOnce() -> sled::Result<T>) -> Result<T, Trouble> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
+        Ok(Err(sled::Error::Io(error))) if is_of_system(&error) => Err(Trouble::System(error)),
+        Ok(result) => result.map_err(|error| Trouble::Other(error.to_string())),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(format!("sled panicked: {text}"))
+            Err(Trouble::Other(format!("sled panicked: {text}")))
         }
     }
 }
