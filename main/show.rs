@@ -60,7 +60,7 @@ impl Show {
             Progress::Groups { done, total } => self.advance("rollout", "groups", *done, *total),
             Progress::MicroBatches { done, total } => self.advance("update", "micro-batches", *done, *total),
             Progress::StepDone(metrics) => {
-                self.stage.set_position(metrics.step as u64 + 1);
+                self.stage.set_position((metrics.begun + metrics.step) as u64 + 1);
                 if let Some(parts) = step_line(metrics) {
                     self.parts(&parts);
                 }
@@ -138,9 +138,9 @@ fn wrapped(parts: &[String], width: usize) -> String {
 
 /// What is told of a step; of every tenth of an SFT stage.
 fn step_line(m: &StepMetrics) -> Option<Vec<String>> {
-    let at = format!("{:>9} {}/{}", m.kind, m.step + 1, m.steps);
+    let at = format!("{:>9} {}/{}", m.kind, m.begun + m.step + 1, m.of);
     let parts = match m.kind.as_str() {
-        "sft" if (m.step + 1).is_multiple_of(10) || m.step + 1 == m.steps => {
+        "sft" if (m.begun + m.step + 1).is_multiple_of(10) || m.step + 1 == m.steps => {
             vec![at, format!("loss {:.4}", m.loss), format!("{:.0} tokens/s", m.tokens as f64 / m.wall_s.max(1e-9))]
         }
         "grpo" => [
@@ -243,8 +243,8 @@ pub(crate) fn report(r: &Report) -> String {
     if let Some(step) = r.history.iter().rev().find(|m| m.kind == "grpo") {
         text += &format!(
             "\n  step {} of {}, by device:\n{}",
-            step.step + 1,
-            step.steps,
+            step.begun + step.step + 1,
+            step.of,
             picture::timeline(step, &r.devices)
         );
     }

@@ -88,14 +88,12 @@ impl Past {
 fn due(state: &RunState) -> Place {
     let Some(plan) = &state.plan else { return (u64::MAX, u64::MAX) };
     let every = plan.checkpoint.every.max(1);
-    let stages = plan.steps.iter().enumerate().skip(state.next.stage);
-    let (stage, steps) = stages
-        .filter(|(_, step)| step.changes_weights())
-        .map(|(stage, step)| (stage, steps_of(step)))
-        .next()
-        .unwrap_or((usize::MAX, usize::MAX));
+    let mut stages = plan.steps.iter().enumerate().skip(state.next.stage);
+    let learns = stages.find_map(|(stage, step)| Some((stage, step, step.part()?)));
+    let Some((stage, step, part)) = learns else { return (u64::MAX, u64::MAX) };
     let done = if stage == state.next.stage { state.next.step } else { 0 };
-    (stage as u64, (done / every).saturating_add(1).saturating_mul(every).min(steps) as u64)
+    let due = ((part.begun + done) / every + 1).saturating_mul(every) - part.begun;
+    (stage as u64, due.min(steps_of(step)) as u64)
 }
 
 /// Where a run goes on.

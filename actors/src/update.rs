@@ -35,7 +35,7 @@ pub(crate) struct Update {
     pub(crate) tokens: usize,
     pub(crate) inverse_temperature: f32,
     pub(crate) optimizer: Optimizer,
-    /// Step and steps of the stage, for the schedule.
+    /// Step and steps of the training, for the schedule.
     pub(crate) step: (usize, usize),
     /// Moments before the step.
     pub(crate) adam: Arc<AdamW>,

@@ -13,6 +13,7 @@
 mod adam;
 mod attention;
 mod dispatch;
+mod distance;
 mod draw;
 mod embed;
 mod lanes;
@@ -38,6 +39,7 @@ pub use attention::{
     attend_requests, attend_sequences,
 };
 pub use dispatch::{multiplies_pairs, variant};
+pub use distance::{Distance, distance};
 pub use draw::{Draws, Pick, draw};
 pub use embed::{embed, embed_gradient};
 pub use linear::{Turned, add, add_linear, input_gradient, linear, weight_gradient};

@@ -324,7 +324,7 @@ fn element_by_element(pool: &Pool) -> Vec<f32> {
     let table = RopeTable::new(22, 1e4, 40);
     rope(&mut turned, 66, &[3, 1, 4, 1, 5, 9, 2, 6, 39], &table, Turn::Forth);
     add(&mut added, &x);
-    chances.chunks_mut(66).for_each(|row| softmax(row));
+    chances.chunks_mut(66).for_each(softmax);
     let (mut dx, mut dw) = (values(24, 9 * 66), vec![0.1; 66]);
     rms_norm_gradient(pool, &x, &values(25, 66), 1e-5, &turned, &mut dx, &mut dw);
     let [mut gate, mut up] = [26, 27].map(|stream| values(stream, 9 * 66));

@@ -7,7 +7,7 @@ use actors::{Asked, DecodeOptions, Layout, Packing, Precision, Solo, Stalls};
 use kernels::NoiseKey;
 use serde::Serialize;
 use state::metrics::{Report, StepMetrics, VersionMetrics};
-use state::plan::{Controller, Drafter as Drafts, Plan, Step, Strategy};
+use state::plan::{Controller, Drafter as Drafts, Part, Plan, Step, Strategy};
 use state::report::preemption;
 
 use crate::commands::{Result, load, report_of};
@@ -102,7 +102,7 @@ pub(crate) fn drafter(args: &Drafter) -> Result<ExitCode> {
     else {
         return Err(Failure::NothingToTeach { path: args.file.clone() });
     };
-    grpo.steps = args.steps;
+    (grpo.steps, grpo.part) = (args.steps, Part::whole(args.steps));
     grpo.optimizer.lr = args.lr.unwrap_or(grpo.optimizer.lr);
     plan.steps = vec![Step::Grpo(grpo)];
     let dir = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("bench-drafter-{}", plan.name)));

@@ -11,6 +11,10 @@ pub struct StepMetrics {
     pub step: usize,
     /// Steps of the stage.
     pub steps: usize,
+    /// Optimiser steps of the same training before the stage, and all of it, where evaluations divide it.
+    pub begun: usize,
+    /// Steps of the whole training, or of the stage where it is none.
+    pub of: usize,
     /// `sft`, `grpo`, `evaluate` or `export`.
     pub kind: String,
     /// Mean loss a token (SFT, GRPO).

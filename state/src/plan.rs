@@ -153,10 +153,20 @@ pub enum Step {
 }
 
 impl Step {
+    /// Of one that learns, which part of its training it is.
+    #[must_use]
+    pub fn part(&self) -> Option<Part> {
+        match self {
+            Self::Sft(sft) => Some(sft.part),
+            Self::Grpo(grpo) => Some(grpo.part),
+            Self::Evaluate(_) | Self::Export(_) => None,
+        }
+    }
+
     /// Whether it learns.
     #[must_use]
     pub fn changes_weights(&self) -> bool {
-        matches!(self, Self::Sft(_) | Self::Grpo(_))
+        self.part().is_some()
     }
 }
 
@@ -171,6 +181,25 @@ pub struct Sft {
     pub micro_batch: usize,
     /// Optimiser.
     pub optimizer: Optimizer,
+    /// Of a training that evaluations divide, which part this is.
+    pub part: Part,
+}
+
+/// A part of a training: its optimiser and its schedule go on from the part before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Optimiser steps before it.
+    pub begun: usize,
+    /// Those of the whole training.
+    pub of: usize,
+}
+
+impl Part {
+    /// A training of so many steps that nothing divides.
+    #[must_use]
+    pub fn whole(steps: usize) -> Self {
+        Self { begun: 0, of: steps }
+    }
 }
 
 /// GRPO (Shao et al. 2024, "DeepSeekMath", section 4), one optimiser step a rollout.
@@ -192,6 +221,8 @@ pub struct Grpo {
     pub normalize: bool,
     /// Optimiser.
     pub optimizer: Optimizer,
+    /// Of a training that evaluations divide, which part this is.
+    pub part: Part,
 }
 
 /// Accuracy on held-out problems.

@@ -34,6 +34,30 @@ fn speculation_changes_no_byte() {
 }
 
 #[test]
+fn evaluations_in_between_change_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    let cosine = |w: String| w.replace("(lr: 1e-3)", "(lr: 1e-3, warmup: 3, schedule: Cosine)");
+    completed(&["run", text(&workflow(folder.path(), cosine)), "--out", text(&whole)]);
+    let file = workflow(folder.path(), |w| {
+        let during = |every: usize| format!("evaluate: (every: {every}, problems: 5, temperature: 1.0), optimizer");
+        let w = cosine(w).replace("kl: 0.01, optimizer", &format!("kl: 0.01, {}", during(3)));
+        w.replace("micro_batch: 4, optimizer", &format!("micro_batch: 4, {}", during(8)))
+    });
+    completed(&["run", text(&file), "--out", text(&parts)]);
+    let (whole, parts) = (report(&whole), report(&parts));
+    assert_eq!(whole.weights_blake3, parts.weights_blake3);
+    // One before, three in between, one after; none where supervised steps end with the first.
+    let kinds = |kind: &str| parts.history.iter().filter(|m| m.kind == kind).count();
+    assert_eq!([kinds("sft"), kinds("grpo"), kinds("evaluate")], [8, 10, 5]);
+    let of = |report: &Report| -> Vec<_> {
+        let steps = report.history.iter().filter(|m| m.kind == "grpo");
+        steps.map(|m| (m.begun + m.step, m.of, m.lr.to_bits(), m.grad_norm.to_bits())).collect()
+    };
+    assert_eq!(of(&whole), of(&parts), "the schedule and the optimiser go on");
+}
+
+#[test]
 fn the_number_of_devices_changes_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let mut hashes = Vec::new();

@@ -37,9 +37,10 @@ pub(crate) fn lower(workflow: &Workflow, text: &str, tree: &Tree, folder: &Path)
         supervision: supervision(&mut check, &workflow.supervision),
         checkpoint: checkpoint(&mut check, &workflow.checkpoint),
     };
-    rules::check(&mut check, &plan);
+    rules::check(&mut check, &plan, &workflow.steps);
     fit::check(&mut check, &plan);
-    check.finish(plan)
+    let plan = check.finish(plan)?;
+    Ok(Plan { steps: steps::divided(plan.steps, &workflow.steps), ..plan })
 }
 
 /// A run's name is the name of its folder.

@@ -36,6 +36,25 @@ fn every_shipped_workflow_is_good() {
 }
 
 #[test]
+fn evaluations_divide_a_training() {
+    let with = |evaluate: &str| {
+        let text = QUICKSTART.replace("kl: 0.0, ", &format!("kl: 0.0, evaluate: {evaluate},"));
+        plan(&text).steps
+    };
+    let parts = |steps: &[Step]| -> Vec<_> {
+        let counts = steps.iter().filter_map(|step| if let Step::Grpo(grpo) = step { Some(grpo.steps) } else { None });
+        counts.zip(steps.iter().filter_map(|step| Some(step.part()?.begun))).collect()
+    };
+    let steps = with("(every: 400, problems: 50, temperature: 1.2)");
+    assert_eq!(parts(&steps), [(400, 0), (400, 400), (200, 800)]);
+    assert!(matches!(&steps[2], Step::Evaluate(e) if (e.problems, e.temperature) == (50, 1.2)));
+    assert_eq!(steps.len(), plan(QUICKSTART).steps.len() + 4);
+    for every in [1000, 5000] {
+        assert_eq!(with(&format!("(every: {every}, problems: 50)")), plan(QUICKSTART).steps, "there is one after it");
+    }
+}
+
+#[test]
 fn word_problems_have_answers() {
     let text = fs::read_to_string(folder().join("word_problems.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 40);

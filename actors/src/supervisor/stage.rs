@@ -5,7 +5,7 @@ use std::time::Instant;
 use models::load::export::{Precision, export};
 use models::optim::AdamW;
 use state::metrics::StepMetrics;
-use state::plan::{self, Export, Plan, Step};
+use state::plan::{self, Export, Part, Plan, Step};
 use state::run::{Position, steps_of};
 use std::sync::Arc;
 
@@ -51,16 +51,16 @@ impl State {
         let Some(step) = job.plan.steps.get(self.position.stage) else { return self.complete() };
         let steps = steps_of(step);
         let Position { stage, step: number } = self.position;
-        self.metrics = StepMetrics { stage, step: number, steps, kind: kind(step).into(), ..StepMetrics::default() };
-        self.observer.tell(Progress::StepBegan {
-            stage: (stage, job.plan.steps.len()),
-            step: (number, steps),
-            kind: kind(step),
-        });
+        let Part { begun, of } = step.part().unwrap_or(Part::whole(steps));
+        let kind = kind(step);
+        self.metrics =
+            StepMetrics { stage, step: number, steps, begun, of, kind: kind.into(), ..StepMetrics::default() };
+        let place = (begun + number, of);
+        self.observer.tell(Progress::StepBegan { stage: (stage, job.plan.steps.len()), step: place, kind });
         // An observer may make the step wait; its time begins when it does.
         self.began = Instant::now();
-        if number == 0 && step.changes_weights() {
-            // Each stage has an optimiser of its own.
+        if begun + number == 0 && step.changes_weights() {
+            // Each training has an optimiser of its own.
             self.adam = Arc::new(AdamW::new(&self.weights));
         }
         let begun = match step {
@@ -92,7 +92,8 @@ impl State {
         let plan = &self.job.plan;
         let Position { stage, step } = self.position;
         let changes_weights = plan.steps.get(stage).is_some_and(Step::changes_weights);
-        let is_due = (step + 1) % plan.checkpoint.every == 0 || step + 1 == self.metrics.steps;
+        let StepMetrics { begun, steps, .. } = self.metrics;
+        let is_due = (begun + step + 1).is_multiple_of(plan.checkpoint.every) || step + 1 == steps;
         let name = format!("{stage:03}-{:06}", step + 1);
         if changes_weights {
             self.unsaved = (!is_due).then(|| name.clone());

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use models::Target;
 use state::device;
-use state::plan::{Grpo, Optimizer, Sft};
+use state::plan::{Grpo, Optimizer, Part, Sft};
 use state::run::Position;
 
 use super::{Activity, State};
@@ -43,7 +43,7 @@ impl State {
         let items: Vec<Option<Item>> =
             (first..first + sft.batch as u64).map(|i| Ok(Some(item(i)?))).collect::<Result<_>>()?;
         self.metrics.tokens = items.iter().flatten().map(|i| i.sequence.answer().len() as u64).sum();
-        self.begin_update(Objective::Likelihood, items, sft.micro_batch, 1.0, &sft.optimizer, sft.steps)
+        self.begin_update(Objective::Likelihood, items, sft.micro_batch, 1.0, (&sft.optimizer, sft.part))
     }
 
     pub(super) fn begin_policy_update(&mut self, grpo: &Grpo, items: Vec<Option<Item>>) {
@@ -59,7 +59,7 @@ impl State {
         let objective = Objective::Reward { grpo: grpo.clone(), reference };
         let temperature = job.plan.sampling.temperature;
         let inverse = if temperature == 0.0 { 1.0 } else { 1.0 / temperature };
-        if let Err(error) = self.begin_update(objective, items, grpo.micro_batch, inverse, &grpo.optimizer, grpo.steps)
+        if let Err(error) = self.begin_update(objective, items, grpo.micro_batch, inverse, (&grpo.optimizer, grpo.part))
         {
             self.give_up(error);
         }
@@ -71,8 +71,7 @@ impl State {
         items: Vec<Option<Item>>,
         micro_batch: usize,
         inverse_temperature: f32,
-        optimizer: &Optimizer,
-        steps: usize,
+        (optimizer, part): (&Optimizer, Part),
     ) -> Result<()> {
         let tokens = items.iter().flatten().map(|i| i.sequence.answer().len()).sum::<usize>().max(1);
         let parts: Vec<Vec<Item>> = items.chunks(micro_batch).map(|c| c.iter().flatten().cloned().collect()).collect();
@@ -83,7 +82,7 @@ impl State {
             tokens,
             inverse_temperature,
             optimizer: optimizer.clone(),
-            step: (self.position.step, steps),
+            step: (part.begun + self.position.step, part.of),
             adam: self.adam.clone(),
             sums: Sums::new(parts.len()),
             parts: Arc::new(parts),

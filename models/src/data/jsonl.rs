@@ -154,9 +154,10 @@ fn problem(line: &[u8]) -> std::result::Result<Problem, String> {
             let solution = if is_blank(&value["solution"]) { None } else { Some(text("solution")?) };
             Ok(Problem { question: text("problem")?, answer: text("answer")?, solution })
         }
+        () if has("prompt") && has("answer") => marked(text("prompt")?, text("answer")?, false),
         () if has("prompt") && has("response") => marked(text("prompt")?, text("response")?, true),
         () => Err(format!(
-            "found fields [{}], wanted question and answer, problem and answer, prompt and response, or messages",
+            "found fields [{}], wanted question, problem or prompt and answer, prompt and response, or messages",
             fields.keys().cloned().collect::<Vec<_>>().join(", ")
         )),
     }

@@ -128,7 +128,17 @@ mod tests {
             warmup: 0,
             schedule: plan::Schedule::Constant,
         };
-        plan::Grpo { steps: 1, prompts: 1, group: 2, micro_batch: 1, clip, kl, normalize: true, optimizer }
+        plan::Grpo {
+            steps: 1,
+            prompts: 1,
+            group: 2,
+            micro_batch: 1,
+            clip,
+            kl,
+            normalize: true,
+            optimizer,
+            part: plan::Part::whole(1),
+        }
     }
 
     fn scored(scores: &[f32]) -> Vec<Outcome> {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::{
-    Chains, Checkpoint, Controller, Data, Devices, Evaluate, Grpo, Model, Optimizer, Sampling, Source, Speculation,
-    Supervision,
+    Chains, Checkpoint, Controller, Data, Devices, Evaluate, Grpo, Model, Optimizer, Part, Sampling, Source,
+    Speculation, Supervision,
 };
 
 fn plan() -> Plan {
@@ -13,8 +13,17 @@ fn plan() -> Plan {
         warmup: 0,
         schedule: crate::plan::Schedule::Constant,
     };
-    let grpo =
-        Grpo { steps: 4, prompts: 1, group: 2, micro_batch: 1, clip: (0.2, 0.2), kl: 0.0, normalize: true, optimizer };
+    let grpo = Grpo {
+        steps: 4,
+        prompts: 1,
+        group: 2,
+        micro_batch: 1,
+        clip: (0.2, 0.2),
+        kl: 0.0,
+        normalize: true,
+        optimizer,
+        part: Part::whole(4),
+    };
     let chains = Chains {
         terms_min: 2,
         terms_mean: 3.0,

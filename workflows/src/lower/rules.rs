@@ -6,11 +6,17 @@ use state::plan::{Model, Plan, Step};
 use state::run::{CHECKPOINTS, JOURNAL};
 
 use super::check::Check;
+use crate::spec;
 
 /// Checks that the parts of a plan agree.
-pub(super) fn check(check: &mut Check<'_>, plan: &Plan) {
-    for (index, step) in plan.steps.iter().enumerate() {
+pub(super) fn check(check: &mut Check<'_>, plan: &Plan, given: &[spec::Step]) {
+    for (index, (step, given)) in plan.steps.iter().zip(given).enumerate() {
         let path = format!("steps[{index}]");
+        if let spec::Step::Sft(spec::Sft { evaluate: Some(during), .. })
+        | spec::Step::Grpo(spec::Grpo { evaluate: Some(during), .. }) = given
+        {
+            heldout(check, &format!("{path}.evaluate"), during.problems, plan);
+        }
         match step {
             Step::Evaluate(evaluate) => heldout(check, &path, evaluate.problems, plan),
             Step::Grpo(_) => comparable(check, &path, plan),

@@ -1,6 +1,6 @@
 //! Steps: sizes that divide, optimisers that move.
 
-use state::plan::{Evaluate, Export, Grpo, Optimizer, Sft, Step};
+use state::plan::{Evaluate, Export, Grpo, Optimizer, Part, Sft, Step};
 
 use super::check::Check;
 use crate::nearest::{divisor, divisor_at_most};
@@ -46,7 +46,8 @@ fn lower_sft(check: &mut Check<'_>, path: &str, sft: &spec::Sft) -> Sft {
     let total = is_counted.then_some(batch);
     let micro_batch = micro_batch(check, path, sft.micro_batch, total, "`batch`");
     optimizer(check, path, &sft.optimizer, steps);
-    Sft { steps, batch, micro_batch, optimizer: sft.optimizer.clone() }
+    meanwhile(check, path, steps, sft.evaluate.as_ref());
+    Sft { steps, batch, micro_batch, optimizer: sft.optimizer.clone(), part: Part::whole(steps) }
 }
 
 fn lower_grpo(check: &mut Check<'_>, path: &str, grpo: &spec::Grpo) -> Grpo {
@@ -58,7 +59,50 @@ fn lower_grpo(check: &mut Check<'_>, path: &str, grpo: &spec::Grpo) -> Grpo {
     check_clip(check, path, clip);
     check.at_least_zero(&format!("{path}.kl"), kl.into());
     optimizer(check, path, &grpo.optimizer, steps);
-    Grpo { steps, prompts, group, micro_batch, clip, kl, normalize, optimizer: grpo.optimizer.clone() }
+    meanwhile(check, path, steps, grpo.evaluate.as_ref());
+    let (optimizer, part) = (grpo.optimizer.clone(), Part::whole(steps));
+    Grpo { steps, prompts, group, micro_batch, clip, kl, normalize, optimizer, part }
+}
+
+fn meanwhile(check: &mut Check<'_>, path: &str, steps: usize, evaluate: Option<&spec::Meanwhile>) {
+    let Some(spec::Meanwhile { every, problems, temperature }) = evaluate else { return };
+    let at = format!("{path}.evaluate.every");
+    if check.count(&at, *every, 1, OPTIMIZER_STEPS_MAX) {
+        let help = format!("write `every: {}`", steps.div_ceil(STEPS_MAX));
+        let few = steps.div_ceil(*every) <= STEPS_MAX;
+        check.range(&at, *every, few, "large enough for at most 1000 evaluations", &help);
+    }
+    check.count(&format!("{path}.evaluate.problems"), *problems, 1, 1_000_000_000);
+    check.at_least_zero(&format!("{path}.evaluate.temperature"), (*temperature).into());
+}
+
+/// Steps with the evaluations during them: a training becomes parts, with one between each two. That after the last part is a step
+/// of its own, or not wanted.
+pub(super) fn divided(steps: Vec<Step>, given: &[spec::Step]) -> Vec<Step> {
+    steps.into_iter().zip(given).flat_map(|(step, given)| parts(step, given)).collect()
+}
+
+fn parts(step: Step, given: &spec::Step) -> Vec<Step> {
+    let during = match given {
+        spec::Step::Sft(sft) => sft.evaluate.as_ref(),
+        spec::Step::Grpo(grpo) => grpo.evaluate.as_ref(),
+        spec::Step::Evaluate(_) | spec::Step::Export(_) => None,
+    };
+    let (Some(part), Some(during)) = (step.part(), during) else { return vec![step] };
+    let (problems, temperature) = (during.problems, during.temperature);
+    let mut steps = Vec::new();
+    for begun in (0..part.of).step_by(during.every) {
+        if begun > 0 {
+            steps.push(Step::Evaluate(Evaluate { problems, temperature }));
+        }
+        let (count, part) = (during.every.min(part.of - begun), Part { begun, ..part });
+        steps.push(match step.clone() {
+            Step::Sft(sft) => Step::Sft(Sft { steps: count, part, ..sft }),
+            Step::Grpo(grpo) => Step::Grpo(Grpo { steps: count, part, ..grpo }),
+            other => other,
+        });
+    }
+    steps
 }
 
 fn groups(check: &mut Check<'_>, path: &str, group: usize) -> bool {

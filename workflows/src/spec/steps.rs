@@ -23,6 +23,17 @@ pub(crate) struct Sft {
     pub(crate) batch: usize,
     pub(crate) micro_batch: Option<usize>,
     pub(crate) optimizer: Optimizer,
+    pub(crate) evaluate: Option<Meanwhile>,
+}
+
+/// Evaluations during a training.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Meanwhile {
+    pub(crate) every: usize,
+    pub(crate) problems: usize,
+    #[serde(default)]
+    pub(crate) temperature: f32,
 }
 
 /// Group-relative policy optimisation.
@@ -40,6 +51,7 @@ pub(crate) struct Grpo {
     #[serde(default = "Grpo::normalize")]
     pub(crate) normalize: bool,
     pub(crate) optimizer: Optimizer,
+    pub(crate) evaluate: Option<Meanwhile>,
 }
 
 impl Grpo {

@@ -25,9 +25,31 @@ pub(super) enum On {
 /// The field that a misspelt one was meant to be.
 pub(super) fn meant(error: &Error) -> Option<&'static str> {
     match error {
-        Error::NoSuchStructField { expected, found, .. } => nearest(found, expected),
+        Error::NoSuchStructField { expected, found, .. } => known(found, expected),
         _ => None,
     }
+}
+
+/// The one of these fields that a name is meant for: it is misspelt, or what others call it.
+fn known(found: &str, fields: &[&'static str]) -> Option<&'static str> {
+    let ours = match found {
+        "learning_rate" => "lr",
+        "batch_size" => "batch",
+        "iterations" | "max_steps" | "num_steps" => "steps",
+        "max_tokens" | "max_new_tokens" | "max_length" | "max_completion_length" => "tokens_max",
+        "kl_coef" | "kl_weight" | "beta" => "kl",
+        "max_grad_norm" | "grad_clip" | "clip_grad_norm" => "clip_norm",
+        "group_size" | "num_generations" | "samples" => "group",
+        "evaluate_every" | "eval_every" | "eval_steps" | "eval" => "evaluate",
+        "hidden_size" => "hidden",
+        "num_layers" | "num_hidden_layers" => "layers",
+        "num_attention_heads" => "heads",
+        "num_key_value_heads" => "kv_heads",
+        "intermediate_size" => "ffn",
+        "file" => "path",
+        _ => return nearest(found, fields),
+    };
+    fields.iter().copied().find(|field| *field == ours)
 }
 
 /// Describes an error at `path`, where `value` stands.
@@ -43,8 +65,8 @@ pub(super) fn mistake(error: &Error, path: &str, value: &str) -> Mistake {
     }
 }
 
-fn unknown_field(found: &str, expected: &[&str], path: &str) -> Mistake {
-    let misspelt = nearest(found, expected).map(|name| format!("did you mean `{name}`?"));
+fn unknown_field(found: &str, expected: &[&'static str], path: &str) -> Mistake {
+    let misspelt = known(found, expected).map(|name| format!("did you mean `{name}`?"));
     let (moved, fields) = (home(found, path), format!("the fields here are {}", list(expected)));
     let help = misspelt.or(moved).unwrap_or(fields);
     Mistake { code: "workflow::unknown_field", on: On::Key, message: format!("there is no field `{found}` here"), help }
@@ -60,6 +82,7 @@ fn home(found: &str, path: &str) -> Option<String> {
         "lr" | "betas" | "weight_decay" | "clip_norm" | "warmup" | "schedule" => "the `optimizer` of a step",
         "weights" | "sha256" | "positions_max" => "a `Tiny` model",
         "prompts" | "group" | "clip" | "kl" | "normalize" => "a `Grpo` step",
+        "evaluate" => "a `Grpo` or `Sft` step",
         "seed" | "rewards" | "sampling" | "devices" | "speculation" | "supervision" | "checkpoint" => {
             "the `Workflow` itself"
         }
@@ -210,6 +233,7 @@ pub(super) fn required(outer: &str) -> &'static [&'static str] {
         "Jsonl" => &["path"],
         "Sft" => &["steps", "batch", "optimizer"],
         "Grpo" => &["steps", "prompts", "group", "optimizer"],
+        "Meanwhile" => &["every", "problems"],
         "Fixed" | "Strategy" => &["drafter", "depth"],
         "Threshold" | "TableRow" => &["batch_max", "strategy"],
         _ => &[],
@@ -237,6 +261,7 @@ pub(super) fn example(path: &str, field: &str) -> String {
         "betas" => "(0.9, 0.95)",
         "clip" => "(0.2, 0.2)",
         "schedule" => "Cosine",
+        "evaluate" => "(every: 50, problems: 100)",
         "to" => "\"model\"",
         "marker" => "\"#\"",
         "sampling" => "(temperature: 1.0)",

@@ -2,7 +2,7 @@
 
 use std::iter::successors;
 
-use kernels::{Pool, Turned, input_gradient, softmax};
+use kernels::{Pool, Turned, distance, input_gradient, softmax};
 use state::plan::NetworkKind;
 
 use super::batch::Batch;
@@ -156,41 +156,14 @@ impl Head {
         vocabulary.logits_into(pool, read, found);
         for (found, (drawn, own)) in found.chunks_exact_mut(vocab).zip(guesses) {
             pool.goes_on()?;
-            loss += distance(found, &chances[drawn * vocab..][..vocab], (weight * own, share));
+            let far = distance(found, &chances[drawn * vocab..][..vocab], share, weight * own);
+            loss += f64::from(weight * own) * f64::from((1.0 - share) * far.entropy + share * far.variation);
         }
         d.resize(read.len(), 0.0);
         input_gradient(pool, found, vocabulary.head(), d, false, turned);
         pool.goes_on()?;
         Some(loss)
     }
-}
-
-/// Cross-entropy and total variation, their mean with this share of the latter, of the distribution that these logits make against the
-/// one that is wanted; the derivative takes the logits' place.
-fn distance(logits: &mut [f32], wanted: &[f32], (scale, share): (f32, f32)) -> f64 {
-    // -Σ w ln softmax(l) = ln Σ exp(l) - Σ w l, and the first is what softmax took off the likeliest.
-    let (most, at) = largest(logits);
-    let mean: f64 = wanted.iter().zip(&*logits).map(|(w, logit)| f64::from(w * (logit - most))).sum();
-    softmax(logits);
-    let entropy = -(mean + f64::from(logits[at].max(f32::MIN_POSITIVE)).ln());
-    // 1 - Σ min(w, q), which grows with every q that is below its w.
-    let (mut overlap, mut below) = (0.0, 0.0);
-    for (q, w) in logits.iter().zip(wanted) {
-        overlap += f64::from(q.min(*w));
-        below += if q < w { f64::from(*q) } else { 0.0 };
-    }
-    let below = below as f32;
-    for (q, w) in logits.iter_mut().zip(wanted) {
-        let variation = *q * (below - if *q < *w { 1.0 } else { 0.0 });
-        *q = scale * ((1.0 - share) * (*q - w) + share * variation);
-    }
-    f64::from(scale) * (f64::from(1.0 - share) * entropy + f64::from(share) * (1.0 - overlap))
-}
-
-/// The largest number and its place.
-fn largest(values: &[f32]) -> (f32, usize) {
-    let pairs = values.iter().copied().zip(0..);
-    pairs.fold((f32::NEG_INFINITY, 0), |most, next| if next.0 > most.0 { next } else { most })
 }
 
 /// SmoothL1 of hidden states, their mean; adds its derivative to `d`.
@@ -209,32 +182,4 @@ fn regression(batch: &Batch, predicted: &[f32], guesses: &[Guess], d: &mut [f32]
         }
     }
     sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_derivative_is_that_of_the_distance() {
-        let (logits, wanted) = ([0.3f32, -1.0, 2.0, 0.5], [0.1f32, 0.2, 0.3, 0.4]);
-        for share in [0.0, 0.5, 1.0] {
-            let mut derivative = logits;
-            let here = distance(&mut derivative, &wanted, (2.0, share));
-            assert!(here > 0.0 && derivative.iter().sum::<f32>().abs() < 1e-6, "{derivative:?}");
-            for at in 0..4 {
-                let moved = |by: f32| {
-                    let mut moved = logits;
-                    moved[at] += by;
-                    distance(&mut moved, &wanted, (2.0, share))
-                };
-                let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-                assert!((slope - f64::from(derivative[at])).abs() < 1e-3, "{share}: {slope}, {derivative:?}");
-            }
-        }
-        // What is wanted has no variation, and the least entropy.
-        let least = |share: f32| distance(&mut wanted.map(f32::ln), &wanted, (1.0, share));
-        let own: f64 = wanted.iter().map(|w| f64::from(-w * w.ln())).sum();
-        assert!((least(0.0) - own).abs() < 1e-5 && least(1.0) < 1e-6);
-    }
 }
