@@ -81,7 +81,7 @@ fn lines(metrics: &StepMetrics, groups: &BTreeMap<usize, ScoredGroup>) -> String
         for (sample, answer) in answers.iter().enumerate() {
             let line = Line {
                 stage: metrics.stage,
-                step: metrics.step,
+                step: metrics.begun + metrics.step,
                 kind: &metrics.kind,
                 group: *group,
                 sample,

@@ -192,7 +192,10 @@ fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
         (generated.plain_tokens_per_s, generated.ratio, generated.identical)
     {
         let same = if identical { "the same text" } else { "ANOTHER TEXT" };
-        output::note(&format!("without speculation {plain:.1} tokens/s: {ratio:.2}x as fast with it, {same}"));
+        let with = plain * ratio;
+        output::note(&format!(
+            "in turns: {plain:.1} tokens/s without speculation, {with:.1} with it: {ratio:.2}x, {same}"
+        ));
         return Ok(if identical { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,6 @@ use std::time::Duration;
 use actors::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use state::metrics::{BatchMetrics, Report, StepMetrics};
-use state::run::Position;
 use state::speculation::controller::{batch_sizes, bucket};
 
 use crate::{output, picture};
@@ -111,13 +110,13 @@ impl Show {
 }
 
 /// Where a session works, and where it goes on.
-fn session(dir: &Path, from: Option<(Position, usize)>, again: usize) -> String {
-    let Some((Position { stage, step }, steps)) = from else { return format!("a run begins in {}", dir.display()) };
+fn session(dir: &Path, from: Option<(&str, usize, usize)>, again: usize) -> String {
+    let Some((kind, step, steps)) = from else { return format!("a run begins in {}", dir.display()) };
     let again = match again {
         0 => String::new(),
         steps => format!("; {} after its last checkpoint, done again", output::count(steps as u64, "step")),
     };
-    format!("the run in {} goes on at step {} of {steps} of stage {}{again}", dir.display(), step + 1, stage + 1)
+    format!("the run in {} goes on at {kind} {}/{steps}{again}", dir.display(), step + 1)
 }
 
 /// Parts with two spaces between, in lines no longer than `width` where that is possible; later ones are indented.
@@ -203,7 +202,7 @@ pub(crate) fn report(r: &Report) -> String {
         r.update_s
     );
     if checkpoint_s > DEAR * r.wall_s {
-        text += "  `checkpoint: (every: 10)` would make a tenth as many checkpoints, and what is lost in a crash ten steps\n";
+        text += "  fewer checkpoints would take less of that: `checkpoint: (every: …)` in the workflow\n";
     }
     text += &match (r.accuracy_before, r.accuracy_after) {
         (Some(before), Some(after)) => {

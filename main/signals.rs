@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -33,15 +34,17 @@ impl Signal {
     }
 }
 
-/// Who is told of the next signal.
-static WAITS: Mutex<Option<oneshot::Sender<Signal>>> = Mutex::new(None);
+/// Who is told of the next signal: two runs may be at work.
+static WAIT: Mutex<Vec<oneshot::Sender<Signal>>> = Mutex::new(Vec::new());
+/// Time within which several signals are one: a terminal that closes sends more than one.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The next signal from now on. One that nobody waits for any more ends the process: the second one of a run that is stopping, for
 /// instance. Nothing durable is lost by that.
 pub(crate) fn next() -> std::io::Result<oneshot::Receiver<Signal>> {
     static LISTENS: Once = Once::new();
     let (tell, told) = oneshot::channel();
-    *waits() = Some(tell);
+    wait().push(tell);
     let mut result = Ok(told);
     LISTENS.call_once(|| {
         if let Err(error) = listen() {
@@ -51,8 +54,8 @@ pub(crate) fn next() -> std::io::Result<oneshot::Receiver<Signal>> {
     result
 }
 
-fn waits() -> MutexGuard<'static, Option<oneshot::Sender<Signal>>> {
-    WAITS.lock().unwrap_or_else(PoisonError::into_inner)
+fn wait() -> MutexGuard<'static, Vec<oneshot::Sender<Signal>>> {
+    WAIT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Begins to listen, on a thread of its own: once it has, signals do not end the process by themselves.
@@ -63,10 +66,17 @@ fn listen() -> std::io::Result<()> {
         Signals::new()
     };
     let forever = async move {
+        let mut told: Option<Instant> = None;
         loop {
             let signal = signals.any().await;
-            let told = waits().take().is_some_and(|tell| tell.send(signal).is_ok());
-            if !told {
+            let hears = std::mem::take(&mut *wait()).into_iter().map(|tell| tell.send(signal).is_ok());
+            if hears.fold(false, |any, hears| any || hears) {
+                told = Some(Instant::now());
+                continue;
+            }
+            // A run that is stopping lives on without its terminal.
+            let is_again = told.is_none_or(|told| told.elapsed() > AT_ONCE && !matches!(signal, Signal::Hangup));
+            if is_again {
                 std::process::exit(i32::from(signal.number()));
             }
         }

@@ -90,10 +90,14 @@ impl Drafting {
         if cycle.prefilled > 0 || !cycle.waiting.is_empty() {
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
         }
-        let Cycle { requests, rows, catch_up_s, draft_s, .. } = cycle;
+        let Cycle { requests, rows, catch_up_s, draft_s, promised, .. } = cycle;
         let tokens = cycle.tokens as u64;
         let mut controller = lock(&speculator.controller);
-        controller.observe(batch, strategy, Measured { tokens, requests, rows, seconds, catch_up_s, draft_s });
+        controller.observe(
+            batch,
+            strategy,
+            Measured { tokens, promised, requests, rows, seconds, catch_up_s, draft_s },
+        );
         // A plain cycle took what a plain cycle takes, whatever held it up.
         let plain_s = match strategy {
             None => Some(seconds),

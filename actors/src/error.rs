@@ -170,12 +170,12 @@ pub enum Error {
     },
     /// The weights are no longer numbers.
     #[error(
-        "step {} of stage {}: {}; lower the learning rate and begin anew with --fresh", step + 1, stage + 1, diverged(*norm)
+        "{kind}, step {}: {}; lower the learning rate and begin anew with --fresh", step + 1, diverged(*norm)
     )]
     NotFinite {
-        /// Stage of the plan, from 0.
-        stage: usize,
-        /// Step within the stage, from 0.
+        /// `sft` or `grpo`.
+        kind: String,
+        /// Step of the training, from 0.
         step: usize,
         /// Norm of the gradient.
         norm: f64,

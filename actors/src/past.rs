@@ -66,10 +66,10 @@ impl Past {
                 _ => Err(lost(folder, lost_events)),
             };
         }
-        // A checkpoint is written before the event that names it: one is ahead of a journal that was cut off there, and no further than
-        // the next that was due.
-        let next = due(&self.state);
-        if recovery.lost == 0 && folder.newest_place().is_some_and(|newest| newest > next) {
+        // A checkpoint is written before the event that names it: the first one may be ahead of a journal that names none. Where it names
+        // one, the run goes on from that: what is further may be of a session that was given up.
+        let is_ahead = folder.newest_place().is_some_and(|newest| newest > due(&self.state));
+        if recovery.lost == 0 && self.state.checkpoint.is_none() && is_ahead {
             return Err(lost(folder, "its journal ends before its checkpoints".into()));
         }
         if recovery.lost == 0 || self.state.is_complete {

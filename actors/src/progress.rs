@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use state::algorithm::Outcome;
 use state::metrics::StepMetrics;
-use state::run::Position;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +24,9 @@ pub enum Progress {
     SessionBegan {
         /// The run's folder.
         dir: PathBuf,
-        /// Where an earlier session's work goes on, and how many steps the stage has; nothing if there was none.
-        from: Option<(Position, usize)>,
+        /// Where an earlier session's work goes on: `sft` or the like, a step of its training, from 0, and how many it has. Nothing if
+        /// there was none.
+        from: Option<(&'static str, usize, usize)>,
         /// Steps that were done after the checkpoint that it goes on from: they are done again.
         again: usize,
     },
@@ -34,7 +34,7 @@ pub enum Progress {
     StepBegan {
         /// Stage of the plan, from 0, and stages.
         stage: (usize, usize),
-        /// Step of the stage, from 0, and steps.
+        /// Step of the training, from 0, and steps; evaluations divide it into stages.
         step: (usize, usize),
         /// `sft`, `grpo`, `evaluate` or `export`.
         kind: &'static str,

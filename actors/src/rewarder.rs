@@ -41,7 +41,7 @@ pub(crate) struct Score {
 pub(crate) struct Verdict {
     pub(crate) outcome: Outcome,
     pub(crate) is_correct: bool,
-    /// What was judged.
+    /// Of the answer.
     pub(crate) text: String,
 }
 
@@ -104,7 +104,13 @@ impl Scoring {
         let rewards = &self.job.plan.rewards;
         let Some(own) = &self.own else { return score(rewards, answer) };
         let found = catch_unwind(AssertUnwindSafe(|| (own.score)(answer)));
-        let found = found.unwrap_or_else(|_| Outcome::Failed(format!("the reward `{}` panicked", own.name)));
+        let found = match found {
+            Ok(Outcome::Scored(score)) if !score.is_finite() => {
+                Outcome::Failed(format!("the reward `{}` is {score}", own.name))
+            }
+            Ok(found) => found,
+            Err(_) => Outcome::Failed(format!("the reward `{}` panicked", own.name)),
+        };
         if rewards.is_empty() { found } else { score(rewards, answer).and(found) }
     }
 }

@@ -8,7 +8,7 @@ use models::load::export::{Kind, replaceable};
 use ractor::{Actor, ActorRef};
 use state::journal::{Event, Journal, SledJournal};
 use state::metrics::StepMetrics;
-use state::plan::{Controller, Model, Plan, Speculation, Step};
+use state::plan::{Controller, Model, Part, Plan, Speculation, Step};
 use state::run::{Position, RunState, steps_of};
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::oneshot;
@@ -166,7 +166,7 @@ fn prepare(
     let whole = Whole::find(&folder, &events, |name| folder.read(name, &job.initial))?;
     whole.warning.into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     let position = whole.state.next;
-    observer.tell(began(&state, plan, position, folder.dir()));
+    began(&state, plan, position, folder.dir()).into_iter().for_each(|progress| observer.tell(progress));
     if state.plan.is_none() {
         let noise_version = kernels::noise::VERSION;
         let (plan, plan_sha256) = (Box::new(plan.clone()), hash(plan, reward));
@@ -207,13 +207,14 @@ fn prepare(
     }))
 }
 
-/// Where the session begins.
-fn began(state: &RunState, plan: &Plan, position: Position, dir: &Path) -> Progress {
+/// Where the session begins; nothing if all steps are done, which only has to be noted.
+fn began(state: &RunState, plan: &Plan, position: Position, dir: &Path) -> Option<Progress> {
     let place = |m: &StepMetrics| Position { stage: m.stage, step: m.step };
     let again = state.history.iter().filter(|m| place(m) >= position).count();
-    let steps = plan.steps.get(position.stage).map(steps_of);
-    let from = steps.filter(|_| state.plan.is_some()).map(|steps| (position, steps));
-    Progress::SessionBegan { dir: dir.into(), from, again }
+    let step = plan.steps.get(position.stage)?;
+    let Part { begun, of } = step.part().unwrap_or(Part::whole(steps_of(step)));
+    let from = state.plan.is_some().then_some((step.kind(), begun + position.step, of));
+    Some(Progress::SessionBegan { dir: dir.into(), from, again })
 }
 
 /// What to say of a learned drafter without weights, if it is to draft and does not learn.

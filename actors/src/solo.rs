@@ -468,11 +468,22 @@ impl Session<'_> {
 
 impl CycleStats {
     fn of(drafted: &Drafted, at_s: f64) -> Self {
-        let Cycle { requests, tokens, drafted: with_draft, catch_up_s, rows, prefilled, draft_s, target_s, .. } =
-            drafted.cycle;
+        let Cycle {
+            requests,
+            tokens,
+            promised,
+            drafted: with_draft,
+            catch_up_s,
+            rows,
+            prefilled,
+            draft_s,
+            target_s,
+            ..
+        } = drafted.cycle;
         let (seconds, strategy) = (drafted.seconds, drafted.strategy);
         let draft_s = draft_s + catch_up_s;
-        Self { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, drafted: with_draft, strategy }
+        let drafted = with_draft;
+        Self { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, promised, drafted, strategy }
     }
 }
 

@@ -4,6 +4,7 @@
 //! many of them one forward yields.
 
 mod batch;
+mod levels;
 mod room;
 
 use std::collections::VecDeque;
@@ -21,7 +22,7 @@ use crate::request::{Answer, Entering, Request, Running};
 use crate::stop::Stop;
 use crate::target::{Hidden, Memory, Target};
 use batch::Batch;
-use state::speculation::tree::ROOT;
+use levels::count_levels;
 use state::speculation::{Accepted, DraftTree, accept};
 
 /// What the decoder must know of a rollout.
@@ -56,6 +57,8 @@ pub struct Cycle {
     pub requests: usize,
     /// Tokens emitted.
     pub tokens: usize,
+    /// Tokens that were to be expected of it, where the drafter can tell.
+    pub promised: Option<f64>,
     /// Requests with a draft, and the tokens they emitted.
     pub drafted: (usize, usize),
     /// The same of drafts that a network guessed.
@@ -153,7 +156,7 @@ impl Decoder {
     /// If the prompt is empty or leaves no room for an answer, or answers may have no token.
     pub fn admit(&mut self, group: usize, prompt: &[u32], samples: &[(usize, NoiseKey)]) -> Result<()> {
         self.check(prompt)?;
-        self.is_short_of_the_longest(0)?;
+        self.require_room(0)?;
         let request = |(sample, noise): &(usize, NoiseKey)| {
             let (tokens, log_probs) = (prompt.to_vec(), Vec::new());
             Request { group, sample: *sample, noise: *noise, tokens, prompt: prompt.len(), log_probs }
@@ -169,13 +172,13 @@ impl Decoder {
     pub fn import(&mut self, request: Request) -> Result<()> {
         self.check(&request.tokens[..request.prompt])?;
         self.check(&request.tokens)?;
-        self.is_short_of_the_longest(request.log_probs.len())?;
+        self.require_room(request.log_probs.len())?;
         self.enter(vec![request]);
         Ok(())
     }
 
-    /// Whether an answer of so many tokens may have another one.
-    fn is_short_of_the_longest(&self, tokens: usize) -> Result<()> {
+    /// Fails if an answer of so many tokens may not have another one.
+    fn require_room(&self, tokens: usize) -> Result<()> {
         let tokens_max = self.decoding.tokens_max;
         if tokens < tokens_max { Ok(()) } else { Err(Error::AnswerLength { tokens, tokens_max }) }
     }
@@ -292,6 +295,7 @@ impl Decoder {
         let draft_s = began.elapsed().as_secs_f64();
         let (mut cycle, accepted, emitted) = self.verify(&trees);
         if let Some((drafter, _)) = drafter.as_mut() {
+            cycle.promised = drafter.promised().map(|right| trees.len() as f64 + right);
             drafter.verified(&trees, &accepted);
             for request in (0..trees.len()).filter(|i| !trees[*i].is_empty()) {
                 let is_learned = drafter.learned(request);
@@ -461,39 +465,5 @@ impl Decoder {
         answers.iter().for_each(|answer| self.lengths.observe(answer.log_probs.len()));
         caches.into_iter().for_each(|cache| self.pages.give_back(cache));
         answers
-    }
-}
-
-/// Adds what became of each level of a draft.
-fn count_levels(tree: &DraftTree, accepted: &Accepted, levels: &mut Vec<(u64, u64)>) {
-    let depth = (0..tree.len()).map(|node| tree.depth(node) + 1).max().unwrap_or(0);
-    levels.resize(levels.len().max(depth), (0, 0));
-    let right = accepted.nodes.len();
-    // Below the last right guess others may have been made, or none: another branch may be the deeper one.
-    let last = accepted.nodes.last().copied().unwrap_or(ROOT);
-    let decided = right + usize::from(tree.parents.contains(&last));
-    for (level, (count, accepted)) in levels.iter_mut().enumerate().take(decided) {
-        *count += 1;
-        *accepted += u64::from(level < right);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn levels_count_where_something_was_guessed() {
-        // A with child C, and B alone: the deeper branch is not the one that is right.
-        let tree = DraftTree { tokens: vec![1, 2, 3], parents: vec![ROOT, ROOT, 0] };
-        let levels = |nodes: &[usize]| {
-            let mut levels = Vec::new();
-            count_levels(&tree, &Accepted { nodes: nodes.to_vec(), tokens: Vec::new() }, &mut levels);
-            levels
-        };
-        assert_eq!(levels(&[]), [(1, 0), (0, 0)]);
-        assert_eq!(levels(&[1]), [(1, 1), (0, 0)], "nothing was guessed below it");
-        assert_eq!(levels(&[0]), [(1, 1), (1, 0)]);
-        assert_eq!(levels(&[0, 2]), [(1, 1), (1, 1)]);
     }
 }

@@ -25,7 +25,7 @@ pub use vocabulary::Vocabulary;
 /// What a drafter may see of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// Identity of the request on this device, never used again for another.
+    /// Identity of the request on this device, used for another one only after this one has ended or left.
     pub id: u64,
     /// Prompt and answer so far; the last token has not been through the target.
     pub tokens: &'a [u32],
@@ -56,8 +56,13 @@ pub trait Drafter: Send {
     /// One draft for each request.
     ///
     /// # Errors
-    /// If a tensor operation fails.
+    /// If the drafter cannot guess.
     fn draft(&mut self, requests: &[Context<'_>], strategy: &Strategy) -> Result<Vec<DraftTree>>;
+
+    /// Tokens of the last drafts that are expected to be right, of all requests together, if the drafter can tell.
+    fn promised(&self) -> Option<f64> {
+        None
+    }
 
     /// What the target made of the last drafts: the trees in the order of their requests, and what it accepted of each.
     fn verified(&mut self, _trees: &[DraftTree], _accepted: &[Accepted]) {}

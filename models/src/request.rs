@@ -136,6 +136,6 @@ pub struct Answer {
     pub log_probs: Vec<f32>,
     /// Whether the answer was cut at its longest allowed length.
     pub truncated: bool,
-    /// Hidden states `(tokens - 1, hidden)` if kept, else empty.
+    /// Hidden states `(tokens - 1, width)` if kept, see [`Hidden::width`](crate::Hidden::width), else empty.
     pub hidden: Vec<f32>,
 }

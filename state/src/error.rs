@@ -17,6 +17,7 @@ pub fn advice(error: &io::Error) -> &'static str {
         Kind::ReadOnlyFilesystem => "nothing can be written there: name another path",
         Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => "make room, then run the command again",
         Kind::OutOfMemory => "give the process more memory, then run the command again",
+        Kind::WouldBlock => "run the command again",
         _ if is_of_system(error) => "raise the limit of open files (`ulimit -n`), then run the command again",
         _ => "check permissions and free space",
     }

@@ -153,6 +153,17 @@ pub enum Step {
 }
 
 impl Step {
+    /// As reports name it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sft(_) => "sft",
+            Self::Grpo(_) => "grpo",
+            Self::Evaluate(_) => "evaluate",
+            Self::Export(_) => "export",
+        }
+    }
+
     /// Of one that learns, which part of its training it is.
     #[must_use]
     pub fn part(&self) -> Option<Part> {

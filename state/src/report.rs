@@ -13,7 +13,8 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let sum = |f: fn(&StepMetrics) -> f64| history.iter().map(f).fold(0.0, |a, b| a + b);
     let of_kind = |kind: &'static str| history.iter().filter(move |m| m.kind == kind);
     let grpo = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).collect();
-    let share = |f: fn(&StepMetrics) -> Option<f64>| of_kind("grpo").filter_map(|m| Some((m.step, f(m)?))).collect();
+    let share =
+        |f: fn(&StepMetrics) -> Option<f64>| of_kind("grpo").filter_map(|m| Some((m.begun + m.step, f(m)?))).collect();
     // Evaluations decode too, but neither learn nor train the drafter.
     let grpo_sum = |f: fn(&StepMetrics) -> f64| of_kind("grpo").map(f).fold(0.0, |a, b| a + b);
     let (rollout_s, tokens) = (grpo_sum(|m| m.rollout_s), of_kind("grpo").map(|m| m.tokens).sum::<u64>());
@@ -21,7 +22,12 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let rated = || of_kind("grpo").filter(|m| m.plain_tokens_per_s > 0.0);
     let plain_s: f64 = rated().map(|m| m.tokens as f64 / m.plain_tokens_per_s).sum();
     let rated_tokens: u64 = rated().map(|m| m.tokens).sum();
-    let accuracies: Vec<f64> = of_kind("evaluate").map(|m| m.accuracy).collect();
+    // Those in between, of which a training may have many, say neither what it began with nor what it came to.
+    let learns = |m: &StepMetrics| m.kind == "grpo" || m.kind == "sft";
+    let [first, last] = [history.iter().position(learns), history.iter().rposition(learns)];
+    let accuracy = |steps: &[StepMetrics]| steps.iter().rfind(|m| m.kind == "evaluate").map(|m| m.accuracy);
+    let accuracy_before = accuracy(&history[..first.unwrap_or(history.len())]);
+    let accuracy_after = last.and_then(|last| accuracy(&history[last..]));
     let status = match (run.is_complete, is_running) {
         (true, _) => "complete",
         (false, true) => "running",
@@ -51,8 +57,8 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         idle_rested_s: grpo_sum(|m| m.idle_rested_s),
         lent: of_kind("grpo").map(|m| m.lent).sum(),
         by_batch: by_batch(of_kind("grpo")),
-        accuracy_before: accuracies.first().copied(),
-        accuracy_after: accuracies.last().copied().filter(|_| accuracies.len() > 1),
+        accuracy_before,
+        accuracy_after,
         weights_blake3: run.weights_blake3.clone(),
         kernels: run.kernels.clone(),
         devices: run.devices.clone(),

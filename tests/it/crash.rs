@@ -103,6 +103,22 @@ fn an_export_killed_at_any_moment_is_whole_or_not_there() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("partial")), "{left:?}");
 }
 
+/// Two runs are at work, and both end.
+#[test]
+fn a_comparison_that_is_stopped_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow(folder.path(), |w| w.replace("steps: 10", "steps: 2000"));
+    let (both, began) = (folder.path().join("both"), Instant::now());
+    let child = at_step(&["compare", text(&file), "--out", text(&both)], &both.join("with"), 12);
+    let (working, stopping) = (began.elapsed(), Instant::now());
+    let output = signalled(child, "INT");
+    assert_eq!(output.status.code(), Some(130), "{}", message(&output));
+    assert!(stopping.elapsed() < 20 * working.max(Duration::from_secs(1)), "it went on");
+    for side in ["with", "without"] {
+        assert_eq!(report(&both.join(side)).status, "interrupted");
+    }
+}
+
 #[test]
 fn a_run_that_was_stopped_says_so_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();

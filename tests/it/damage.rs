@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use taper::state::journal::{Journal, SledJournal};
+
 use super::{
     at_step, at_work, checkpoints_of, completed, long, message, refusal, report, signalled, taper, text, with_problems,
     workflow,
@@ -110,10 +112,17 @@ fn a_journal_that_lost_its_end_is_not_rolled_back_silently() {
     copy(&earlier.join("journal"), &dir.join("journal"));
     fs::write(dir.join("journal/count"), count).unwrap();
     copy(&dir, &later);
-    let uncounted = folder.path().join("uncounted");
-    copy(&dir, &uncounted);
-    fs::remove_file(uncounted.join("journal/count")).unwrap();
-    let message = refusal(&["resume", text(&uncounted)]);
+    // One that has only its beginning, and is none the worse for what it knows.
+    let begun = folder.path().join("begun");
+    copy(&dir, &begun);
+    let journal = begun.join("journal");
+    let events = SledJournal::open_read_only(&journal).unwrap().events().unwrap();
+    fs::remove_dir_all(&journal).unwrap();
+    let mut first = SledJournal::open(&journal).unwrap();
+    first.append(&events[0]).unwrap();
+    first.commit().unwrap();
+    drop(first);
+    let message = refusal(&["resume", text(&begun)]);
     assert!(message.contains("its journal ends before its checkpoints"), "{message}");
     let message = refusal(&["resume", text(&dir)]);
     assert!(message.contains("lost its last") && message.contains(checkpoints_of(&dir).last().unwrap()), "{message}");

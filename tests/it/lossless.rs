@@ -2,7 +2,7 @@
 
 use taper::Report;
 
-use super::{completed, report, taper, text, with_idle_time, workflow};
+use super::{at_step, completed, report, signalled, taper, text, with_idle_time, workflow};
 
 #[test]
 fn speculation_changes_no_byte() {
@@ -37,19 +37,27 @@ fn speculation_changes_no_byte() {
 fn evaluations_in_between_change_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
-    let cosine = |w: String| w.replace("(lr: 1e-3)", "(lr: 1e-3, warmup: 3, schedule: Cosine)");
+    let cosine = |w: String| {
+        let w = w.replace("steps: 10", "steps: 240").replace("every: 2,", "every: 7,");
+        w.replace("(lr: 1e-3)", "(lr: 1e-3, warmup: 3, schedule: Cosine)")
+    };
     completed(&["run", text(&workflow(folder.path(), cosine)), "--out", text(&whole)]);
     let file = workflow(folder.path(), |w| {
         let during = |every: usize| format!("evaluate: (every: {every}, problems: 5, temperature: 1.0), optimizer");
-        let w = cosine(w).replace("kl: 0.01, optimizer", &format!("kl: 0.01, {}", during(3)));
+        let w = cosine(w).replace("kl: 0.01, optimizer", &format!("kl: 0.01, {}", during(50)));
         w.replace("micro_batch: 4, optimizer", &format!("micro_batch: 4, {}", during(8)))
     });
+    // Stopped in the second part, and killed.
+    signalled(at_step(&["run", text(&file), "--out", text(&parts)], &parts, 8 + 60), "INT");
+    let mut killed = at_step(&["resume", text(&parts)], &parts, 8 + 110);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
     completed(&["run", text(&file), "--out", text(&parts)]);
     let (whole, parts) = (report(&whole), report(&parts));
     assert_eq!(whole.weights_blake3, parts.weights_blake3);
-    // One before, three in between, one after; none where supervised steps end with the first.
+    // One before, four in between, one after; none where supervised steps end with the first part.
     let kinds = |kind: &str| parts.history.iter().filter(|m| m.kind == kind).count();
-    assert_eq!([kinds("sft"), kinds("grpo"), kinds("evaluate")], [8, 10, 5]);
+    assert_eq!([kinds("sft"), kinds("grpo"), kinds("evaluate")], [8, 240, 6]);
     let of = |report: &Report| -> Vec<_> {
         let steps = report.history.iter().filter(|m| m.kind == "grpo");
         steps.map(|m| (m.begun + m.step, m.of, m.lr.to_bits(), m.grad_norm.to_bits())).collect()

@@ -22,6 +22,8 @@ pub struct CycleStats {
     pub prefilled: usize,
     /// Tokens emitted.
     pub tokens: usize,
+    /// Tokens that were to be expected, where the drafter can tell.
+    pub promised: Option<f64>,
     /// Requests with a draft, and the tokens they emitted.
     pub drafted: (usize, usize),
     /// How it drafted.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use models::Weights;
 use state::journal::Event;
-use state::plan::Step;
+use state::run::RunState;
 
 use crate::error::{Error, Result};
 use crate::experience::Habits;
@@ -30,17 +30,20 @@ impl Saved {
         let (is_older, mut warnings) = (whole.warning.is_some(), Vec::from_iter(whole.warning));
         let Some((name, weights)) = whole.checkpoint else {
             let weights = Arc::new(job.initial.clone());
-            let is_untrained = job.plan.steps.iter().any(Step::changes_weights);
-            if is_untrained {
-                warnings.push("the run has no checkpoint yet: this is the model that it began with".into());
-            }
-            return Ok(Self { weights, is_older: is_untrained, habits: None, drafter: None, warnings });
+            warnings.push("the run has no checkpoint yet: this is the model that it began with".into());
+            let has_learned = RunState::replay(events).history.iter().any(|m| m.kind == "sft" || m.kind == "grpo");
+            return Ok(Self { weights, is_older: has_learned, habits: None, drafter: None, warnings });
         };
-        let habits = folder.habits(&name).ok().flatten();
+        // Of a run at work it may have been pruned by now.
+        let is_gone = || !folder.checkpoint(&name).is_dir();
+        let habits = match folder.habits(&name) {
+            Err(error) if is_gone() => return Err(error),
+            habits => habits.ok().flatten(),
+        };
         let drafter = match job.plan.speculation.shape().map(|shape| folder.drafter(&name, &job.config, shape)) {
             // One of the drafter that an earlier session of the run had.
             Some(Err(Error::Model(models::Error::MissingTensor { .. } | models::Error::TensorShape { .. }))) => None,
-            Some(Err(error)) if error.is_of_system() => return Err(error),
+            Some(Err(error)) if error.is_of_system() || is_gone() => return Err(error),
             Some(Err(error)) => {
                 warnings.push(format!("its drafter cannot be used ({}): nothing is drafted by it", error.whole()));
                 None

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use state::device::Phase;
-use state::metrics::{PhaseSpan, StepMetrics};
+use state::metrics::{PhaseSpan, StepMetrics, nearest_rank};
 
 /// Phases of one device since the step began.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ pub(crate) fn lengths(metrics: &mut StepMetrics, mut lengths: Vec<usize>) {
     let count = lengths.len();
     metrics.rollouts = count;
     metrics.length_mean = lengths.iter().sum::<usize>() as f64 / count.max(1) as f64;
-    metrics.length_p75 = lengths.get(count * 3 / 4).copied().unwrap_or(0);
+    metrics.length_p75 = nearest_rank(&lengths, 75).unwrap_or(0);
     metrics.length_max = lengths.last().copied().unwrap_or(0);
 }
 

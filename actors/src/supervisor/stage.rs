@@ -15,15 +15,6 @@ use crate::folder::Checkpoint;
 use crate::progress::{Ended, Progress};
 use crate::recorder::Record;
 
-fn kind(step: &Step) -> &'static str {
-    match step {
-        Step::Sft(_) => "sft",
-        Step::Grpo(_) => "grpo",
-        Step::Evaluate(_) => "evaluate",
-        Step::Export(_) => "export",
-    }
-}
-
 /// Training problems and optimiser steps that a plan uses before a position.
 fn used_before(plan: &Plan, at: Position) -> (u64, u32) {
     let mut used = (0, 0);
@@ -52,7 +43,7 @@ impl State {
         let steps = steps_of(step);
         let Position { stage, step: number } = self.position;
         let Part { begun, of } = step.part().unwrap_or(Part::whole(steps));
-        let kind = kind(step);
+        let kind = step.kind();
         self.metrics =
             StepMetrics { stage, step: number, steps, begun, of, kind: kind.into(), ..StepMetrics::default() };
         let place = (begun + number, of);
@@ -63,13 +54,13 @@ impl State {
             // Each training has an optimiser of its own.
             self.adam = Arc::new(AdamW::new(&self.weights));
         }
-        let begun = match step {
+        let result = match step {
             Step::Sft(sft) => self.begin_sft(sft),
             Step::Grpo(grpo) => self.begin_grpo(grpo),
             Step::Evaluate(evaluate) => self.begin_evaluate(evaluate),
             Step::Export(to) => tokio::task::block_in_place(|| self.export(to)),
         };
-        if let Err(error) = begun {
+        if let Err(error) = result {
             self.give_up(error);
         }
     }

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use models::Target;
 use state::device;
 use state::plan::{Grpo, Optimizer, Part, Sft};
-use state::run::Position;
 
 use super::{Activity, State};
 use crate::engine::Command;
@@ -151,8 +150,8 @@ impl State {
         (self.metrics.loss, self.metrics.kl) = (outcome.loss, outcome.kl);
         (self.metrics.grad_norm, self.metrics.lr) = (outcome.norm, outcome.lr);
         if !outcome.is_finite {
-            let Position { stage, step } = self.position;
-            return self.give_up(Error::NotFinite { stage, step, norm: outcome.norm });
+            let (kind, step) = (self.metrics.kind.clone(), self.metrics.begun + self.metrics.step);
+            return self.give_up(Error::NotFinite { kind, step, norm: outcome.norm });
         }
         (self.weights, self.adam) = (outcome.weights, outcome.adam);
         self.append_timeline(now_s);

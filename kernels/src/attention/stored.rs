@@ -168,7 +168,12 @@ impl KeyValues {
     }
 
     /// Appends a position: key and value, `(kv_heads * head_dim)` each.
+    ///
+    /// # Panics
+    /// If they have other lengths.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
+        let width = self.shape.kv_width();
+        assert!(key.len() == width && value.len() == width, "keys and values of {} and {}", key.len(), value.len());
         let (row, dim, padded) = (self.rows, self.shape.head_dim, self.shape.padded());
         let own = key.chunks_exact(dim).zip(value.chunks_exact(dim));
         of_heads!(&mut self.numbers, heads => {

@@ -32,8 +32,9 @@ impl Age {
             let mut all: BTreeMap<usize, Vec<Measured>> = BTreeMap::new();
             let is_short = cycles.iter().all(|m| m.prefilled > 0);
             for m in cycles.iter().filter(|m| m.requests > 0 && (m.prefilled == 0 || is_short)) {
-                let CycleStats { requests, rows, seconds, draft_s, .. } = *m;
-                let measured = Measured { tokens: m.tokens as u64, requests, rows, seconds, draft_s, catch_up_s: 0.0 };
+                let CycleStats { requests, rows, promised, seconds, draft_s, .. } = *m;
+                let (tokens, catch_up_s) = (m.tokens as u64, 0.0);
+                let measured = Measured { tokens, promised, requests, rows, seconds, draft_s, catch_up_s };
                 all.entry(requests).or_default().push(measured);
             }
             all
@@ -125,7 +126,8 @@ mod tests {
     fn cycles(requests: usize, tokens: usize, seconds: f64, strategy: Option<Strategy>) -> CycleStats {
         let drafted = (0, 0);
         let (at_s, draft_s, target_s, rows, prefilled) = (0.0, 0.0, seconds, requests, 0);
-        CycleStats { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, drafted, strategy }
+        let promised = None;
+        CycleStats { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, promised, drafted, strategy }
     }
 
     #[test]

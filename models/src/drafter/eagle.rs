@@ -316,6 +316,11 @@ impl Drafter for Eagle {
         Ok(trees)
     }
 
+    fn promised(&self) -> Option<f64> {
+        // A node is right if all above it are, which its chance includes.
+        Some(self.guesses.iter().flatten().map(|guess| f64::from(guess.chance)).sum())
+    }
+
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         let mut calibration = lock(&self.calibration);
         for (accepted, favourites) in accepted.iter().zip(&self.favourites) {

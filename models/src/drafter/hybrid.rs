@@ -32,6 +32,10 @@ impl Drafter for Hybrid<'_> {
         self.learned.draft(&proposed.collect::<Vec<_>>(), strategy)
     }
 
+    fn promised(&self) -> Option<f64> {
+        self.learned.promised()
+    }
+
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         self.learned.verified(trees, accepted);
     }

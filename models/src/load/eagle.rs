@@ -14,7 +14,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use state::plan::{DrafterShape, NetworkKind};
 
-use super::export::{self, Kind, Precision, write_beside, write_json};
+use super::export::{self, Kind, Partial, Precision, write_beside, write_json};
 use super::{Config, RawWeights, dims, finite, hf, place, read, refused};
 use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
@@ -73,10 +73,10 @@ pub fn export_drafter(
         }
         NetworkKind::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
     }
-    let partial = export::begin(folder, Kind::Drafter)?;
+    let partial = Partial::begin(folder, Kind::Drafter)?;
     write_json(&partial.join("config.json"), &value)?;
     write_beside(&partial.join("model.safetensors"), &tensors, tables, precision)?;
-    export::publish(&partial, folder)
+    partial.publish()
 }
 
 /// Reads a drafter of `target`, in any layout: its weights by our names, and its shape.

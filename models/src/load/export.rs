@@ -1,22 +1,20 @@
 //! Writes a model as a Hugging Face folder: whole or not at all, the same bytes for the same model.
 
+mod partial;
+
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, View};
 use serde_json::{Value, json};
-use state::journal::has_ended;
 
 use super::{Config, RawWeights, place};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
+pub(super) use partial::Partial;
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +63,12 @@ pub fn export(
     chat_template: Option<&str>,
 ) -> Result<()> {
     weights.check(config, &place(folder))?;
-    let partial = begin(folder, Kind::Model)?;
+    let partial = Partial::begin(folder, Kind::Model)?;
     write_json(&partial.join("config.json"), &config_json(config, precision, Kind::Model))?;
     tokenizer.save(&partial.join("tokenizer.json"))?;
     write_json(&partial.join("tokenizer_config.json"), &tokenizer_json(config, tokenizer, chat_template))?;
     write_tensors(&partial.join("model.safetensors"), weights, precision)?;
-    publish(&partial, folder)
+    partial.publish()
 }
 
 /// Writes tensors to one safetensors file.
@@ -245,92 +243,8 @@ pub fn real(path: &Path) -> PathBuf {
     real
 }
 
-/// An empty folder to write into, beside the one that is to be made or replaced. What exports that did not end left is removed.
-pub(super) fn begin(folder: &Path, kind: Kind) -> Result<PathBuf> {
-    replaceable(folder, kind)?;
-    // One that is written to by another thread of this process is in use, whatever its name says.
-    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    remove_left_behind(folder, &in_use)?;
-    let partial = beside(folder, "partial");
-    io(&partial, fs::create_dir_all(&partial))?;
-    in_use.insert(partial.clone());
-    Ok(partial)
-}
-
-/// Folders that this process writes exports to.
-static IN_USE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// Removes what exports to this folder have left beside it whose process is gone, as far as the system tells; or which was this one.
-fn remove_left_behind(folder: &Path, in_use: &BTreeSet<PathBuf>) -> Result<()> {
-    let own = std::process::id().to_string();
-    let parent = parent(folder);
-    let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
-    let begins = format!(".{}.taper-", folder.file_name().unwrap_or_default().display());
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let Some(left) = name.strip_prefix(&begins) else { continue };
-        let place = left.strip_prefix("partial-").or_else(|| left.strip_prefix("old-"));
-        let process = place.and_then(|place| place.split_once('-')).map(|(process, _)| process);
-        let is_left = process.is_some_and(|process| process == own || has_ended(process));
-        if is_left && !in_use.contains(&folder.with_file_name(&name)) {
-            remove(&parent.join(&name))?;
-        }
-    }
-    Ok(())
-}
-
-fn parent(folder: &Path) -> &Path {
-    folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Makes the files durable, then visible under their name.
-pub(super) fn publish(partial: &Path, folder: &Path) -> Result<()> {
-    for entry in io(partial, fs::read_dir(partial))? {
-        sync(&io(partial, entry)?.path())?;
-    }
-    sync(partial)?;
-    let old = beside(folder, "old");
-    let mut attempts = 0;
-    loop {
-        remove(&old)?;
-        // Another export to the same place may come between: the last one stays.
-        let moved = match fs::rename(folder, &old) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => fs::rename(partial, folder),
-        };
-        attempts += 1;
-        if moved.is_ok() || attempts == ATTEMPTS {
-            io(folder, moved)?;
-            break;
-        }
-    }
-    sync(parent(folder))?;
-    remove(&old)?;
-    IN_USE.lock().unwrap_or_else(PoisonError::into_inner).remove(partial);
-    Ok(())
-}
-
-/// Attempts to put an export into its place.
-const ATTEMPTS: u32 = 10;
-
 fn sync(path: &Path) -> Result<()> {
     io(path, File::open(path).and_then(|file| file.sync_all()))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match folder.exists() {
-        true => io(folder, fs::remove_dir_all(folder)),
-        false => Ok(()),
-    }
-}
-
-/// A folder of its own in the same place, `.<folder>.taper-<what>-<process>-<number>`: `<folder>.old` may be somebody's copy.
-fn beside(folder: &Path, what: &str) -> PathBuf {
-    static NUMBERS: AtomicU64 = AtomicU64::new(0);
-    let mut name = OsString::from(".");
-    name.push(folder.file_name().unwrap_or_default());
-    name.push(".taper-");
-    name.push(format!("{what}-{}-{}", std::process::id(), NUMBERS.fetch_add(1, Ordering::Relaxed)));
-    folder.with_file_name(name)
 }
 
 fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
@@ -342,6 +256,7 @@ mod tests {
     use state::plan::TinyShape;
 
     use super::super::{hf, load_tiny};
+    use super::partial::host;
     use super::*;
     use crate::layout::parameters;
     use crate::load::dims;
@@ -432,7 +347,7 @@ mod tests {
         export();
         // Killed while it wrote, and between its two moves, when there is no model.
         // No process has a number like that.
-        let left = |what: &str| format!(".model.taper-{what}-4294967295-0");
+        let left = |what: &str| format!(".model.taper-{what}-{}-4294967295-0", host());
         fill(&left("partial"));
         export();
         fs::rename(&to, folder.path().join(left("old"))).unwrap();

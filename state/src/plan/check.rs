@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use super::{Controller, Plan, Step};
+use super::{Controller, Grpo, Plan, Sft, Step};
 
 /// A value of a plan that nothing can be done with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +57,15 @@ impl Plan {
             }
             Step::Export(_) => Vec::new(),
         };
-        counts.into_iter().try_for_each(|(name, count)| some(&format!("{at}.{name}"), count))
+        counts.into_iter().try_for_each(|(name, count)| some(&format!("{at}.{name}"), count))?;
+        let (Step::Sft(Sft { steps, part, optimizer, .. }) | Step::Grpo(Grpo { steps, part, optimizer, .. })) = step
+        else {
+            return Ok(());
+        };
+        let fits = part.begun.checked_add(*steps).is_some_and(|end| end <= part.of);
+        check(&format!("{at}.part.of"), part.of, fits, "the steps before the part and its own, at least")?;
+        let warms = optimizer.warmup <= part.of;
+        check(&format!("{at}.optimizer.warmup"), optimizer.warmup, warms, "at most the steps of the training")
     }
 
     fn check_speculation(&self) -> Result {

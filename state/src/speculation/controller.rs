@@ -33,6 +33,8 @@ const PLAIN_WINDOW: usize = 64;
 pub struct Measured {
     /// Tokens emitted.
     pub tokens: u64,
+    /// Tokens that were to be expected of the drafts, where their drafter can tell: what comes of one draft is mostly luck.
+    pub promised: Option<f64>,
     /// Request-cycles.
     pub requests: usize,
     /// Rows that the target verified: one for each request, and one for each drafted token.
@@ -165,7 +167,8 @@ impl Controller {
     ///
     /// Without tokens, requests or a positive time it tells nothing and is left out.
     pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, measured: Measured) {
-        let Measured { tokens, requests, seconds, catch_up_s, .. } = measured;
+        let Measured { tokens, promised, requests, seconds, catch_up_s, .. } = measured;
+        let promised = promised.filter(|tokens| tokens.is_finite() && *tokens > 0.0).unwrap_or(tokens as f64);
         let steady_s = seconds - catch_up_s;
         if tokens == 0
             || requests == 0
@@ -178,8 +181,8 @@ impl Controller {
         }
         let bucket = bucket(batch);
         let (rate, accept_length) = (tokens as f64 / steady_s, tokens as f64 / requests as f64);
-        let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length };
-        let a_token_each = Cycle { seconds: batch.max(1) as f64 / rate, ..cycle };
+        let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length, promised: Some(promised) };
+        let a_token_each = Cycle { seconds: batch.max(1) as f64 / rate, promised: None, ..cycle };
         self.now[bucket].observe(a_token_each, self.window);
         if let Rule::Bandit(bandit) = &mut self.rule {
             let plain = Plain { arms: &self.plain, probed: &self.probed };
@@ -195,7 +198,8 @@ impl Controller {
                 Rule::Bandit(bandit) => bandit.plain_window(bucket, self.window),
                 Rule::Off | Rule::Fixed(_) | Rule::Table(_) => self.window,
             };
-            let plain = Cycle { rate: tokens as f64 / plain_s, seconds: plain_s, catch_up_s: 0.0, accept_length };
+            let rate = tokens as f64 / plain_s;
+            let plain = Cycle { rate, seconds: plain_s, catch_up_s: 0.0, accept_length, promised: None };
             self.plain[bucket].observe(plain, window);
         }
     }

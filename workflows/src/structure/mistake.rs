@@ -47,9 +47,9 @@ fn known(found: &str, fields: &[&'static str]) -> Option<&'static str> {
         "num_key_value_heads" => "kv_heads",
         "intermediate_size" => "ffn",
         "file" => "path",
-        _ => return nearest(found, fields),
+        _ => found,
     };
-    fields.iter().copied().find(|field| *field == ours)
+    fields.iter().copied().find(|field| *field == ours).or_else(|| nearest(found, fields))
 }
 
 /// Describes an error at `path`, where `value` stands.

@@ -12,6 +12,9 @@ const OUTLIER: f64 = 4.0;
 /// How far tokens of cycles are expected to differ from their mean, as a share of it, before that is measured: counts as one cycle.
 const SPREAD: f64 = 0.3;
 
+/// Cycles of which what came counts as much as what was expected.
+const PROMISES: f64 = 64.0;
+
 /// One arm in one bucket.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Arm {
@@ -37,12 +40,14 @@ impl Arm {
         self.cycles.drain(..excess);
         let longest = longest(&self.cycles);
         let count = self.cycles.len() as f64;
+        // What was expected of drafts varies less than what came of them, but may be wrong: the more came, the more that counts.
+        let share = count / (count + PROMISES);
         let mean = |of: &dyn Fn(&Cycle) -> f64| self.cycles.iter().map(of).sum::<f64>() / count;
-        self.tokens = mean(&|cycle| cycle.tokens());
+        self.tokens = mean(&|cycle| cycle.tokens_believed(share));
         self.seconds = mean(&|cycle| cycle.seconds.min(longest));
         self.batch = mean(&|cycle| cycle.batch());
         self.rate = self.tokens / self.seconds;
-        let variance = mean(&|cycle| (cycle.tokens() - self.rate * cycle.seconds.min(longest)).powi(2));
+        let variance = mean(&|cycle| (cycle.tokens_believed(share) - self.rate * cycle.seconds.min(longest)).powi(2));
         let usual = (SPREAD * self.tokens).powi(2);
         self.error = ((variance + usual / count) / count).sqrt() / self.tokens;
     }
@@ -97,7 +102,7 @@ mod tests {
     use super::*;
 
     fn cycle(tokens: f64, seconds: f64) -> Cycle {
-        Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: tokens }
+        Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: tokens, promised: None }
     }
 
     #[test]

@@ -79,11 +79,20 @@ pub(super) struct Cycle {
     pub(super) catch_up_s: f64,
     /// Tokens per request-cycle.
     pub(super) accept_length: f64,
+    /// Tokens that were to be expected, if that is known.
+    #[serde(default)]
+    pub(super) promised: Option<f64>,
 }
 
 impl Cycle {
     pub(super) fn tokens(self) -> f64 {
         self.rate * self.seconds
+    }
+
+    /// Tokens as far as they are believed, the rest being what was expected.
+    pub(super) fn tokens_believed(self, share: f64) -> f64 {
+        let (tokens, promised) = (self.tokens(), self.promised.unwrap_or(self.tokens()));
+        promised + share * (tokens - promised)
     }
 
     /// Requests that took part.
@@ -178,7 +187,8 @@ impl Bandit {
             && let Some(plain_s) = scale.times.seconds(batch as f64)
         {
             let rows = measured.rows as f64 / measured.requests as f64;
-            self.habits[arm].observe(cycle.accept_length, rows, measured.draft_s / plain_s);
+            let tokens = cycle.tokens_believed(0.5) / measured.requests as f64;
+            self.habits[arm].observe(tokens, rows, measured.draft_s / plain_s);
             // Also where there was nothing to catch up on: some drafters never have, and a trial may follow another one.
             if self.buckets[bucket].is_change(&self.strategies, arm) {
                 self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);

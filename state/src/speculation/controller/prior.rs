@@ -266,7 +266,10 @@ mod tests {
     fn plain(points: &[(f64, f64)]) -> Times {
         let arm = |&(tokens, seconds): &(f64, f64)| {
             let mut arm = Arm::default();
-            arm.observe(Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+            arm.observe(
+                Cycle { rate: tokens / seconds, seconds, catch_up_s: 0.0, accept_length: 1.0, promised: None },
+                4,
+            );
             arm
         };
         let mut arms: Vec<Arm> = points.iter().map(arm).collect();
@@ -295,10 +298,11 @@ mod tests {
         };
         assert_eq!(seconds(&arms, [1.0; 4]), [0.0; 4], "how long a cycle takes is not known");
         // A cycle takes twice as long as its forward.
-        arms[0].observe(Cycle { rate: 0.5, seconds: 2.0, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+        arms[0].observe(Cycle { rate: 0.5, seconds: 2.0, catch_up_s: 0.0, accept_length: 1.0, promised: None }, 4);
         assert_eq!(seconds(&arms, [1.0, 8.0, 20.0, 32.0]), [2.0, 6.0, 12.0, 18.0]);
         // What was measured counts, and says how the rest compares.
-        arms[3].observe(Cycle { rate: 8.0 / 12.0, seconds: 12.0, catch_up_s: 0.0, accept_length: 1.0 }, 4);
+        arms[3]
+            .observe(Cycle { rate: 8.0 / 12.0, seconds: 12.0, catch_up_s: 0.0, accept_length: 1.0, promised: None }, 4);
         assert_eq!(seconds(&arms, [1.0, 8.0, 20.0, 32.0]), [2.0, 12.0, 19.5, 27.0]);
     }
 
@@ -334,7 +338,7 @@ mod tests {
     fn a_machine_that_stood_still_is_not_believed() {
         let cycles = plain(&[(1.0, 1.0), (8.0, 1.7)]);
         let took = |seconds: f64, catch_up_s: f64, plain: &Times| {
-            let cycle = Cycle { rate: 1.0, seconds, catch_up_s, accept_length: 1.0 };
+            let cycle = Cycle { rate: 1.0, seconds, catch_up_s, accept_length: 1.0, promised: None };
             Habits::default().believable((1.0, 8.0), &cycle, plain)
         };
         assert_eq!([took(5.0, 0.5, &cycles), took(13.0, 40.0, &cycles)], [5.5, 53.0], "dear is not still");
