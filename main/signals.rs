@@ -69,8 +69,10 @@ fn listen() -> std::io::Result<()> {
         let mut told: Option<Instant> = None;
         loop {
             let signal = signals.any().await;
-            let hears = std::mem::take(&mut *wait()).into_iter().map(|tell| tell.send(signal).is_ok());
-            if hears.fold(false, |any, hears| any || hears) {
+            // All are told, whoever still listens.
+            let hears: Vec<bool> =
+                std::mem::take(&mut *wait()).into_iter().map(|tell| tell.send(signal).is_ok()).collect();
+            if hears.contains(&true) {
                 told = Some(Instant::now());
                 continue;
             }

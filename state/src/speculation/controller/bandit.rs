@@ -3,8 +3,8 @@
 //!
 //! Differences from it: plain decoding is an arm; speeds are compared at one batch size; a change of the best arm needs a margin and
 //! what luck does not explain; exploring has a budget of time; arms that are not in use keep few measurements, since a drafter in
-//! training gets better; and what an arm does at other batch sizes stands in for measurements that are missing
-//! ([`prior`](super::prior)).
+//! training gets better; what drafts promise counts beside what they bring; and what an arm does at other batch sizes stands in for
+//! measurements that are missing ([`prior`](super::prior)).
 
 use std::collections::BTreeMap;
 
