@@ -200,22 +200,12 @@ mod tests {
     #[test]
     fn a_tuned_table_is_plain_where_that_is_best() {
         let strategy = Strategy::chain(0, 2);
-        let cycle = |(requests, tokens): (usize, usize), strategy| {
-            let (at_s, draft_s, target_s, rows, prefilled, drafted, promised, seconds) = Default::default();
-            let cycle = CycleStats {
-                at_s,
-                seconds,
-                draft_s,
-                target_s,
-                requests,
-                rows,
-                prefilled,
-                tokens,
-                promised,
-                drafted,
-                strategy,
-            };
-            CycleStats { seconds: 1.0, ..cycle }
+        let cycle = |(requests, tokens): (usize, usize), strategy| CycleStats {
+            seconds: 1.0,
+            requests,
+            tokens,
+            strategy,
+            ..CycleStats::default()
         };
         // Drafts pay for two together, not for one, nor for eight.
         let plain = [(1, 2), (2, 2), (8, 8)].map(|of| cycle(of, None));

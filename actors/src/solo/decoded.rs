@@ -4,7 +4,7 @@ use models::Answer;
 use state::plan::Strategy;
 
 /// One cycle of a decoding, in short.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct CycleStats {
     /// Seconds since the decoding began, at the cycle's end.
     pub at_s: f64,

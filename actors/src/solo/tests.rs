@@ -1,9 +1,7 @@
 use super::*;
 
 fn cycle(requests: usize, prefilled: usize) -> CycleStats {
-    let (at_s, seconds, draft_s, target_s, tokens, promised, drafted, strategy) = Default::default();
-    let rows = requests + prefilled;
-    CycleStats { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, promised, drafted, strategy }
+    CycleStats { requests, rows: requests + prefilled, prefilled, ..CycleStats::default() }
 }
 
 #[test]

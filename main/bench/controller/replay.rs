@@ -124,10 +124,8 @@ mod tests {
     use super::*;
 
     fn cycles(requests: usize, tokens: usize, seconds: f64, strategy: Option<Strategy>) -> CycleStats {
-        let drafted = (0, 0);
-        let (at_s, draft_s, target_s, rows, prefilled) = (0.0, 0.0, seconds, requests, 0);
-        let promised = None;
-        CycleStats { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, promised, drafted, strategy }
+        let (target_s, rows) = (seconds, requests);
+        CycleStats { seconds, target_s, requests, rows, tokens, strategy, ..CycleStats::default() }
     }
 
     #[test]
