@@ -180,18 +180,22 @@ impl Bandit {
                 found => found,
             },
         };
-        let scale = Scale::of(plain, bucket);
+        let (requests, scale) = (measured.requests as f64, Scale::of(plain, bucket));
+        let promised = arm.zip(cycle.promised).map(|(arm, promised)| {
+            let right = [promised, cycle.tokens()].map(|tokens| (tokens - requests).max(0.0));
+            requests + self.habits[arm].observe_promise(right[0], right[1])
+        });
+        let cycle = Cycle { promised, ..cycle };
         let habits = arm.map(|arm| self.habits[arm]).unwrap_or_default();
         let took_s = habits.believable((batch as f64, measured.rows as f64), &cycle, &scale.times);
         if let Some(arm) = arm
             && let Some(plain_s) = scale.times.seconds(batch as f64)
         {
-            let rows = measured.rows as f64 / measured.requests as f64;
-            let tokens = cycle.tokens_believed(0.5) / measured.requests as f64;
+            let (rows, tokens) = (measured.rows as f64 / requests, cycle.tokens_believed(0.5) / requests);
             self.habits[arm].observe(tokens, rows, measured.draft_s / plain_s);
             // Also where there was nothing to catch up on: some drafters never have, and a trial may follow another one.
             if self.buckets[bucket].is_change(&self.strategies, arm) {
-                self.habits[arm].observe_change(cycle.catch_up_s / measured.requests as f64);
+                self.habits[arm].observe_change(cycle.catch_up_s / requests);
             }
         }
         self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s), window);

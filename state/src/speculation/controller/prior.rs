@@ -27,6 +27,9 @@ const STOOD_STILL: f64 = 8.0;
 /// Rows that catching up may take a request, about, and what such a row is thought to cost, in the target's, before that was measured.
 const CATCH_UP_ROWS: f64 = 64.0;
 const CATCH_UP_ROW: f64 = 0.1;
+/// Tokens for which promises are believed before any was seen to be kept, and the share of them forgotten with each new one.
+const BELIEVED: f64 = 16.0;
+const FORGET: f64 = 1.0 / 256.0;
 /// Part of its nodes from which on a draft counts as a whole one.
 const WHOLE: f64 = 0.9;
 
@@ -127,6 +130,11 @@ pub(super) struct Habits {
     /// The same of cycles after which another drafter had drafted or none, and the seconds that catching up took each request in them.
     changes: f64,
     catch_up_s: f64,
+    /// Drafted tokens that were promised to be right, and those that were, the newest counting most.
+    #[serde(default)]
+    promised: f64,
+    #[serde(default)]
+    kept: f64,
 }
 
 impl Habits {
@@ -135,6 +143,16 @@ impl Habits {
         for (mean, new) in [(&mut self.tokens, tokens), (&mut self.rows, rows), (&mut self.drafting, drafting)] {
             *mean += (new - *mean) / self.seen;
         }
+    }
+
+    /// Learns how many tokens of drafts were right that so many were promised of; returns how many were to be expected of them, as promises
+    /// were kept until then.
+    pub(super) fn observe_promise(&mut self, promised: f64, right: f64) -> f64 {
+        let expected = promised * (self.kept + BELIEVED) / (self.promised + BELIEVED);
+        for (sum, new) in [(&mut self.promised, promised), (&mut self.kept, right)] {
+            *sum += new - FORGET * *sum;
+        }
+        expected
     }
 
     /// Learns what catching up took each request in a cycle after others that another drafter drafted for, or none.
@@ -304,6 +322,16 @@ mod tests {
         arms[3]
             .observe(Cycle { rate: 8.0 / 12.0, seconds: 12.0, catch_up_s: 0.0, accept_length: 1.0, promised: None }, 4);
         assert_eq!(seconds(&arms, [1.0, 8.0, 20.0, 32.0]), [2.0, 12.0, 19.5, 27.0]);
+    }
+
+    #[test]
+    fn promises_are_believed_as_far_as_they_are_kept() {
+        let mut habits = Habits::default();
+        assert!((habits.observe_promise(2.0, 1.0) - 2.0).abs() < 1e-12);
+        for i in 0..400 {
+            habits.observe_promise(2.0, if i % 2 == 0 { 3.0 } else { 0.0 });
+        }
+        assert!((habits.observe_promise(4.0, 3.0) - 3.0).abs() < 0.1);
     }
 
     #[test]
