@@ -209,6 +209,7 @@ pub(crate) fn report(r: &Report) -> String {
             format!("  accuracy on held-out problems: {:.1} % before, {:.1} % after\n", before * 100.0, after * 100.0)
         }
         (Some(only), None) => format!("  accuracy on held-out problems: {:.1} %\n", only * 100.0),
+        (None, Some(after)) => format!("  accuracy on held-out problems: {:.1} % after\n", after * 100.0),
         _ => String::new(),
     };
     let (failed, all) = r.history.iter().fold((0, 0), |(failed, all), m| (failed + m.failed, all + m.rollouts));

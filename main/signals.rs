@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A signal that was received.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// Ctrl-C.
     Interrupt,
@@ -36,11 +36,11 @@ impl Signal {
 
 /// Who is told of the next signal: two runs may be at work.
 static WAIT: Mutex<Vec<oneshot::Sender<Signal>>> = Mutex::new(Vec::new());
-/// Time within which several signals are one: a terminal that closes sends more than one.
+/// Time within which signals of several kinds are one: a terminal that closes sends more than one.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The next signal from now on. One that nobody waits for any more ends the process: the second one of a run that is stopping, for
-/// instance. Nothing durable is lost by that.
+/// instance, but for a hangup. Nothing durable is lost by that.
 pub(crate) fn next() -> std::io::Result<oneshot::Receiver<Signal>> {
     static LISTENS: Once = Once::new();
     let (tell, told) = oneshot::channel();
@@ -66,19 +66,21 @@ fn listen() -> std::io::Result<()> {
         Signals::new()
     };
     let forever = async move {
-        let mut told: Option<Instant> = None;
+        let mut told: Option<(Signal, Instant)> = None;
         loop {
             let signal = signals.any().await;
             // All are told, whoever still listens.
             let hears: Vec<bool> =
                 std::mem::take(&mut *wait()).into_iter().map(|tell| tell.send(signal).is_ok()).collect();
             if hears.contains(&true) {
-                told = Some(Instant::now());
+                told = Some((signal, Instant::now()));
                 continue;
             }
-            // A run that is stopping lives on without its terminal.
-            let is_again = told.is_none_or(|told| told.elapsed() > AT_ONCE && !matches!(signal, Signal::Hangup));
-            if is_again {
+            // A run that is stopping lives on without its terminal, which may send another one, too. The same one twice is meant.
+            let is_meant = |(first, at): (Signal, Instant)| {
+                !matches!(signal, Signal::Hangup) && (signal == first || at.elapsed() > AT_ONCE)
+            };
+            if told.is_none_or(is_meant) {
                 std::process::exit(i32::from(signal.number()));
             }
         }

@@ -73,7 +73,12 @@ impl Past {
             return Err(lost(folder, "its journal ends before its checkpoints".into()));
         }
         if recovery.lost == 0 || self.state.is_complete {
-            return Ok(None);
+            let newest = folder.newest().filter(|_| is_ahead && !self.state.is_complete);
+            let (dir, named) = (folder.dir().display(), self.state.checkpoint.as_deref().unwrap_or_default());
+            let behind = |newest| {
+                format!("{dir}: its journal names {named} and not the later {newest}; the run goes on from the former")
+            };
+            return Ok(newest.map(behind));
         }
         let goes_on = match &self.state.checkpoint {
             Some(name) if folder.checkpoint(name).is_dir() => format!("from checkpoint {name}"),

@@ -227,9 +227,9 @@ pub struct Report {
     pub lent: u64,
     /// Where the time of rollouts went, by the number of answers that a device decoded together.
     pub by_batch: Vec<BatchMetrics>,
-    /// Held-out accuracy of the first evaluation.
+    /// Held-out accuracy of the last evaluation before the first step of GRPO, or of a training if there is none.
     pub accuracy_before: Option<f64>,
-    /// Held-out accuracy of the last evaluation.
+    /// Held-out accuracy of the last evaluation after the end of the last training.
     pub accuracy_after: Option<f64>,
     /// BLAKE3 of the final (or last committed) weights.
     pub weights_blake3: String,

@@ -24,7 +24,11 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let rated_tokens: u64 = rated().map(|m| m.tokens).sum();
     // Those in between, of which a training may have many, say neither what it began with nor what it came to.
     let learns = |m: &StepMetrics| m.kind == "grpo" || m.kind == "sft";
-    let [first, last] = [history.iter().position(learns), history.iter().rposition(learns)];
+    let first = history.iter().position(|m| m.kind == "grpo").or_else(|| history.iter().position(learns));
+    let last = history.iter().rposition(learns).filter(|last| {
+        let StepMetrics { begun, step, of, .. } = history[*last];
+        begun + step + 1 == of
+    });
     let accuracy = |steps: &[StepMetrics]| steps.iter().rfind(|m| m.kind == "evaluate").map(|m| m.accuracy);
     let accuracy_before = accuracy(&history[..first.unwrap_or(history.len())]);
     let accuracy_after = last.and_then(|last| accuracy(&history[last..]));

@@ -9,7 +9,7 @@ use std::time::Instant;
 use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
-use super::guess::{Guess, Guessed, Records, agree, chain, rival};
+use super::guess::{Guess, Guessed, Records, agree, chain, promised, rival};
 use super::network::{Network, Pass};
 use super::share::{Bounds, keep};
 use super::sharpness::{CANDIDATES, Favourites};
@@ -59,6 +59,8 @@ pub struct Eagle {
     records: BTreeMap<u64, Records>,
     memory: Memory,
     catch_up_s: f64,
+    /// Tokens of the last drafts that are expected to be right.
+    promised: f64,
     calibration: Arc<Mutex<Calibration>>,
     /// The guesses of each tree of the last draft.
     guesses: Vec<Vec<Guess>>,
@@ -91,7 +93,7 @@ impl Eagle {
         let (heads, reads) = (network.heads(), reads(shape));
         let (seen, records, memory) = (BTreeMap::new(), BTreeMap::new(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();
-        let catch_up_s = 0.0;
+        let (catch_up_s, promised) = (0.0, 0.0);
         Ok(Self {
             vocabulary,
             network,
@@ -102,6 +104,7 @@ impl Eagle {
             records,
             memory,
             catch_up_s,
+            promised,
             calibration,
             guesses,
             favourites,
@@ -313,12 +316,12 @@ impl Drafter for Eagle {
             let worth: Vec<f32> = requests.iter().map(|r| r.remainder).collect();
             self.keep(&mut trees, &worth, (0, strategy.budget_all));
         }
+        self.promised = trees.iter().zip(&self.guesses).map(|(tree, guesses)| promised(tree, guesses)).sum();
         Ok(trees)
     }
 
     fn promised(&self) -> Option<f64> {
-        // A node is right if all above it are, which its chance includes.
-        Some(self.guesses.iter().flatten().map(|guess| f64::from(guess.chance)).sum())
+        Some(self.promised)
     }
 
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {

@@ -1,5 +1,8 @@
 //! A drafted token, and what speaks for it: the network guessed it, another drafter proposed it, or both.
 
+use state::speculation::DraftTree;
+use state::speculation::tree::ROOT;
+
 use super::Calibration;
 use super::share::Record;
 
@@ -55,6 +58,16 @@ impl Records {
     }
 }
 
+/// Tokens of a tree that are expected to be right. Of the children of a node one may be, whatever each of them promises.
+pub(super) fn promised(tree: &DraftTree, guesses: &[Guess]) -> f64 {
+    let mut below = vec![0.0; 1 + guesses.len()];
+    for (parent, guess) in tree.parents.iter().zip(guesses) {
+        below[if *parent == ROOT { guesses.len() } else { *parent }] += guess.chance;
+    }
+    let above = guesses.iter().map(|guess| guess.chance).chain([1.0]);
+    below.into_iter().zip(above).map(|(children, parent)| f64::from(f32::min(children, parent))).sum()
+}
+
 /// The nodes of a proposed chain.
 pub(super) fn chain(length: usize, records: &Records, calibration: &Calibration) -> Vec<Guess> {
     let mut chance = 1.0;
@@ -94,10 +107,18 @@ pub(super) fn agree(guesses: &mut [Guess], node: usize, guessed: Guessed, chance
 
 #[cfg(test)]
 mod tests {
-    use state::speculation::DraftTree;
-
     use super::super::share::keep;
     use super::*;
+
+    #[test]
+    fn of_several_children_one_may_be_right() {
+        let guess = |chance| Guess { level: 0, chance, guessed: None, proposed: None };
+        let tree = DraftTree { tokens: vec![1, 2, 3, 4], parents: vec![ROOT, ROOT, 0, 0] };
+        // Two at 0.7 and 0.6 are one at most; two of 0.2 below the first are within its chance.
+        let guesses = [0.7, 0.6, 0.2, 0.2].map(guess);
+        assert!((promised(&tree, &guesses) - 1.4).abs() < 1e-6);
+        assert_eq!(promised(&DraftTree::default(), &[]), 0.0);
+    }
 
     #[test]
     fn a_chain_is_believed_as_far_as_chains_were_right() {

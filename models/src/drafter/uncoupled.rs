@@ -23,6 +23,10 @@ impl Drafter for Uncoupled<'_> {
         self.0.draft(&requests, strategy)
     }
 
+    fn promised(&self) -> Option<f64> {
+        self.0.promised()
+    }
+
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         self.0.verified(trees, accepted);
     }

@@ -57,7 +57,8 @@ fn plan() -> Plan {
 
 fn committed(stage: usize, step: usize, checkpoint: Option<&str>) -> Event {
     let kind = if stage == 1 { "grpo" } else { "evaluate" };
-    let metrics = StepMetrics { stage, step, kind: kind.into(), wall_s: 1.0, ..StepMetrics::default() };
+    let (of, accuracy) = (if stage == 1 { 4 } else { 1 }, stage as f64 / 10.0);
+    let metrics = StepMetrics { stage, step, of, kind: kind.into(), wall_s: 1.0, accuracy, ..StepMetrics::default() };
     Event::StepCommitted {
         metrics: Box::new(metrics),
         weights_blake3: format!("{stage}.{step}"),
@@ -111,7 +112,18 @@ fn a_killed_run_goes_on_from_its_checkpoint() {
     assert_eq!(state.history.len(), 6, "RUN-2");
     let report = crate::report::report(&state, false);
     assert_eq!((report.steps, report.wall_s, report.status.as_str()), (4, 6.0, "complete"));
-    assert_eq!((report.accuracy_before, report.accuracy_after), (Some(0.0), Some(0.0)));
+    assert_eq!((report.accuracy_before, report.accuracy_after), (Some(0.0), Some(0.2)));
+    // One in between is neither.
+    let accuracies = |history: &[StepMetrics]| {
+        let report = crate::report::report(&RunState { history: history.to_vec(), ..RunState::default() }, false);
+        (report.accuracy_before, report.accuracy_after)
+    };
+    let between = StepMetrics { accuracy: 0.15, ..state.history[0].clone() };
+    let parted = [&state.history[..3], std::slice::from_ref(&between), &state.history[3..]].concat();
+    assert_eq!(accuracies(&parted), (Some(0.0), Some(0.2)));
+    assert_eq!(accuracies(&parted[..4]), (Some(0.0), None), "it goes on");
+    assert_eq!(accuracies(&parted[1..]), (None, Some(0.2)));
+    assert_eq!(accuracies(&state.history[..1]), (Some(0.0), None));
 }
 
 #[test]

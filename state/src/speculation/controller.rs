@@ -168,7 +168,7 @@ impl Controller {
     /// Without tokens, requests or a positive time it tells nothing and is left out.
     pub fn observe(&mut self, batch: usize, strategy: Option<Strategy>, measured: Measured) {
         let Measured { tokens, promised, requests, seconds, catch_up_s, .. } = measured;
-        let promised = promised.filter(|tokens| tokens.is_finite() && *tokens > 0.0).unwrap_or(tokens as f64);
+        let promised = promised.filter(|tokens| tokens.is_finite() && *tokens > 0.0);
         let steady_s = seconds - catch_up_s;
         if tokens == 0
             || requests == 0
@@ -181,7 +181,7 @@ impl Controller {
         }
         let bucket = bucket(batch);
         let (rate, accept_length) = (tokens as f64 / steady_s, tokens as f64 / requests as f64);
-        let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length, promised: Some(promised) };
+        let cycle = Cycle { rate, seconds: steady_s, catch_up_s, accept_length, promised };
         let a_token_each = Cycle { seconds: batch.max(1) as f64 / rate, promised: None, ..cycle };
         self.now[bucket].observe(a_token_each, self.window);
         if let Rule::Bandit(bandit) = &mut self.rule {

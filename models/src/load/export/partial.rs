@@ -32,13 +32,13 @@ fn in_use() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 impl Partial {
     /// Also removes what exports to this folder that did not end have left.
     pub(in crate::load) fn begin(folder: &Path, kind: Kind) -> Result<Self> {
-        replaceable(folder, kind)?;
         let folder = &match folder.file_name() {
             Some(name) => real(parent(folder)).join(name),
             None => real(folder),
         };
         let mut in_use = in_use();
         remove_left_behind(folder, &in_use)?;
+        replaceable(folder, kind)?;
         let [path, old] = ["partial", "old"].map(|what| beside(folder, what));
         io(&path, fs::create_dir_all(parent(folder)).and_then(|()| fs::create_dir(&path)))?;
         in_use.extend([path.clone(), old.clone()]);
@@ -100,7 +100,7 @@ impl Drop for Partial {
 const ATTEMPTS: u32 = 10;
 
 /// Removes what exports to this folder have left beside it whose process on this machine is gone, as far as the system tells; or had
-/// the number of this one.
+/// the number of this one. What one has moved away goes back if nothing has taken its place.
 fn remove_left_behind(folder: &Path, in_use: &BTreeSet<PathBuf>) -> Result<()> {
     let (own, begins) = (std::process::id().to_string(), format!("{}-", host()));
     let Ok(entries) = fs::read_dir(parent(folder)) else { return Ok(()) };
@@ -111,7 +111,11 @@ fn remove_left_behind(folder: &Path, in_use: &BTreeSet<PathBuf>) -> Result<()> {
         let process = place.and_then(|place| place.strip_prefix(&begins)).and_then(|place| place.split_once('-'));
         let is_left = process.is_some_and(|(process, _)| process == own || has_ended(process));
         let path = parent(folder).join(&name);
-        if is_left && !in_use.contains(&path) {
+        if !is_left || in_use.contains(&path) {
+            continue;
+        }
+        let was_moved = name.starts_with(&format!("{hidden}old-"));
+        if !was_moved || folder.exists() || fs::rename(&path, folder).is_err() {
             remove(&path)?;
         }
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::bandit::Cycle;
+use super::prior::Trust;
 
 /// A cycle counts as at most so many median ones: the machine did something else meanwhile.
 const OUTLIER: f64 = 4.0;
@@ -12,7 +13,7 @@ const OUTLIER: f64 = 4.0;
 /// How far tokens of cycles are expected to differ from their mean, as a share of it, before that is measured: counts as one cycle.
 const SPREAD: f64 = 0.3;
 
-/// Cycles of which what came counts as much as what was expected.
+/// Drafts of which what came counts as much as what they promised.
 const PROMISES: f64 = 64.0;
 
 /// One arm in one bucket.
@@ -35,21 +36,29 @@ pub(super) struct Arm {
 impl Arm {
     /// Adds a measurement; only the newest `window` are kept.
     pub(super) fn observe(&mut self, cycle: Cycle, window: usize) {
+        self.observe_promised(cycle, window, Trust::default());
+    }
+
+    /// The same where cycles promise something.
+    pub(super) fn observe_promised(&mut self, cycle: Cycle, window: usize, trust: Trust) {
         self.cycles.push_back(cycle);
         let excess = self.cycles.len().saturating_sub(window);
         self.cycles.drain(..excess);
         let longest = longest(&self.cycles);
         let count = self.cycles.len() as f64;
-        // What was expected of drafts varies less than what came of them, but may be wrong: the more came, the more that counts.
-        let share = count / (count + PROMISES);
         let mean = |of: &dyn Fn(&Cycle) -> f64| self.cycles.iter().map(of).sum::<f64>() / count;
-        self.tokens = mean(&|cycle| cycle.tokens_believed(share));
         self.seconds = mean(&|cycle| cycle.seconds.min(longest));
         self.batch = mean(&|cycle| cycle.batch());
+        // What drafts promise varies less than what comes of them, but may be wrong: the more came, the more that counts.
+        let drafts = count * self.batch;
+        let share = drafts / (drafts + PROMISES);
+        let believed = |cycle: &Cycle| cycle.tokens_believed(share, trust);
+        self.tokens = mean(&believed);
         self.rate = self.tokens / self.seconds;
-        let variance = mean(&|cycle| (cycle.tokens_believed(share) - self.rate * cycle.seconds.min(longest)).powi(2));
+        let variance = mean(&|cycle| (believed(cycle) - self.rate * cycle.seconds.min(longest)).powi(2));
         let usual = (SPREAD * self.tokens).powi(2);
-        self.error = ((variance + usual / count) / count).sqrt() / self.tokens;
+        let promises = (1.0 - share) * trust.error * (self.tokens - self.batch).max(0.0);
+        self.error = ((variance + usual / count) / count + promises.powi(2)).sqrt() / self.tokens;
     }
 
     /// Measurements in the window.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::prior::{Habits, Plain, Scale, catch_up_s, hope, risk_s};
+use super::prior::{Habits, Plain, Scale, Trust, catch_up_s, hope, risk_s};
 use super::skill::{Hoped, Skill};
 use super::{BUCKETS, Measured};
 use crate::plan::Strategy;
@@ -89,10 +89,16 @@ impl Cycle {
         self.rate * self.seconds
     }
 
-    /// Tokens as far as they are believed, the rest being what was expected.
-    pub(super) fn tokens_believed(self, share: f64) -> f64 {
-        let (tokens, promised) = (self.tokens(), self.promised.unwrap_or(self.tokens()));
-        promised + share * (tokens - promised)
+    /// Tokens as far as they are believed, the rest being what was promised, as far as that is kept.
+    pub(super) fn tokens_believed(self, share: f64, trust: Trust) -> f64 {
+        let (tokens, requests) = (self.tokens(), self.batch());
+        let expected = self.promised.map_or(tokens, |promised| requests + (promised - requests) * trust.kept);
+        expected + share * (tokens - expected)
+    }
+
+    /// The same of this cycle alone.
+    pub(super) fn tokens_believed_alone(self, trust: Trust) -> f64 {
+        self.tokens_believed(self.batch() / (self.batch() + 1.0), trust)
     }
 
     /// Requests that took part.
@@ -181,24 +187,24 @@ impl Bandit {
             },
         };
         let (requests, scale) = (measured.requests as f64, Scale::of(plain, bucket));
-        let promised = arm.zip(cycle.promised).map(|(arm, promised)| {
-            let right = [promised, cycle.tokens()].map(|tokens| (tokens - requests).max(0.0));
-            requests + self.habits[arm].observe_promise(right[0], right[1])
-        });
-        let cycle = Cycle { promised, ..cycle };
+        let trust = arm.zip(cycle.promised).map_or_else(Trust::default, |(arm, _)| self.habits[arm].trust());
+        if let Some((arm, promised)) = arm.zip(cycle.promised) {
+            let [promised, right] = [promised, cycle.tokens()].map(|tokens| (tokens - requests).max(0.0));
+            self.habits[arm].observe_promise(promised, right);
+        }
         let habits = arm.map(|arm| self.habits[arm]).unwrap_or_default();
         let took_s = habits.believable((batch as f64, measured.rows as f64), &cycle, &scale.times);
         if let Some(arm) = arm
             && let Some(plain_s) = scale.times.seconds(batch as f64)
         {
-            let (rows, tokens) = (measured.rows as f64 / requests, cycle.tokens_believed(0.5) / requests);
+            let (rows, tokens) = (measured.rows as f64 / requests, cycle.tokens_believed_alone(trust) / requests);
             self.habits[arm].observe(tokens, rows, measured.draft_s / plain_s);
             // Also where there was nothing to catch up on: some drafters never have, and a trial may follow another one.
             if self.buckets[bucket].is_change(&self.strategies, arm) {
                 self.habits[arm].observe_change(cycle.catch_up_s / requests);
             }
         }
-        self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s), window);
+        self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s, trust), window);
     }
 
     /// Learns what an exam says of a drafter.
@@ -361,19 +367,33 @@ impl Bucket {
         (DOUBT * self.trust(known, arm) * self.arms[arm].error()).min(1.0)
     }
 
-    fn observe(&mut self, plain: (&Arm, &Scale), arm: Option<usize>, (cycle, took_s): (Cycle, f64), window: usize) {
-        self.account(plain, arm, (cycle, took_s));
+    fn observe(
+        &mut self,
+        plain: (&Arm, &Scale),
+        arm: Option<usize>,
+        (cycle, took_s, trust): (Cycle, f64, Trust),
+        window: usize,
+    ) {
+        // Held against what is believed of the incumbent.
+        let believed = Cycle { rate: cycle.tokens_believed_alone(trust) / cycle.seconds, ..cycle };
+        self.account(plain, arm, (believed, cycle.batch()), took_s);
         self.since_plain = if arm.is_some() { self.since_plain.saturating_add(1) } else { 0 };
         let Some(arm) = arm else { return };
         let window = if self.incumbent == Some(arm) { window } else { window.min(CHALLENGER_WINDOW) };
-        self.arms[arm].observe(cycle, window);
+        self.arms[arm].observe_promised(cycle, window, trust);
     }
 
     /// Books the time, and what the incumbent would have saved of it. Gains of an explored arm pay for losses, but
     /// hardly any are saved up: luck goes both ways.
-    fn account(&mut self, (plain, scale): (&Arm, &Scale), arm: Option<usize>, (cycle, took_s): (Cycle, f64)) {
+    fn account(
+        &mut self,
+        (plain, scale): (&Arm, &Scale),
+        arm: Option<usize>,
+        (cycle, batch): (Cycle, f64),
+        took_s: f64,
+    ) {
         let best = scale.of_arm(self.incumbent.map_or(plain, |arm| &self.arms[arm])).unwrap_or(0.0);
-        let rate = scale.of_rate(cycle.rate, cycle.batch());
+        let rate = scale.of_rate(cycle.rate, batch);
         let is_explored = arm != self.incumbent && best > 0.0;
         let lost_s = took_s - cycle.seconds * rate / best;
         let lost_s = if is_explored { lost_s } else { 0.0 };

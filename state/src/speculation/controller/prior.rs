@@ -27,7 +27,7 @@ const STOOD_STILL: f64 = 8.0;
 /// Rows that catching up may take a request, about, and what such a row is thought to cost, in the target's, before that was measured.
 const CATCH_UP_ROWS: f64 = 64.0;
 const CATCH_UP_ROW: f64 = 0.1;
-/// Tokens for which promises are believed before any was seen to be kept, and the share of them forgotten with each new one.
+/// Tokens for which promises are believed before any was seen to be kept, and the share of them forgotten with each that is promised.
 const BELIEVED: f64 = 16.0;
 const FORGET: f64 = 1.0 / 256.0;
 /// Part of its nodes from which on a draft counts as a whole one.
@@ -117,6 +117,22 @@ impl Scale {
     }
 }
 
+/// How far a strategy's promises are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Trust {
+    /// Tokens that were right for each that was promised.
+    pub(super) kept: f64,
+    /// How far that may be off, as a share of it.
+    pub(super) error: f64,
+}
+
+impl Default for Trust {
+    /// Of what promises nothing.
+    fn default() -> Self {
+        Self { kept: 1.0, error: 0.0 }
+    }
+}
+
 /// What a strategy did lately, at whatever batch sizes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Habits {
@@ -145,14 +161,21 @@ impl Habits {
         }
     }
 
-    /// Learns how many tokens of drafts were right that so many were promised of; returns how many were to be expected of them, as promises
-    /// were kept until then.
-    pub(super) fn observe_promise(&mut self, promised: f64, right: f64) -> f64 {
-        let expected = promised * (self.kept + BELIEVED) / (self.promised + BELIEVED);
+    /// Learns how many tokens of drafts were right that so many were promised of.
+    pub(super) fn observe_promise(&mut self, promised: f64, right: f64) {
+        let forgotten = (FORGET * promised).min(1.0);
         for (sum, new) in [(&mut self.promised, promised), (&mut self.kept, right)] {
-            *sum += new - FORGET * *sum;
+            *sum += new - forgotten * *sum;
         }
-        expected
+    }
+
+    /// How far promises are kept.
+    pub(super) fn trust(&self) -> Trust {
+        Trust {
+            kept: (self.kept + BELIEVED) / (self.promised + BELIEVED),
+            // Each token is right or not: about as its count's root.
+            error: (self.kept + BELIEVED).sqrt().recip(),
+        }
     }
 
     /// Learns what catching up took each request in a cycle after others that another drafter drafted for, or none.
@@ -327,11 +350,14 @@ mod tests {
     #[test]
     fn promises_are_believed_as_far_as_they_are_kept() {
         let mut habits = Habits::default();
-        assert!((habits.observe_promise(2.0, 1.0) - 2.0).abs() < 1e-12);
+        assert_eq!(habits.trust().kept, 1.0);
         for i in 0..400 {
             habits.observe_promise(2.0, if i % 2 == 0 { 3.0 } else { 0.0 });
         }
-        assert!((habits.observe_promise(4.0, 3.0) - 3.0).abs() < 0.1);
+        let seen = habits.trust();
+        assert!((seen.kept - 0.75).abs() < 0.03 && (0.05..0.1).contains(&seen.error), "{seen:?}");
+        (0..400).for_each(|_| habits.observe_promise(0.0, 0.0));
+        assert_eq!(habits.trust(), seen, "nothing was promised");
     }
 
     #[test]
