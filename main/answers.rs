@@ -48,7 +48,7 @@ impl Answers {
     /// Adds to the file, or begins it.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let file = File::options().create(true).append(true).open(path);
-        let file = file.map_err(|source| Failure::Picture { path: path.into(), source })?;
+        let file = file.map_err(|source| Failure::Unwritable { path: path.into(), source })?;
         let state = State { file: Some(file), groups: BTreeMap::new() };
         Ok(Self { path: path.into(), state: Mutex::new(state) })
     }

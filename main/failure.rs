@@ -48,7 +48,7 @@ pub(crate) enum Failure {
     NeverDrafted { ways: String },
     /// A file that cannot be written.
     #[error("cannot write {}; check the path and free space", path.display())]
-    Picture { path: PathBuf, source: std::io::Error },
+    Unwritable { path: PathBuf, source: std::io::Error },
     /// A chart that cannot be drawn.
     #[error("a chart could not be drawn: {0}")]
     Chart(String),
@@ -123,7 +123,7 @@ impl Failure {
     fn is_input(&self) -> bool {
         match self {
             Self::Runtime(_) | Self::Json(_) | Self::Output(_) | Self::Chart(_) => false,
-            Self::File { source, .. } | Self::Picture { source, .. } => is_of_path(source),
+            Self::File { source, .. } | Self::Unwritable { source, .. } => is_of_path(source),
             Self::Run(error) => is_input(error),
             _ => true,
         }

@@ -269,6 +269,6 @@ pub fn may_start(needed: usize) -> Result<()> {
 
 fn device_names(plan: &Plan) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads.max(1)).max(1) } else { plan.devices.cpu };
+    let count = if plan.devices.cpu == 0 { (cores / plan.devices.threads).max(1) } else { plan.devices.cpu };
     (0..count).map(|i| format!("cpu{i}")).collect()
 }

@@ -13,7 +13,7 @@ use models::drafter::eagle::reads;
 use models::drafter::{Calibration, Vocabulary};
 use models::load::eagle::{self, Layout};
 use models::load::export::{self, Precision};
-use models::{Answer, Cycle, Decoder, Decoding, Hidden, Stop, Target, Weights};
+use models::{Answer, Decoder, Decoding, Hidden, Stop, Target, Weights};
 use state::metrics::add_levels;
 use state::plan::{self, Model, Plan, Speculation};
 
@@ -468,22 +468,20 @@ impl Session<'_> {
 
 impl CycleStats {
     fn of(drafted: &Drafted, at_s: f64) -> Self {
-        let Cycle {
-            requests,
-            tokens,
-            promised,
-            drafted: with_draft,
-            catch_up_s,
-            rows,
-            prefilled,
-            draft_s,
-            target_s,
-            ..
-        } = drafted.cycle;
-        let (seconds, strategy) = (drafted.seconds, drafted.strategy);
-        let draft_s = draft_s + catch_up_s;
-        let drafted = with_draft;
-        Self { at_s, seconds, draft_s, target_s, requests, rows, prefilled, tokens, promised, drafted, strategy }
+        let cycle = &drafted.cycle;
+        Self {
+            at_s,
+            seconds: drafted.seconds,
+            draft_s: cycle.draft_s + cycle.catch_up_s,
+            target_s: cycle.target_s,
+            requests: cycle.requests,
+            rows: cycle.rows,
+            prefilled: cycle.prefilled,
+            tokens: cycle.tokens,
+            promised: cycle.promised,
+            drafted: cycle.drafted,
+            strategy: drafted.strategy,
+        }
     }
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn paper(args: &Paper) -> Result<ExitCode> {
     let Some(learned) = race.solo.plan().speculation.learned() else {
         return Err(Failure::NothingToDraft { path: args.model.clone() });
     };
-    std::fs::create_dir_all(&args.to).map_err(|source| Failure::Picture { path: args.to.clone(), source })?;
+    std::fs::create_dir_all(&args.to).map_err(|source| Failure::Unwritable { path: args.to.clone(), source })?;
     let mut bench = Bench { args, race, learned, measured: Measured::default() };
     let wanted = |figure: Figure| args.figure.is_empty() || args.figure.contains(&figure);
     let early = args.learn_s as f64 * EARLY;
@@ -159,7 +159,7 @@ impl Bench<'_> {
     fn save(&mut self, drawn: &Drawn) -> Result<()> {
         for (ending, text) in [("csv", &drawn.csv), ("svg", &drawn.svg)] {
             let path = self.args.to.join(format!("{}.{ending}", drawn.name));
-            std::fs::write(&path, text).map_err(|source| Failure::Picture { path: path.clone(), source })?;
+            std::fs::write(&path, text).map_err(|source| Failure::Unwritable { path: path.clone(), source })?;
             output::note(&format!("wrote {}", path.display()));
         }
         self.measured.figures.insert(drawn.name, rows(&drawn.csv));

@@ -121,6 +121,14 @@ pub struct VersionMetrics {
     pub tokens: u64,
 }
 
+impl StepMetrics {
+    /// Whether it was a step of a training.
+    #[must_use]
+    pub fn learns(&self) -> bool {
+        self.kind == "sft" || self.kind == "grpo"
+    }
+}
+
 /// Cycles of about the same batch size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct BatchMetrics {

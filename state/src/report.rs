@@ -23,9 +23,8 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     let plain_s: f64 = rated().map(|m| m.tokens as f64 / m.plain_tokens_per_s).sum();
     let rated_tokens: u64 = rated().map(|m| m.tokens).sum();
     // Those in between, of which a training may have many, say neither what it began with nor what it came to.
-    let learns = |m: &StepMetrics| m.kind == "grpo" || m.kind == "sft";
-    let first = history.iter().position(|m| m.kind == "grpo").or_else(|| history.iter().position(learns));
-    let last = history.iter().rposition(learns).filter(|last| {
+    let first = history.iter().position(|m| m.kind == "grpo").or_else(|| history.iter().position(StepMetrics::learns));
+    let last = history.iter().rposition(StepMetrics::learns).filter(|last| {
         let StepMetrics { begun, step, of, .. } = history[*last];
         begun + step + 1 == of
     });
@@ -40,7 +39,7 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
     Report {
         name: run.plan.as_ref().map(|p| p.name.clone()).unwrap_or_default(),
         status: status.into(),
-        steps: history.iter().filter(|m| m.kind == "grpo" || m.kind == "sft").count(),
+        steps: history.iter().filter(|m| m.learns()).count(),
         wall_s: sum(|m| m.wall_s),
         rollout_s,
         update_s: sum(|m| m.update_s),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use models::Weights;
 use state::journal::Event;
+use state::metrics::StepMetrics;
 use state::run::RunState;
 
 use crate::error::{Error, Result};
@@ -31,7 +32,7 @@ impl Saved {
         let Some((name, weights)) = whole.checkpoint else {
             let weights = Arc::new(job.initial.clone());
             warnings.push("the run has no checkpoint yet: this is the model that it began with".into());
-            let has_learned = RunState::replay(events).history.iter().any(|m| m.kind == "sft" || m.kind == "grpo");
+            let has_learned = RunState::replay(events).history.iter().any(StepMetrics::learns);
             return Ok(Self { weights, is_older: has_learned, habits: None, drafter: None, warnings });
         };
         // Of a run at work it may have been pruned by now.
