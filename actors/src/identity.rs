@@ -30,7 +30,7 @@ pub(crate) fn same_inputs(began: &RunState, now: &Inputs, plan: &Plan, dir: &Pat
         return Ok(());
     }
     let (input, hashes, path) = if then.model_sha256 == now.model_sha256 {
-        let path = if let Source::Jsonl(path) = &plan.data.source { Some(path) } else { None };
+        let path = if let Source::Jsonl(path, _) = &plan.data.source { Some(path) } else { None };
         ("data", [&then.data_sha256, &now.data_sha256], path)
     } else {
         let path = match &plan.model {
@@ -56,7 +56,7 @@ fn without_places(plan: &Plan) -> Plan {
         Model::Tiny { weights, .. } => weights.iter_mut().for_each(PathBuf::clear),
         Model::HuggingFace(path) | Model::Gguf(path) => path.clear(),
     }
-    if let Source::Jsonl(path) = &mut plan.data.source {
+    if let Source::Jsonl(path, _) = &mut plan.data.source {
         path.clear();
     }
     for step in &mut plan.steps {

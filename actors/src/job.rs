@@ -123,7 +123,7 @@ impl Job {
 
     /// Finds problems that would stop the run later on, counts tokens, and says what was read.
     fn read_problems(&mut self) -> Result<()> {
-        let Source::Jsonl(path) = &self.plan.data.source else {
+        let Source::Jsonl(path, _) = &self.plan.data.source else {
             let generated = (0..GENERATED).map(|i| self.dataset.problem(i));
             let hashes = generated.map(|problem| hash_of(&problem, &self.tokens(&problem).unwrap_or_default()));
             self.data_sha256 = sha::of_bytes(hashes.collect::<String>().as_bytes());

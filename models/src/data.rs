@@ -47,7 +47,9 @@ impl Dataset {
         }
         let problems = match &data.source {
             Source::Chains(chains) => Problems::Chains(chains::Generator::new(chains, seed)?),
-            Source::Jsonl(path) => Problems::Jsonl(jsonl::Lines::open(path, data.heldout, seed)?),
+            Source::Jsonl(path, fields) => {
+                Problems::Jsonl(jsonl::Lines::open(path, fields.as_ref(), data.heldout, seed)?)
+            }
         };
         Ok(Self { problems, template: data.template.clone(), chat: data.chat })
     }

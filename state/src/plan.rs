@@ -107,10 +107,22 @@ pub struct Data {
 /// Where problems come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Source {
-    /// One JSON object a line: `question`/`answer` (with `####`), `problem`/`answer`, `prompt`/`response`, or `messages`.
-    Jsonl(PathBuf),
+    /// One JSON object a line: with these fields, or in one of the public layouts: `question`/`answer` (with `####`), `problem`/`answer`,
+    /// `prompt`/`response`, or `messages`.
+    Jsonl(PathBuf, Option<Fields>),
     /// Generated one-digit sums `3+5-2?3+5=8;8-2=6#6`, with step-by-step solutions, some of which check themselves.
     Chains(Chains),
+}
+
+/// What the fields of a file of problems are called; `a.b` is the field `b` of the object in `a`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fields {
+    /// A text, or messages of which the last is the user's.
+    pub question: String,
+    /// The final answer, or a text that ends with it behind `####`.
+    pub answer: String,
+    /// Worked text to fine-tune on.
+    pub solution: Option<String>,
 }
 
 /// Generator of arithmetic chains. The number of terms is heavy-tailed:
@@ -420,7 +432,7 @@ impl Plan {
             Model::HuggingFace(path) | Model::Gguf(path) => Some(path.as_path()),
         };
         let data = match &self.data.source {
-            Source::Jsonl(path) => Some(path.as_path()),
+            Source::Jsonl(path, _) => Some(path.as_path()),
             Source::Chains(_) => None,
         };
         [model, data, self.drafter_weights()].into_iter().flatten().collect()

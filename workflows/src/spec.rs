@@ -126,6 +126,9 @@ impl Default for Chains {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Jsonl {
     pub(crate) path: PathBuf,
+    pub(crate) question: Option<String>,
+    pub(crate) answer: Option<String>,
+    pub(crate) solution: Option<String>,
     #[serde(default = "question")]
     pub(crate) template: String,
     #[serde(default)]

@@ -85,7 +85,7 @@ const SHORT: &str =
 fn what_is_left_out_has_a_default() {
     let plan = plan(SHORT);
     assert_eq!(plan.model, Model::Gguf("/here/a/b.gguf".into()));
-    assert_eq!(plan.data.source, Source::Jsonl("/d.jsonl".into()));
+    assert_eq!(plan.data.source, Source::Jsonl("/d.jsonl".into(), None));
     assert_eq!(plan.data.template, "{question}");
     assert_eq!(plan.rewards[0].reward, Reward::Numeric { marker: "####".into() });
     assert_eq!(

@@ -7,11 +7,14 @@
 //! | `problem`, `answer`, maybe `solution` | the answer | the solution |
 //! | `prompt`, `response` | after the last `####`, else all | the response |
 //! | `messages` (maybe system, then user, assistant) | as for `response` | the assistant's |
+//!
+//! Where the plan names the fields, a line is read as `question`, `answer`, and the solution as named.
 
 use std::path::Path;
 
 use kernels::NoiseKey;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use state::plan::Fields;
 
 use super::Problem;
 use crate::error::{Error, Result};
@@ -32,8 +35,8 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn open(path: &Path, heldout: usize, seed: u64) -> Result<Self> {
-        let parsed = parse(path, &read("dataset", path)?)?;
+    pub(super) fn open(path: &Path, fields: Option<&Fields>, heldout: usize, seed: u64) -> Result<Self> {
+        let parsed = parse(path, fields, &read("dataset", path)?)?;
         let problems = parsed.len();
         if problems == 0 {
             return Err(Error::DatasetEmpty { path: path.into() });
@@ -104,12 +107,12 @@ impl Permutation {
 }
 
 /// Problems and their lines, from 1.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Problem)>> {
+fn parse(path: &Path, fields: Option<&Fields>, bytes: &[u8]) -> Result<Vec<(usize, Problem)>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = bytes.split(|b| *b == b'\n').enumerate();
     let (mut problems, mut first, mut others) = (Vec::new(), None, Vec::new());
     for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
-        match problem(line) {
+        match problem(line, fields) {
             Ok(problem) => problems.push((i + 1, problem)),
             Err(reason) if first.is_none() => first = Some((i + 1, reason)),
             Err(_) => others.push(i + 1),
@@ -136,12 +139,15 @@ fn what(error: &serde_json::Error) -> String {
     text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
 }
 
-fn problem(line: &[u8]) -> std::result::Result<Problem, String> {
+fn problem(line: &[u8], names: Option<&Fields>) -> std::result::Result<Problem, String> {
     let value: Value =
         serde_json::from_slice(line).map_err(|e| format!("not a JSON object, column {}: {}", e.column(), what(&e)))?;
     let Value::Object(fields) = &value else {
         return Err(format!("found {}, wanted a JSON object", kind(&value)));
     };
+    if let Some(names) = names {
+        return named(fields, names);
+    }
     let text = |name: &str| text(fields.get(name), name);
     let has = |name: &str| fields.contains_key(name);
     if has("messages") {
@@ -150,17 +156,49 @@ fn problem(line: &[u8]) -> std::result::Result<Problem, String> {
     match () {
         () if has("question") && has("answer") => marked(text("question")?, text("answer")?, false),
         () if has("problem") && has("answer") => {
-            let is_blank = |value: &Value| value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty());
             let solution = if is_blank(&value["solution"]) { None } else { Some(text("solution")?) };
             Ok(Problem { question: text("problem")?, answer: text("answer")?, solution })
         }
         () if has("prompt") && has("answer") => marked(text("prompt")?, text("answer")?, false),
         () if has("prompt") && has("response") => marked(text("prompt")?, text("response")?, true),
         () => Err(format!(
-            "found fields [{}], wanted question, problem or prompt and answer, prompt and response, or messages",
-            fields.keys().cloned().collect::<Vec<_>>().join(", ")
+            "found fields [{}], wanted question, problem or prompt and answer, prompt and response, or messages; `data` can name \
+             others: `question: \"FIELD\", answer: \"FIELD\"`",
+            listed(fields)
         )),
     }
+}
+
+/// What the fields of these names say.
+fn named(fields: &Map<String, Value>, names: &Fields) -> std::result::Result<Problem, String> {
+    let field = |name: &str| {
+        find(fields, name).ok_or_else(|| format!("no field `{name}`, which `data` names, in [{}]", listed(fields)))
+    };
+    let question = match field(&names.question)? {
+        Value::Array(messages) => asked(messages, &names.question)?,
+        value => text(Some(value), &names.question)?,
+    };
+    let problem = marked(question, text(Some(field(&names.answer)?), &names.answer)?, false)?;
+    let Some(name) = &names.solution else { return Ok(problem) };
+    let value = find(fields, name).filter(|value| !is_blank(value));
+    Ok(Problem { solution: value.map(|value| text(Some(value), name)).transpose()?, ..problem })
+}
+
+/// The field `a.b`, or else `b` of the object in `a`.
+fn find<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    let inside = || {
+        let (outer, inner) = name.split_once('.')?;
+        find(fields.get(outer)?.as_object()?, inner)
+    };
+    fields.get(name).or_else(inside)
+}
+
+fn listed(fields: &Map<String, Value>) -> String {
+    fields.keys().cloned().collect::<Vec<_>>().join(", ")
+}
+
+fn is_blank(value: &Value) -> bool {
+    value.is_null() || value.as_str().is_some_and(|text| text.trim().is_empty())
 }
 
 /// A text that is not empty; numbers are taken as written.
@@ -206,13 +244,29 @@ fn conversation(messages: &Value) -> std::result::Result<Problem, String> {
     let Value::Array(messages) = messages else {
         return Err(format!("`messages` is {}, wanted a list", kind(messages)));
     };
-    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap_or("none")).collect();
-    let content = |i: usize| text(messages[i].get("content"), "content");
-    match roles[..] {
-        ["user", "assistant"] => marked(content(0)?, content(1)?, true),
-        ["system", "user", "assistant"] => marked(format!("{}\n\n{}", content(0)?, content(1)?), content(2)?, true),
-        _ => Err(format!("`messages` has roles [{}], wanted user and assistant once each", roles.join(", "))),
+    match messages.split_last() {
+        Some((last, before)) if last["role"] == "assistant" => {
+            marked(asked(before, "messages")?, text(last.get("content"), "content")?, true)
+        }
+        _ => Err(format!("`messages` has roles [{}], wanted user and assistant once each", roles(messages))),
     }
+}
+
+/// What a user asks, maybe behind a system message.
+fn asked(messages: &[Value], name: &str) -> std::result::Result<String, String> {
+    let content = |message: &Value| text(message.get("content"), "content");
+    match messages {
+        [user] if user["role"] == "user" => content(user),
+        [system, user] if system["role"] == "system" && user["role"] == "user" => {
+            Ok(format!("{}\n\n{}", content(system)?, content(user)?))
+        }
+        _ => Err(format!("`{name}` has roles [{}], wanted one user message before any answer", roles(messages))),
+    }
+}
+
+fn roles(messages: &[Value]) -> String {
+    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap_or("none")).collect();
+    roles.join(", ")
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -236,7 +290,7 @@ mod tests {
     fn open(text: &str, heldout: usize) -> Result<Lines> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        Lines::open(file.path(), heldout, 1)
+        Lines::open(file.path(), None, heldout, 1)
     }
 
     fn check(line: &str, question: &str, answer: &str, solution: Option<&str>) {
@@ -258,6 +312,38 @@ mod tests {
         let chat = r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"},
             {"role": "assistant", "content": "a #### 7"}]}"#;
         check(&chat.replace('\n', ""), "s\n\nu", "7", Some("a #### 7"));
+    }
+
+    #[test]
+    fn fields_have_the_names_that_the_plan_gives() {
+        let names = |solution: Option<&str>| Fields {
+            question: "prompt".into(),
+            answer: "reward.truth".into(),
+            solution: solution.map(String::from),
+        };
+        let read = |line: &str, solution| problem(line.as_bytes(), Some(&names(solution)));
+        let wanted = |question: &str, answer: &str, solution: Option<&str>| {
+            Ok(Problem { question: question.into(), answer: answer.into(), solution: solution.map(String::from) })
+        };
+        let line = r#"{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+            "reward": {"truth": "steps #### 34", "style": "rule"}, "why": "w", "question": "another"}"#;
+        assert_eq!(read(line, None), wanted("s\n\nq", "34", Some("steps #### 34")));
+        assert_eq!(read(line, Some("why")), wanted("s\n\nq", "34", Some("w")));
+        // A name with a dot in it is that first. Who has no solution has none.
+        let line = r#"{"prompt": "q", "reward.truth": 7, "reward": {"truth": 8}, "why": null}"#;
+        assert_eq!(read(line, Some("why")), wanted("q", "7", None));
+        for (line, told) in [
+            (
+                r#"{"prompt": "q", "reward": {"truths": 1}}"#,
+                "no field `reward.truth`, which `data` names, in [prompt, reward]",
+            ),
+            (r#"{"prompt": "q", "reward": {"truth": {}}}"#, "`reward.truth` is an object, wanted a text"),
+            (r#"{"prompt": "q", "reward": {"truth": ""}}"#, "`reward.truth` is empty"),
+            (r#"{"prompt": [{"role": "assistant", "content": "a"}], "reward": {"truth": 1}}"#, "roles [assistant]"),
+        ] {
+            let found = read(line, None).unwrap_err();
+            assert!(found.contains(told), "{line}: {found}");
+        }
     }
 
     #[test]
@@ -283,7 +369,7 @@ mod tests {
         }
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), b"\xff\xfe\n").unwrap();
-        assert!(matches!(Lines::open(path.path(), 0, 1), Err(Error::DatasetLine { line: 1, .. })));
+        assert!(matches!(Lines::open(path.path(), None, 0, 1), Err(Error::DatasetLine { line: 1, .. })));
     }
 
     #[test]
@@ -292,7 +378,7 @@ mod tests {
         assert!(matches!(open("\n \n", 0), Err(Error::DatasetEmpty { .. })));
         let one = r#"{"question": "q", "answer": "a"}"#;
         assert!(matches!(open(one, 1), Err(Error::HeldoutTooMany { heldout: 1, problems: 1, .. })));
-        assert!(matches!(Lines::open(Path::new("/nowhere"), 0, 1), Err(Error::FileMissing { .. })));
+        assert!(matches!(Lines::open(Path::new("/nowhere"), None, 0, 1), Err(Error::FileMissing { .. })));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use state::plan::{Chains, Data, Source};
+use state::plan::{Chains, Data, Fields, Source};
 
 use super::check::Check;
 use super::model::resolved;
@@ -18,11 +18,26 @@ pub(super) fn lower(check: &mut Check<'_>, data: &spec::Data, folder: &Path) -> 
         spec::Data::Chains(chains) => (Source::Chains(lower_chains(check, chains)), &chains.template, chains.chat),
         spec::Data::Jsonl(jsonl) => {
             let path = resolved(check, "data.path", &jsonl.path, folder);
-            (Source::Jsonl(path), &jsonl.template, jsonl.chat)
+            (Source::Jsonl(path, fields(check, jsonl)), &jsonl.template, jsonl.chat)
         }
     };
     check_template(check, template);
     Data { source, template: template.clone(), chat, heldout: data.heldout() }
+}
+
+/// Names of a file's fields, if any of them is given.
+fn fields(check: &mut Check<'_>, spec: &spec::Jsonl) -> Option<Fields> {
+    let given = [("question", &spec.question), ("answer", &spec.answer), ("solution", &spec.solution)];
+    for (field, name) in given {
+        if name.as_ref().is_some_and(|name| name.trim().is_empty()) {
+            let help = format!("write the name that the file has for it, such as `{field}: \"{field}\"`");
+            check.wrong("workflow::empty", &format!("data.{field}"), "the name of a field is empty", help);
+        }
+    }
+    let name = |(field, name): (&str, &Option<String>)| name.clone().unwrap_or_else(|| field.to_owned());
+    let [question, answer, _] = given.map(name);
+    let solution = spec.solution.clone();
+    given.iter().any(|(_, name)| name.is_some()).then_some(Fields { question, answer, solution })
 }
 
 /// Fills in what the file leaves open so that it agrees with what it says.

@@ -49,7 +49,7 @@ fn prompt_max(data: &Data) -> usize {
     let around = data.template.replace(QUESTION, "").chars().count();
     let question = match &data.source {
         Source::Chains(chains) => chains.terms_max.saturating_mul(2),
-        Source::Jsonl(_) => 1,
+        Source::Jsonl(..) => 1,
     };
     around.saturating_add(question)
 }
