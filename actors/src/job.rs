@@ -7,7 +7,8 @@ use kernels::{RopeTable, Storage};
 use models::chat::ChatTemplate;
 use models::data::{Dataset, Problem};
 use models::drafter::eagle;
-use models::load::eagle::load_drafter;
+use models::drafter::vocabulary::OwnHead;
+use models::load::eagle::{Loaded, load_drafter};
 use models::load::{gguf, hf, load_tiny};
 use models::tokenizer::Tokenizer;
 use models::train::Sequence;
@@ -78,8 +79,8 @@ impl Job {
         let seen = vec![0; config.vocab];
         let (mut plan, mut drafter) = (plan.clone(), None);
         if let Some(folder) = plan.drafter_weights() {
-            let (weights, found) = read_drafter(&plan, &Target::new(&config, &initial, &rope)?, folder)?;
-            (plan.speculation, drafter) = (plan.speculation.as_wide_as(found), Some(weights));
+            let read = read_drafter(&plan, &Target::new(&config, &initial, &rope)?, folder)?;
+            (plan.speculation, drafter) = (plan.speculation.as_wide_as(read.shape), Some(read.weights));
         }
         let tokenizer = Arc::new(tokenizer);
         let stop = Stop::new(&plan.sampling.stop, &tokenizer);
@@ -116,9 +117,9 @@ impl Job {
         self.drafter.as_ref().map(|weights| Published::new(1, weights))
     }
 
-    /// The weights in a folder of an exported drafter.
-    pub(crate) fn read_drafter(&self, target: &Target, folder: &Path) -> Result<Weights> {
-        Ok(read_drafter(&self.plan, target, folder)?.0)
+    /// The weights in a folder of an exported drafter, and its head if it has one.
+    pub(crate) fn read_drafter(&self, target: &Target, folder: &Path) -> Result<(Weights, Option<OwnHead>)> {
+        read_drafter(&self.plan, target, folder).map(|read| (read.weights, read.head))
     }
 
     /// Finds problems that would stop the run later on, counts tokens, and says what was read.
@@ -248,9 +249,16 @@ pub(crate) fn hash(what: &impl Serialize) -> String {
     sha::of_bytes(&serde_json::to_vec(what).unwrap_or_default())
 }
 
-/// A drafter that was exported for this target, and its shape.
-fn read_drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<(Weights, DrafterShape)> {
-    let (raw, found) = load_drafter(folder, target)?;
+/// A drafter as it was exported.
+struct Read {
+    weights: Weights,
+    shape: DrafterShape,
+    head: Option<OwnHead>,
+}
+
+/// A drafter that was exported for this target.
+fn read_drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<Read> {
+    let Loaded { weights: raw, shape: found, head } = load_drafter(folder, target)?;
     let config = target.config();
     let width = |shape| eagle::config(config, shape).ffn;
     let found = DrafterShape { ffn: width(found), ..found };
@@ -261,7 +269,7 @@ fn read_drafter(plan: &Plan, target: &Target, folder: &Path) -> Result<(Weights,
     if width(found) != width(shape) {
         return Err(Error::DrafterWidth { path: folder.into(), found: width(found), expected: width(shape) });
     }
-    Ok((eagle::weights(config, shape, &raw)?, shape))
+    Ok(Read { weights: eagle::weights(config, shape, &raw)?, shape, head })
 }
 
 /// Counts whose sum is at most `most`, in the same proportion.

@@ -36,6 +36,8 @@ pub struct Solo {
     pool: Arc<Pool>,
     /// Has the drafter and teaches it; holds what it learns from.
     learning: Arc<Speculator>,
+    /// What is drafted by a drafter that has a head of its own.
+    own_head: Option<Arc<Vocabulary>>,
     /// Of guesses without the target's noise, whose gaps mean something else.
     uncoupled: Arc<Mutex<Calibration>>,
     /// The same of greedy ones.
@@ -164,8 +166,8 @@ impl Solo {
         (job, weights, target, pool): (Arc<Job>, Arc<Weights>, Arc<Target>, Arc<Pool>),
         learning: Arc<Speculator>,
     ) -> Self {
-        let (uncoupled, greedy, warnings, is_older) = Default::default();
-        Self { job, weights, target, pool, learning, uncoupled, greedy, warnings, is_older }
+        let (own_head, uncoupled, greedy, warnings, is_older) = Default::default();
+        Self { job, weights, target, pool, learning, own_head, uncoupled, greedy, warnings, is_older }
     }
 
     /// What is to be known of its run's checkpoints: that the newest one, or its drafter, is damaged, or that there is none yet.
@@ -198,16 +200,19 @@ impl Solo {
         Ok(eagle::export_drafter(folder, &self.vocabulary(), (&raw, shape), layout, precision)?)
     }
 
-    /// The same model with the drafter of such a folder, believed as far as this one's is by now.
+    /// The same model with the drafter of such a folder, and the tokens and the head that are there, believed as far as this one's
+    /// is by now.
     ///
     /// # Errors
     /// If there is no drafter of this model in it.
     pub fn with_drafter(&self, folder: &Path) -> Result<Self> {
         let Self { job, weights, target, pool, .. } = self;
-        let drafter = Published::new(1, &job.read_drafter(target, folder)?);
-        let learning = learning(job, Some(drafter));
+        let (drafter, head) = job.read_drafter(target, folder)?;
+        let learning = learning(job, Some(Published::new(1, &drafter)));
         lock(&learning.calibration).clone_from(&lock(&self.learning.calibration));
-        Ok(Self::with((job.clone(), weights.clone(), target.clone(), pool.clone()), learning))
+        let solo = Self::with((job.clone(), weights.clone(), target.clone(), pool.clone()), learning);
+        let own_head = head.map(|head| Arc::new(Vocabulary::with_head(target, &head)));
+        Ok(Self { own_head, ..solo })
     }
 
     /// Writes the model as a Hugging Face folder.
@@ -371,7 +376,7 @@ impl Solo {
     }
 
     pub(crate) fn vocabulary(&self) -> Arc<Vocabulary> {
-        self.learning.vocabulary(&self.target)
+        self.own_head.clone().unwrap_or_else(|| self.learning.vocabulary(&self.target))
     }
 }
 

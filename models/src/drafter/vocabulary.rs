@@ -45,6 +45,13 @@ pub(crate) struct Candidate {
     pub(crate) noise: f32,
 }
 
+/// What a drafter drafts with that has a head of its own: ids of the target's tokens, ascending, and a row of the head for each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnHead {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) rows: Vec<f32>,
+}
+
 /// A target, and the part of its vocabulary that is drafted.
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
@@ -92,12 +99,25 @@ impl Vocabulary {
     #[must_use]
     pub fn of(target: &Arc<Target>, ids: Option<&Arc<Vec<u32>>>) -> Self {
         let Some(ids) = ids.filter(|ids| !ids.is_empty()) else { return Self::whole(target) };
-        let (n, k) = (ids.len(), target.head.k());
         let mut rows = Vec::new();
         kernels::embed(ids, &target.head, &mut rows);
+        Self::with_rows(target, ids.clone(), &rows)
+    }
+
+    /// Some tokens of the target with a head of their own, a row each; ids in ascending order.
+    ///
+    /// # Panics
+    /// If there are not as many rows, of the target's width, as ids.
+    #[must_use]
+    pub fn with_head(target: &Arc<Target>, head: &OwnHead) -> Self {
+        Self::with_rows(target, Arc::new(head.ids.clone()), &head.rows)
+    }
+
+    fn with_rows(target: &Arc<Target>, ids: Arc<Vec<u32>>, rows: &[f32]) -> Self {
+        let (n, k) = (ids.len(), target.head.k());
         let storage = storage_to_draft(n * k, target.head.storage());
-        let head = Matrix::new(&Arc::new(kernels::pack(&rows, n, k)), n, k, storage);
-        Self { target: target.clone(), ids: Some(ids.clone()), head }
+        let head = Matrix::new(&Arc::new(kernels::pack(rows, n, k)), n, k, storage);
+        Self { target: target.clone(), ids: Some(ids), head }
     }
 
     /// The target.

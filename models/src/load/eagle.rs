@@ -16,6 +16,7 @@ use state::plan::{DrafterShape, NetworkKind};
 
 use super::export::{self, Kind, Partial, Precision, write_beside, write_json};
 use super::{Config, RawWeights, dims, finite, hf, place, read, refused};
+use crate::drafter::vocabulary::OwnHead;
 use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
 use crate::target::Target;
@@ -79,12 +80,23 @@ pub fn export_drafter(
     partial.publish()
 }
 
-/// Reads a drafter of `target`, in any layout: its weights by our names, and its shape.
+/// A drafter as a folder has it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its weights by our names.
+    pub weights: RawWeights,
+    /// Its shape.
+    pub shape: DrafterShape,
+    /// The tokens that it drafts and the head that it reads them with, where it has one.
+    pub head: Option<OwnHead>,
+}
+
+/// Reads a drafter of `target`, in any layout.
 ///
 /// # Errors
 /// If a file is missing or damaged, it belongs to another target, or a tensor is missing, unknown, of another shape, or holds
 /// numbers that are not finite.
-pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, DrafterShape)> {
+pub fn load_drafter(folder: &Path, target: &Target) -> Result<Loaded> {
     let path = folder.join("config.json");
     let value = super::json(&path, &read("drafter configuration", &path)?)?;
     let shape = fits(&path, &value, target.config())?;
@@ -96,11 +108,11 @@ pub fn load_drafter(folder: &Path, target: &Target) -> Result<(RawWeights, Draft
     let mut raw = hf::read_but(&path, &bytes, &third::MAPS)?;
     // Some writers keep a copy of the target's.
     raw.tensors.remove("embed_tokens.weight");
-    match shape.network {
-        NetworkKind::Eagle => split(&path, target.config(), &mut raw)?,
+    let head = match shape.network {
+        NetworkKind::Eagle => split(&path, target.config(), &mut raw).map(|()| None)?,
         NetworkKind::Eagle3 => third::take_head((&path, &bytes), &value, target, &mut raw)?,
-    }
-    Ok((named((target.config(), shape), &raw, &place(&path))?, shape))
+    };
+    Ok(Loaded { weights: named((target.config(), shape), &raw, &place(&path))?, shape, head })
 }
 
 /// Refuses what belongs to another target.

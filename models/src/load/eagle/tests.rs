@@ -48,7 +48,12 @@ fn what_is_written_is_what_loads() {
             let to = folder.path().join("drafter");
             export(&to, shape, layout).unwrap();
             let loaded = load_drafter(&to, vocabulary.target()).unwrap();
-            assert_eq!(loaded, (weights.clone(), shape), "{layout:?}");
+            assert_eq!((loaded.weights, loaded.shape), (weights.clone(), shape), "{layout:?}");
+            let ids = vocabulary.ids();
+            let mut rows = Vec::new();
+            kernels::embed(&ids, &vocabulary.target().head, &mut rows);
+            let own = (shape.network == NetworkKind::Eagle3).then_some(OwnHead { ids, rows });
+            assert_eq!(loaded.head, own, "{layout:?}");
         }
     }
 }
@@ -133,7 +138,7 @@ fn engines_tell_the_taps_of_shallow_targets_apart() {
     assert!(error.to_string().contains("of 2 layers"), "{error}");
     assert!(!to.exists());
     export_drafter(&to, &vocabulary, (&weights, EAGLE3), Layout::Taper, Precision::F32).unwrap();
-    assert_eq!(load_drafter(&to, &target).unwrap().0, weights);
+    assert_eq!(load_drafter(&to, &target).unwrap().weights, weights);
 }
 
 #[test]
@@ -212,8 +217,11 @@ fn damaged_maps_are_named() {
     let to = folder.path().join("drafter");
     export(&to, EAGLE3, Layout::Sglang).unwrap();
     let text = fs::read_to_string(to.join("config.json")).unwrap();
-    fs::write(to.join("config.json"), text.replace("\"lm_head_of_target\": true", "\"lm_head_of_target\": false"))
-        .unwrap();
+    let set_own = |is_of_target: bool| {
+        let now = text.replace("\"lm_head_of_target\": true", &format!("\"lm_head_of_target\": {is_of_target}"));
+        fs::write(to.join("config.json"), now).unwrap();
+    };
+    set_own(false);
     let spoil = |change: &dyn Fn(&mut export::Tables)| {
         let (mut raw, mut value) = (weights.clone(), json!({}));
         let mut tables = third::add(&mut value, &mut raw, &vocabulary, Layout::Sglang).unwrap();
@@ -226,4 +234,19 @@ fn damaged_maps_are_named() {
     assert!(spoil(&|tables| tables[0].1.bytes[..8].copy_from_slice(&80_i64.to_le_bytes())).contains("below 80"));
     assert!(spoil(&|tables| tables[0].1.bytes[8..16].copy_from_slice(&(-2_i64).to_le_bytes())).contains("-2"));
     assert!(spoil(&|tables| tables[0].1.dtype = safetensors::Dtype::U64).contains("U64"));
+    assert!(spoil(&|tables| tables[0].1.bytes[8..16].copy_from_slice(&1_i64.to_le_bytes())).contains("token 2 twice"));
+    // Where the head is said to be the target's, of whichever step, what drafts is what the folder says: its rows, for its tokens.
+    set_own(true);
+    let read = load_drafter(&to, vocabulary.target());
+    assert!(read.unwrap_err().to_string().contains("twice"));
+    let (mut raw, mut value) = (weights.clone(), json!({}));
+    let mut tables = third::add(&mut value, &mut raw, &vocabulary, Layout::Sglang).unwrap();
+    // Tokens 40, 3, 7 and 2 for the rows of 2, 3, 7 and 40.
+    tables[0].1.bytes[..8].copy_from_slice(&40_i64.to_le_bytes());
+    tables[0].1.bytes[24..].copy_from_slice(&(-1_i64).to_le_bytes());
+    write_beside(&to.join("model.safetensors"), &raw, tables, Precision::F32).unwrap();
+    let head = load_drafter(&to, vocabulary.target()).unwrap().head.unwrap();
+    let mut rows = Vec::new();
+    kernels::embed(&[40, 3, 7, 2], &vocabulary.target().head, &mut rows);
+    assert_eq!(head, OwnHead { ids: vec![2, 3, 7, 40], rows });
 }

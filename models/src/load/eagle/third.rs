@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::super::export::{Table, Tables};
-use super::{Config, Layout, RawWeights, Vocabulary, place, refused};
+use super::{Config, Layout, OwnHead, RawWeights, Vocabulary, finite, place, refused};
 use crate::error::{Error, Result};
 use crate::target::{TAPS, Target, taps};
 
@@ -69,28 +69,37 @@ fn outputs_of(layers: [usize; TAPS]) -> [i64; TAPS] {
     layers.map(|layer| layer as i64 - 1)
 }
 
-/// Takes the head out, which has to be the target's own, as the configuration says or numbers show.
+/// Takes the head out, whose tokens have to be different ones of the target's, and which has to be the target's own, as the
+/// configuration says or numbers show.
 pub(super) fn take_head(
     (path, bytes): (&Path, &[u8]),
     value: &Value,
     target: &Target,
     raw: &mut RawWeights,
-) -> Result<()> {
-    let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(()) };
+) -> Result<Option<OwnHead>> {
+    let Some((shape, head)) = raw.tensors.remove(HEAD) else { return Ok(None) };
     let (size, hidden) = (shape.first().copied().unwrap_or(0), target.config().hidden);
     if shape != [size, hidden] || size == 0 {
         return Err(Error::shape(HEAD, &shape, &[size, hidden], place(path)));
     }
-    let ids = ids(path, bytes, target.config(), size)?;
+    finite(HEAD, &head, &place(path))?;
+    let found = ids(path, bytes, target.config(), size)?;
+    let mut order: Vec<usize> = (0..size).collect();
+    order.sort_by_key(|row| found[*row]);
+    let ids: Vec<u32> = order.iter().map(|row| found[*row]).collect();
+    if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(refused(path, MAPS[0], format!("token {} twice", twice[0]), "each token once"));
+    }
+    let head: Vec<f32> = order.iter().flat_map(|row| &head[row * hidden..(row + 1) * hidden]).copied().collect();
     if value.get(OF_TARGET) == Some(&json!(true)) {
-        return Ok(());
+        return Ok(Some(OwnHead { ids, rows: head }));
     }
     let mut own = Vec::new();
     kernels::embed(&ids, &target.head, &mut own);
     let cosines = head.chunks_exact(hidden).zip(own.chunks_exact(hidden)).map(|(a, b)| cosine(a, b));
     let mean = cosines.sum::<f64>() / size as f64;
     if mean >= COSINE_MIN {
-        return Ok(());
+        return Ok(Some(OwnHead { ids, rows: head }));
     }
     let wanted = "the target's own head: a drafter with a head of its own cannot follow what a run drafts";
     Err(refused(path, HEAD, format!("a head at a mean cosine of {mean:.2}"), wanted))
