@@ -42,6 +42,8 @@ struct Line<'a> {
     correct: bool,
     tokens: usize,
     truncated: bool,
+    policy_version: u32,
+    drafter_version: u64,
 }
 
 impl Answers {
@@ -93,6 +95,8 @@ fn lines(metrics: &StepMetrics, groups: &BTreeMap<usize, ScoredGroup>) -> String
                 correct: answer.is_correct,
                 tokens: answer.tokens,
                 truncated: answer.truncated,
+                policy_version: metrics.policy_version,
+                drafter_version: answer.drafter_version,
             };
             // Nothing in it could fail.
             text += &serde_json::to_string(&line).unwrap_or_default();

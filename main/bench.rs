@@ -12,6 +12,8 @@ mod paper;
 mod race;
 #[path = "bench/rollout.rs"]
 mod rollout;
+#[path = "bench/sampler.rs"]
+mod sampler;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,8 @@ pub(crate) enum Bench {
     /// Draw figures of the paper on the long tail for a model of one's own: depth, width and size of drafts, batch sizes,
     /// acceptance by level, running requests over time.
     Paper(paper::Paper),
+    /// Draw a million tokens from each of two dozen distributions: are they drawn as softmax at T, and its nucleus, say (chi-square)?
+    Sampler(sampler::Sampler),
 }
 
 pub(crate) fn bench(bench: &Bench) -> Result<ExitCode> {
@@ -46,5 +50,6 @@ pub(crate) fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Controller(args) => controller::controller(args),
         Bench::Drafter(args) => drafter::drafter(args),
         Bench::Paper(args) => paper::paper(args),
+        Bench::Sampler(args) => sampler::sampler(args),
     }
 }

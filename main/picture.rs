@@ -1,7 +1,7 @@
 //! A picture of one step: what each device did over time.
 
 use state::device::Phase;
-use state::metrics::StepMetrics;
+use state::metrics::{Bar, StepMetrics};
 
 use crate::output;
 
@@ -37,4 +37,17 @@ pub(crate) fn timeline(step: &StepMetrics, devices: &[String]) -> String {
     text.push_str(&format!("  {:>6} {}^ last answer, {rollout} of {all}\n", "", " ".repeat(mark.min(WIDTH))));
     text.push_str("         █ rollout   ▒ drafter training   ░ update   · idle\n");
     text
+}
+
+/// Widest bar of a histogram.
+const BAR: usize = 40;
+
+/// A line for each bar.
+pub(crate) fn histogram(bars: &[Bar]) -> String {
+    let most = bars.iter().map(|bar| bar.count).max().unwrap_or(0).max(1);
+    let line = |bar: &Bar| {
+        let width = (bar.count * BAR).div_ceil(most);
+        format!("{:>14} or less  {} {}\n", output::seconds(bar.up_to_s), "▒".repeat(width), bar.count)
+    };
+    bars.iter().map(line).collect()
 }

@@ -14,6 +14,8 @@ use crate::{output, picture};
 
 /// Share of a run's time from which on waiting for checkpoints is worth a word.
 const DEAR: f64 = 0.2;
+/// Levels of drafts that are told.
+const LEVELS: usize = 8;
 
 /// Bars for the stage and for the step in it; lines where there is no terminal.
 pub(crate) struct Show {
@@ -225,6 +227,7 @@ pub(crate) fn report(r: &Report) -> String {
     if let (Some(first), Some(last)) = (drafting.first(), drafting.last()) {
         text += &format!("  accept length of the learned drafter: {first:.2} at first, {last:.2} at last\n");
     }
+    text += &drafter(r);
     if r.idle_s > 0.0 {
         text += &format!("  devices waited {:.1} s for the last answers", r.idle_s);
         if r.idle_used_s > 0.0 {
@@ -234,10 +237,17 @@ pub(crate) fn report(r: &Report) -> String {
             let rested = percent(r.idle_rested_s, r.idle_s);
             text += &format!(", {rested} passed without, as it had stopped getting better");
         }
+        if let [first, rest @ ..] = r.idle_by_device_s.as_slice()
+            && !rest.is_empty()
+        {
+            let each = rest.iter().fold(format!("{first:.1}"), |all, idle_s| format!("{all}, {idle_s:.1}"));
+            text += &format!(" ({each} s by device)");
+        }
         text += "\n";
     }
     if r.lent > 0 {
-        text += &format!("  {} answers went on on a device that had run dry\n", r.lent);
+        let borrowed_s = r.borrowed_s;
+        text += &format!("  {} answers went on on a device that had run dry, for {borrowed_s:.1} s in all\n", r.lent);
     }
     text += &format!("  weights {}  kernels {}  devices {}\n", r.weights_blake3, r.kernels, r.devices.join(", "));
     if let Some(step) = r.history.iter().rev().find(|m| m.kind == "grpo") {
@@ -249,6 +259,51 @@ pub(crate) fn report(r: &Report) -> String {
         );
     }
     text
+}
+
+/// What the learned drafter knows, and how soon its training gives way.
+fn drafter(r: &Report) -> String {
+    let mut text = String::new();
+    if !r.acceptance_by_level.is_empty() {
+        let levels: Vec<String> = r.acceptance_by_level.iter().take(LEVELS).map(|share| percent(*share, 1.0)).collect();
+        text += &format!("  its guesses were right, where those before were: {}\n", levels.join(", "));
+    }
+    let ends =
+        |shares: &[(usize, f64)]| Some((mean(&shares[..shares.len().div_ceil(4)])?, mean(last_quarter(shares))?));
+    let told =
+        [("after learning", &r.drafter_held_out), ("after an update, before learning", &r.drafter_held_out_before)];
+    for (when, shares) in told {
+        if let Some((first, last)) = ends(shares) {
+            let (first, last, steps) =
+                (percent(first, 1.0), percent(last, 1.0), output::count(shares.len() as u64, "step"));
+            text += &format!(
+                "  held-out tokens that it guessed at once, {when}: {first} at first, {last} at last ({steps})\n"
+            );
+        }
+    }
+    if r.drafter_discarded > 0 {
+        let versions = output::count(r.drafter_discarded, "version");
+        text += &format!("  {versions} of it guessed worse than the one in use: not used\n");
+    }
+    if let Some((median, most)) = r.preemption_s {
+        let count = r.preemptions.iter().map(|bar| bar.count).sum::<usize>();
+        text += &format!(
+            "  its training gave way {}: after {} (median), {} (99 %)\n",
+            output::count(count as u64, "time"),
+            output::seconds(median),
+            output::seconds(most)
+        );
+        text += &picture::histogram(&r.preemptions);
+    }
+    text
+}
+
+fn last_quarter(shares: &[(usize, f64)]) -> &[(usize, f64)] {
+    &shares[shares.len() - shares.len().div_ceil(4)..]
+}
+
+fn mean(shares: &[(usize, f64)]) -> Option<f64> {
+    (!shares.is_empty()).then(|| shares.iter().map(|(_, share)| share).sum::<f64>() / shares.len() as f64)
 }
 
 /// Where the time of rollouts went: a line for each batch size.

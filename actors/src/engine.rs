@@ -395,7 +395,7 @@ impl Work {
         });
         let add = |answer: Answer| {
             let id = id(answer.group, answer.sample);
-            self.rollout.add(answer);
+            self.rollout.add(answer, version);
             id
         };
         Ok(cycle.ended.into_iter().map(add).collect())

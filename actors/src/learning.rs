@@ -20,7 +20,7 @@ use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
 use crate::speculator::{Speculator, lock};
-use exam::{EXAM_TOKENS, Exam, Newest};
+use exam::{EXAM_TOKENS, Exam, Newest, TOLD_MIN};
 pub(crate) use shared::Shared;
 
 /// Separates the noise that draws micro-batches from others.
@@ -78,10 +78,13 @@ struct Tries {
 /// What an opportunity to learn was used for.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Learned {
+    /// Seconds at work: reading windows, exams, steps.
+    pub(crate) seconds: f64,
     /// Micro-batches, and the loss of the last one.
     pub(crate) batches: u64,
-    pub(crate) loss: f64,
-    /// Shares of held-out tokens that the newest scored version guessed at once, and within three guesses.
+    pub(crate) loss: Option<f64>,
+    /// Shares of held-out tokens that the newest scored version guessed at once, and within three guesses, of this policy's if they
+    /// are enough.
     pub(crate) held_out: Option<(f64, f64)>,
     /// The same of the version in use, before any other was published for the policy that is rolled out.
     pub(crate) before: Option<(f64, f64)>,
@@ -95,8 +98,9 @@ impl Learned {
     /// This and what came after it.
     pub(crate) fn and(self, later: Self) -> Self {
         Self {
+            seconds: self.seconds + later.seconds,
             batches: self.batches + later.batches,
-            loss: if later.batches > 0 { later.loss } else { self.loss },
+            loss: later.loss.or(self.loss),
             held_out: later.held_out.or(self.held_out),
             before: self.before.or(later.before),
             discarded: self.discarded + later.discarded,
@@ -194,6 +198,9 @@ impl Learning {
             return Task::Examine(exam, examiner);
         }
         if self.pending.is_empty() {
+            if let Some((exam, examiner)) = self.first_look(speculator) {
+                return Task::Glance(exam, examiner);
+            }
             let grown = self.head_start + self.learner.steps() / LEVEL_AFTER;
             self.learner.set_levels(self.training.levels.min(1 + grown as usize));
             self.pending = self.draw(speculator);
@@ -242,7 +249,7 @@ impl Learning {
         let Some(windows) = self.begun.front().copied().filter(|windows| self.read >= *windows) else { return false };
         self.begun.pop_front();
         self.read -= windows;
-        learned.loss = self.learner.begin_step(lesson.pool);
+        learned.loss = Some(self.learner.begin_step(lesson.pool));
         learned.batches += 1;
         if self.learner.steps().is_multiple_of(self.publish_every(lesson.speculator)) {
             self.publication.fall_due();
@@ -323,13 +330,29 @@ impl Learning {
         lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
+    /// An exam in which the version in use reads what the policy has said since it was updated, if it has said enough and that was not
+    /// done.
+    fn first_look(&mut self, speculator: &Speculator) -> Option<(Box<Exam>, Arc<()>)> {
+        if self.is_examined() || speculator.version() == 0 {
+            return None;
+        }
+        let (policy, said) = {
+            let buffer = lock(&speculator.buffer);
+            (buffer.policy(), buffer.held_out_now())
+        };
+        let earlier = self.exam.as_ref().filter(|exam| exam.policy == policy).map(|exam| exam.own_guesses());
+        if self.first_examined == Some(policy) || earlier.unwrap_or(said) < TOLD_MIN {
+            return None;
+        }
+        Some(self.begin_exam(speculator))
+    }
+
     /// Takes note of what the version in use knows of what the policy says, the first time that this is found out: before one that was
     /// taught by it is published.
     fn note_first(&mut self, exam: &Exam, learned: &mut Learned) {
-        let is_own = exam.windows.iter().all(|window| window.policy() == exam.policy);
-        let is_known = exam.published.is_none() || exam.by_in_use.shares().is_some();
-        if is_own && is_known && self.first_examined.replace(exam.policy) != Some(exam.policy) {
-            learned.before = exam.by_in_use.shares();
+        let shares = exam.by_in_use.own_shares();
+        if shares.is_some() && self.first_examined.replace(exam.policy) != Some(exam.policy) {
+            learned.before = shares;
         }
     }
 
@@ -374,6 +397,8 @@ enum Task {
     Read(Vec<Window>, Box<Reader>),
     /// Have versions sit an exam; who holds the second reads it.
     Examine(Box<Exam>, Arc<()>),
+    /// Have the version in use read what this policy has said; who holds the second does.
+    Glance(Box<Exam>, Arc<()>),
     /// A part of a step of the optimiser was taken.
     Step,
     /// There is nothing to learn from.

@@ -96,6 +96,8 @@ pub struct ScoredAnswer {
     pub tokens: usize,
     /// Whether it was cut at the longest allowed length.
     pub truncated: bool,
+    /// Version of the learned drafter that was in use where it ended; 0: none. It is in no token of the answer.
+    pub drafter_version: u64,
     /// Whether it is right by the first reward that compares it with the reference.
     pub is_correct: bool,
     /// Its score, or why there is none.

@@ -94,6 +94,8 @@ pub(crate) struct Rollout {
     lent: Mutex<BTreeMap<u64, Loan>>,
     /// What answers that have not ended had said when it was last noted, by group and sample.
     notes: Mutex<BTreeMap<(usize, usize), Note>>,
+    /// Version of the drafter that was in use where an answer ended, by group and sample; 0: none.
+    drafter_versions: Mutex<BTreeMap<(usize, usize), u64>>,
     counts: Mutex<Counts>,
 }
 
@@ -107,7 +109,7 @@ impl Rollout {
     ) -> Self {
         let answers = groups.iter().map(|_| Mutex::new(Vec::new())).collect();
         let vocabulary = speculator.vocabulary(&target);
-        let (lent, notes, counts) = Default::default();
+        let (lent, notes, drafter_versions, counts) = Default::default();
         let cache_tokens_max = 0;
         Self {
             number,
@@ -121,6 +123,7 @@ impl Rollout {
             answers,
             lent,
             notes,
+            drafter_versions,
             counts,
         }
     }
@@ -130,16 +133,18 @@ impl Rollout {
         Self { cache_tokens_max, ..self }
     }
 
-    /// Takes in an answer. The drafter learns from it at once, while its siblings may be what others wait for; then its hidden states
+    /// Takes in an answer that ended while this version of the drafter was in use. The drafter learns from it at once, while its siblings may be what others wait for; then its hidden states
     /// are dropped. One that a device of which nothing was heard any more had given already is the same one.
-    pub(crate) fn add(&self, mut answer: Answer) {
+    pub(crate) fn add(&self, mut answer: Answer, drafter_version: u64) {
         let mut answers = lock(&self.answers[answer.group]);
         if let Err(at) = answers.binary_search_by_key(&answer.sample, |a| a.sample) {
             if self.teaches {
                 self.speculator.collect(std::slice::from_ref(&answer));
             }
             answer.hidden = Vec::new();
-            lock(&self.notes).remove(&(answer.group, answer.sample));
+            let id = (answer.group, answer.sample);
+            lock(&self.notes).remove(&id);
+            lock(&self.drafter_versions).insert(id, drafter_version);
             answers.insert(at, answer);
         }
     }
@@ -199,6 +204,10 @@ impl Rollout {
 
     pub(crate) fn answers(&self, group: usize) -> Vec<Answer> {
         lock(&self.answers[group]).clone()
+    }
+
+    pub(crate) fn drafter_version(&self, group: usize, sample: usize) -> u64 {
+        lock(&self.drafter_versions).get(&(group, sample)).copied().unwrap_or(0)
     }
 
     pub(crate) fn count(&self, f: impl FnOnce(&mut Counts)) {

@@ -336,14 +336,14 @@ impl Solo {
         Ok(session.finish())
     }
 
-    /// Trains the learned drafter on answers for at most so many seconds; returns micro-batches and the last loss.
+    /// Trains the learned drafter on answers for at most so many seconds; returns micro-batches and the last loss, if there is one.
     ///
     /// # Errors
     /// If the weights of the drafter are of another layout.
-    pub fn train(&self, answers: &[Answer], seconds: f64) -> Result<(u64, f64)> {
+    pub fn train(&self, answers: &[Answer], seconds: f64) -> Result<(u64, Option<f64>)> {
         self.learning.collect(answers);
         if lock(&self.learning.buffer).tokens() == 0 {
-            return Ok((0, 0.0));
+            return Ok((0, None));
         }
         // Until it is made, there is nothing to measure.
         self.learning.learning(&self.target, &mut || false)?;

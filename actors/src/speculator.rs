@@ -180,8 +180,8 @@ impl Speculator {
         Arc::new(Vocabulary::of(target, ids.as_ref()))
     }
 
-    /// The drafters of one device, and the version of the learned one, which is there only once one was published. The suffix drafter
-    /// of `earlier` ones goes on: it learns nothing from weights.
+    /// The drafters of one device, and the version of the learned one, which is there only once one was published. Of `earlier`
+    /// ones the suffix drafter goes on, since it learns nothing from weights, and what the learned one knows of its requests.
     pub(crate) fn drafters(
         &self,
         (vocabulary, temperature): (&Arc<Vocabulary>, f32),
@@ -199,7 +199,8 @@ impl Speculator {
                 }
                 (plan::Drafter::Learned { shape, .. }, Some(p)) => {
                     let eagle = Eagle::new(vocabulary.clone(), &p.to_draft, *shape, pool.clone())?;
-                    Some(Box::new(eagle.calibrated(calibration.clone())))
+                    let known = earlier.map(|mut earlier| earlier.known()).unwrap_or_default();
+                    Some(Box::new(eagle.calibrated(calibration.clone()).knowing(known)))
                 }
                 (plan::Drafter::Learned { .. }, None) => None,
             })

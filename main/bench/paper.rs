@@ -29,7 +29,7 @@ const BUDGETS: [usize; 5] = [2, 4, 8, 16, 32];
 const WIDTHS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Requests decoded together.
 const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-/// Tokens looked at on each level of the grid's trees.
+/// Nodes of a level of the grid's trees, unless fewer levels are to hold as many as are verified.
 const WIDTH: usize = 4;
 /// Drafts of the other figures.
 const DEPTH: usize = 6;
@@ -170,6 +170,11 @@ impl Bench<'_> {
         (String::new(), Controller::Fixed(Strategy::tree(self.learned, depth, width, budget)))
     }
 
+    /// The narrowest tree of so many levels that has so many tokens.
+    fn tree_of(&self, depth: usize, budget: usize) -> Way {
+        self.tree(depth, WIDTH.max(budget.div_ceil(depth)), budget)
+    }
+
     /// Accept length, and speed against plain decoding, of each strategy.
     fn compared(&mut self, ways: &[Way], requests: usize, slots: usize) -> Result<Vec<(f64, f64)>> {
         let all: Vec<Way> = std::iter::once(Race::plain()).chain(ways.iter().cloned()).collect();
@@ -193,13 +198,13 @@ impl Bench<'_> {
     fn grid(&mut self) -> Result<Drawn> {
         output::note("draft depth by tokens to verify, one request at a time");
         let shapes: Vec<[usize; 2]> = DEPTHS.iter().flat_map(|d| BUDGETS.map(|b| [*d, b])).collect();
-        let ways: Vec<Way> = shapes.iter().map(|[depth, budget]| self.tree(*depth, WIDTH, *budget)).collect();
+        let ways: Vec<Way> = shapes.iter().map(|[depth, budget]| self.tree_of(*depth, *budget)).collect();
         let measured = self.compared(&ways, self.args.answers, 1)?;
-        let title = format!("Speed against plain decoding, and (accept length): one request, {WIDTH} tokens a level");
+        let title = "Speed against plain decoding, and (accept length): one request";
         Ok(Drawn {
             name: "grid",
             csv: table("depth,budget,accept_length,ratio", shapes.iter().zip(&measured)),
-            svg: heat(&title, ("tokens to verify", &BUDGETS), ("draft depth", &DEPTHS), &measured)?,
+            svg: heat(title, ("tokens to verify", &BUDGETS), ("draft depth", &DEPTHS), &measured)?,
         })
     }
 
@@ -226,7 +231,7 @@ impl Bench<'_> {
 
     fn batch(&mut self) -> Result<Drawn> {
         output::note("tokens to verify by batch size");
-        let ways: Vec<Way> = BUDGETS.iter().map(|budget| self.tree(DEPTH, WIDTH, *budget)).collect();
+        let ways: Vec<Way> = BUDGETS.iter().map(|budget| self.tree_of(DEPTH, *budget)).collect();
         let (mut shapes, mut measured) = (Vec::new(), Vec::new());
         for batch in BATCHES {
             // As many answers for each request of the batch, so that it is full most of the time.
@@ -234,7 +239,9 @@ impl Bench<'_> {
             measured.extend(self.compared(&ways, requests, batch)?);
             shapes.extend(BUDGETS.map(|budget| [batch, budget]));
         }
-        let title = format!("Speed against plain decoding, and (accept length): depth {DEPTH}, {WIDTH} tokens a level");
+        let all = Strategy::tree(self.learned, DEPTH, WIDTH, BUDGET).drafted_max();
+        let title =
+            format!("Speed against plain decoding, and (accept length): depth {DEPTH}, at most {all} drafted together");
         Ok(Drawn {
             name: "batch",
             csv: table("batch,budget,accept_length,ratio", shapes.iter().zip(&measured)),

@@ -41,7 +41,7 @@ pub(super) struct Race {
 pub(super) struct Learned {
     /// Micro-batches, and the loss of the last one.
     pub(super) batches: u64,
-    pub(super) loss: f64,
+    pub(super) loss: Option<f64>,
     pub(super) seconds: f64,
     pub(super) prompts: Prompts,
 }

@@ -13,7 +13,7 @@ use super::race::{Race, SLOTS};
 use crate::commands::Result;
 use crate::number;
 use crate::output;
-use report::{Lengths, Measured, Shape, Tree, by_batch, in_short, lines, overhead, regret};
+use report::{Lengths, Measured, Shape, Tree, by_batch, in_short, lines, of_full_cycles, overhead, regret};
 
 /// Nodes of the trees that are compared with and without shared noise.
 const BUDGETS: [usize; 4] = [4, 8, 16, 32];
@@ -93,6 +93,7 @@ fn measure(args: &Rollout, race: &mut Race) -> Result<Measured> {
         overhead_tail: overhead(&tail[1].1),
         alone: lines(&alone),
         full: lines(&full),
+        full_cycles_ratio: of_full_cycles(&full[0].1, &full[1].1, SLOTS),
         tail_batch_sizes: by_batch(&tail[0].1, &tail[1].1),
         tail: lines(&tail),
         tail_lengths: Lengths::of(&tail[0].1.answers, (race.group(), args.slots)),

@@ -19,6 +19,7 @@ use state::plan::Strategy;
 use crate::error::Result;
 use crate::target::Hidden;
 pub use calibration::Calibration;
+pub use guess::Known;
 use state::speculation::{Accepted, DraftTree};
 pub use vocabulary::Vocabulary;
 
@@ -46,6 +47,17 @@ pub struct Context<'a> {
     pub proposal: &'a [u32],
 }
 
+impl<'a> Context<'a> {
+    /// The target's hidden states of one of the tokens, `width` numbers.
+    pub(crate) fn hidden_row(&self, row: usize, width: usize) -> &'a [f32] {
+        let shared = self.hidden[0].len() / width;
+        match row.checked_sub(shared) {
+            None => &self.hidden[0][row * width..(row + 1) * width],
+            Some(row) => &self.hidden[1][row * width..(row + 1) * width],
+        }
+    }
+}
+
 /// Proposes tokens.
 pub trait Drafter: Send {
     /// Hidden states of the target that it reads.
@@ -62,6 +74,11 @@ pub trait Drafter: Send {
     /// Tokens of the last drafts that are expected to be right, of all requests together, if the drafter can tell.
     fn promised(&self) -> Option<f64> {
         None
+    }
+
+    /// What is known of the requests, for the version that takes this one's place.
+    fn known(&mut self) -> Known {
+        Known::default()
     }
 
     /// What the target made of the last drafts: the trees in the order of their requests, and what it accepted of each.

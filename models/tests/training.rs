@@ -3,13 +3,13 @@
 use kernels::{NoiseKey, Pool};
 use models::drafter::buffer::{Example, Window};
 use models::drafter::learn::{self, Learner};
-use models::drafter::{Drafter, Vocabulary, eagle, eagle::Eagle};
+use models::drafter::{Calibration, Drafter, Vocabulary, eagle, eagle::Eagle};
 use models::optim::{AdamW, Gradients, TreeSum, learning_rate};
 use models::train::{Sequence, Workspace, gradient, log_probs};
 use models::{Answer, Config, Decoder, Decoding, Hidden, Target, Weights};
 use state::plan::{DrafterShape, Optimizer, Schedule, Strategy, TinyShape};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 fn config() -> Config {
     let shape = TinyShape { hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64, positions_max: 64 };
@@ -206,6 +206,45 @@ fn what_is_learned_by_heart_is_drafted() {
         let after = rollout(&target, (1, 8), hidden, None).0;
         assert_eq!([bits(&after), bits(&drafted)], [bits(&answers), bits(&answers)]);
     }
+}
+
+/// Between two cycles a version takes the place of another, the same weights here: it promises what the first one would have, if it knows
+/// what that one had found out about the requests.
+#[test]
+fn a_newer_version_knows_the_requests() {
+    let target = target_with_character();
+    let shape = DrafterShape::eagle(0);
+    let (vocabulary, weights) = (Arc::new(Vocabulary::whole(&target)), Learner::fresh(&target, shape, 2).unwrap());
+    let calibration = Arc::new(Mutex::new(Calibration::default()));
+    let version = || {
+        let eagle = Eagle::new(vocabulary.clone(), &weights, shape, Arc::default()).unwrap();
+        eagle.calibrated(calibration.clone())
+    };
+    let promised = |swap: &dyn Fn(Eagle) -> Eagle| {
+        *calibration.lock().unwrap() = Calibration::default();
+        let decoding = Decoding {
+            temperature: 1.0,
+            top_p: 1.0,
+            tokens_max: 40,
+            eos: Vec::new(),
+            stop: None,
+            hidden: eagle::reads(shape),
+        };
+        let mut decoder = Decoder::new(target.clone(), decoding, Arc::default());
+        decoder.admit(0, &[1, 2, 3], &[(0, NoiseKey::new(1, 0, 0, 0, 0))]).unwrap();
+        let (mut eagle, mut promised) = (version(), Vec::new());
+        while decoder.running() > 0 {
+            if promised.len() == 6 {
+                eagle = swap(eagle);
+            }
+            promised.push(decoder.cycle(Some((&mut eagle, &Strategy::chain(0, 4)))).unwrap().promised);
+        }
+        promised
+    };
+    let alone = promised(&|eagle| eagle);
+    assert!(alone.len() > 12 && alone[1..].iter().all(Option::is_some), "{alone:?}");
+    assert_eq!(promised(&|mut earlier| version().knowing(earlier.known())), alone);
+    assert_ne!(promised(&|_| version()), alone);
 }
 
 fn target_with_character() -> Arc<Target> {

@@ -15,6 +15,8 @@ pub struct StepMetrics {
     pub begun: usize,
     /// Steps of the whole training, or of the stage where it is none.
     pub of: usize,
+    /// Optimiser steps of the run before this one: the version of the policy that answers in it.
+    pub policy_version: u32,
     /// `sft`, `grpo`, `evaluate` or `export`.
     pub kind: String,
     /// Mean loss a token (SFT, GRPO).
@@ -71,22 +73,25 @@ pub struct StepMetrics {
     pub checkpoint_s: f64,
     /// Device-seconds waited in rollout for the last device.
     pub idle_s: f64,
-    /// Part of them used for drafter training.
+    /// Part of them in which the drafter was taught or examined.
     pub idle_used_s: f64,
     /// Part of them left to rest, because versions of the drafter have stopped getting better.
     pub idle_rested_s: f64,
     /// Answers that a device which had run dry took over from a busy one.
     pub lent: u64,
+    /// Device-seconds in which such devices decoded them: waited they would have else.
+    pub borrowed_s: f64,
     /// Drafter micro-batches trained.
     pub drafter_batches: u64,
-    /// Loss of the drafter's last micro-batch of the step.
-    pub drafter_loss: f64,
-    /// Share of held-out tokens that the newest version scored in the step guessed at once, if one was scored.
+    /// Loss of the drafter's last micro-batch of the step, if there was one.
+    pub drafter_loss: Option<f64>,
+    /// Share of held-out tokens that the newest version scored in the step guessed at once, if one was scored: of what the step's policy
+    /// says, if that is enough.
     pub drafter_held_out: Option<f64>,
     /// The same within its first three guesses.
     pub drafter_held_out_top3: Option<f64>,
-    /// Share of held-out tokens that the version in use before the step guessed at once of what the step's policy says, as its first
-    /// exam found: what the policy's update has left of what was learned.
+    /// Share of held-out tokens of what the step's policy says that the version in use guessed at once before it learned from any of it:
+    /// what the policy's update has left of what was learned. Nothing where so little is held out of the step that it says nothing.
     pub drafter_held_out_before: Option<f64>,
     /// The same within its first three guesses.
     pub drafter_held_out_before_top3: Option<f64>,
@@ -186,6 +191,15 @@ pub struct PhaseSpan {
     pub end_s: f64,
 }
 
+/// A bar of a histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Bar {
+    /// So many seconds at most, and more than the bar before.
+    pub up_to_s: f64,
+    /// How many.
+    pub count: usize,
+}
+
 /// What `taper report` shows. Keys of the JSON form are these field names.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -225,14 +239,20 @@ pub struct Report {
     pub drafter_discarded: u64,
     /// Seconds from an order to stop drafter training to its end: median and 99th percentile.
     pub preemption_s: Option<(f64, f64)>,
+    /// How many of them took how long: powers of two.
+    pub preemptions: Vec<Bar>,
     /// Device-seconds waited for the last device.
     pub idle_s: f64,
     /// Part used for drafter training.
     pub idle_used_s: f64,
     /// Part left to rest, because versions of the drafter had stopped getting better.
     pub idle_rested_s: f64,
+    /// The same of each device, in the order of `devices`.
+    pub idle_by_device_s: Vec<f64>,
     /// Answers that a device which had run dry took over from a busy one.
     pub lent: u64,
+    /// Device-seconds in which such devices decoded them.
+    pub borrowed_s: f64,
     /// Where the time of rollouts went, by the number of answers that a device decoded together.
     pub by_batch: Vec<BatchMetrics>,
     /// Held-out accuracy of the last evaluation before the first step of GRPO, or of a training if there is none.

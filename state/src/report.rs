@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::{BatchMetrics, Report, StepMetrics, add_levels, nearest_rank};
+use crate::device::Phase;
+use crate::metrics::{Bar, BatchMetrics, PhaseSpan, Report, StepMetrics, add_levels, nearest_rank};
 use crate::run::RunState;
 
 /// What there is to tell of a run. `is_running`: a process works on it now.
@@ -55,10 +56,13 @@ pub fn report(run: &RunState, is_running: bool) -> Report {
         drafter_held_out_before_top3: share(|m| m.drafter_held_out_before_top3),
         drafter_discarded: of_kind("grpo").map(|m| m.drafter_discarded).sum(),
         preemption_s: preemption(of_kind("grpo")),
+        preemptions: histogram(of_kind("grpo").flat_map(|m| &m.preemptions_s)),
         idle_s: grpo_sum(|m| m.idle_s),
         idle_used_s: grpo_sum(|m| m.idle_used_s),
         idle_rested_s: grpo_sum(|m| m.idle_rested_s),
+        idle_by_device_s: idle_by_device(of_kind("grpo")),
         lent: of_kind("grpo").map(|m| m.lent).sum(),
+        borrowed_s: grpo_sum(|m| m.borrowed_s),
         by_batch: by_batch(of_kind("grpo")),
         accuracy_before,
         accuracy_after,
@@ -92,4 +96,61 @@ pub fn preemption<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Option<(f
     let mut seconds: Vec<f64> = steps.flat_map(|m| &m.preemptions_s).copied().collect();
     seconds.sort_by(f64::total_cmp);
     Some((nearest_rank(&seconds, 50)?, nearest_rank(&seconds, 99)?))
+}
+
+/// Seconds of each device in rollouts in which it did not decode.
+fn idle_by_device<'a>(steps: impl Iterator<Item = &'a StepMetrics>) -> Vec<f64> {
+    let mut idle = Vec::new();
+    for step in steps {
+        idle.resize(step.timeline.len().max(idle.len()), 0.0);
+        for (idle, spans) in idle.iter_mut().zip(&step.timeline) {
+            let inside = |s: &PhaseSpan| (s.end_s.min(step.rollout_s) - s.start_s).max(0.0);
+            let decoding = spans.iter().filter(|s| s.phase == Phase::Rollout).map(inside).sum::<f64>();
+            *idle += (step.rollout_s - decoding).max(0.0);
+        }
+    }
+    idle
+}
+
+/// Durations by powers of two of a second, from the shortest to the longest.
+fn histogram<'a>(seconds: impl Iterator<Item = &'a f64>) -> Vec<Bar> {
+    let mut counts = BTreeMap::<i32, usize>::new();
+    for seconds in seconds {
+        // Shorter ones no clock tells apart.
+        *counts.entry(seconds.max(1e-6).log2().ceil() as i32).or_default() += 1;
+    }
+    let (Some(first), Some(last)) = (counts.keys().next(), counts.keys().next_back()) else { return Vec::new() };
+    let bar = |power: i32| Bar { up_to_s: f64::from(power).exp2(), count: counts.get(&power).copied().unwrap_or(0) };
+    (*first..=*last).map(bar).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stops_are_counted_by_powers_of_two() {
+        let bars = histogram([0.001, 0.0009, 0.007, 0.0].iter());
+        let of = |bar: &Bar| (bar.up_to_s, bar.count);
+        assert_eq!(of(&bars[0]), (2_f64.powi(-19), 1), "as short as a clock tells");
+        let told: Vec<_> = bars.iter().filter(|bar| bar.count > 0).skip(1).map(of).collect();
+        assert_eq!(told, [(2_f64.powi(-9), 2), (2_f64.powi(-7), 1)]);
+        assert_eq!(bars.len(), 13, "empty ones between are there, too");
+        assert!(histogram([].iter()).is_empty());
+    }
+
+    #[test]
+    fn devices_wait_apart() {
+        let span = |phase, start_s, end_s| PhaseSpan { phase, start_s, end_s };
+        let step = StepMetrics {
+            rollout_s: 2.0,
+            timeline: vec![
+                vec![span(Phase::Rollout, 0.0, 1.5), span(Phase::DraftTrain, 1.5, 2.0), span(Phase::Update, 2.0, 3.0)],
+                vec![span(Phase::Rollout, 0.5, 2.25)],
+            ],
+            ..StepMetrics::default()
+        };
+        assert_eq!(idle_by_device([&step, &step].into_iter()), [1.0, 1.0]);
+        assert_eq!(idle_by_device([].into_iter()), [0.0; 0]);
+    }
 }

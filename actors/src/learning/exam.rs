@@ -14,6 +14,13 @@ use crate::speculator::Published;
 
 /// Tokens that one version reads before it is the other one's turn, unless one window has more or there is no time for as many.
 pub(super) const EXAM_TOKENS: usize = 128;
+/// Tokens from which it is found out what the update has left of a version.
+const GLANCE_TOKENS: usize = 192;
+/// Guesses of what one policy said of which a share is told: half of the quickstart's answers have fewer tokens than say enough for a
+/// verdict, and a line over many steps averages what luck there is.
+pub(super) const TOLD_MIN: usize = 24;
+/// Tokens of a window that are not guessed.
+const GIVEN: usize = 2;
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions, but no update of the
 /// policy, and is over as soon as it is clear which of the two is better.
@@ -43,13 +50,15 @@ pub(super) enum Newest {
 /// Guesses of one version, how many windows they are of, and how many tokens are read together next.
 pub(super) struct Paper {
     pub(super) guesses: Guesses,
+    /// Of what the policy of the exam said: guesses, those that were right at once, and within three.
+    own: [usize; 3],
     read: usize,
     together: usize,
 }
 
 impl Default for Paper {
     fn default() -> Self {
-        Self { guesses: Guesses::default(), read: 0, together: EXAM_TOKENS }
+        Self { guesses: Guesses::default(), own: [0; 3], read: 0, together: EXAM_TOKENS }
     }
 }
 
@@ -57,6 +66,17 @@ impl Exam {
     /// Number of the version in use; 0 if there is none.
     pub(super) fn version(&self) -> u64 {
         self.published.as_ref().map_or(0, |published| published.version)
+    }
+
+    /// The windows of its policy, which come first, or as many of them as say enough.
+    fn own(&self) -> &[Window] {
+        let own = self.windows.iter().take_while(|window| window.policy() == self.policy);
+        &self.windows[..fitting(own, GLANCE_TOKENS)]
+    }
+
+    /// Tokens that are guessed of them.
+    pub(super) fn own_guesses(&self) -> usize {
+        self.own().iter().map(|window| window.size().saturating_sub(GIVEN)).sum()
     }
 
     /// Share of its guesses that the version in use has right, if they are enough to tell something.
@@ -120,7 +140,8 @@ impl Exam {
         }
         let Some(Newest::Drafting(newest)) = &self.newest else { return Ok(false) };
         let version = (&newest.to_draft, self.shape, self.levels);
-        self.by_newest.go_on(version, (&self.windows[..windows], &self.calibration), lesson, stop)
+        let calibration = &self.calibration;
+        self.by_newest.go_on(version, (&self.windows[..windows], self.policy, calibration), lesson, stop)
     }
 
     /// The same with the version in use.
@@ -132,22 +153,33 @@ impl Exam {
     ) -> Result<bool> {
         let Some(published) = &self.published else { return Ok(true) };
         let version = (&published.to_draft, self.shape, self.levels);
-        self.by_in_use.go_on(version, (&self.windows[..windows], &self.calibration), lesson, stop)
+        let calibration = &self.calibration;
+        self.by_in_use.go_on(version, (&self.windows[..windows], self.policy, calibration), lesson, stop)
+    }
+
+    /// The version in use reads what its policy has said; whether it has.
+    pub(super) fn glance(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
+        self.read_in_use(self.own().len(), lesson, stop)
     }
 }
 
 impl Paper {
-    /// Shares of tokens that the version guessed at once, and within three guesses; nothing of few.
+    /// Shares of tokens that the version guessed at once, and within three guesses: of those of the exam's policy, or of all if they
+    /// are few; nothing if these are, too.
     pub(super) fn shares(&self) -> Option<(f64, f64)> {
-        let [guesses, right, among_three] = self.guesses.first;
-        (guesses >= GUESSES_MIN).then(|| (share(right, guesses), share(among_three, guesses)))
+        self.own_shares().or_else(|| shares(self.guesses.first, GUESSES_MIN))
+    }
+
+    /// The same of those of the exam's policy.
+    pub(super) fn own_shares(&self) -> Option<(f64, f64)> {
+        shares(self.own, TOLD_MIN)
     }
 
     /// A version reads these windows, as far as it has not; whether it has read all.
     fn go_on(
         &mut self,
         version: (&Weights, DrafterShape, usize),
-        (windows, calibration): (&[Window], &Calibration),
+        (windows, policy, calibration): (&[Window], u32, &Calibration),
         lesson: &Lesson<'_>,
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
@@ -155,11 +187,16 @@ impl Paper {
             if stop() {
                 return Ok(false);
             }
-            let some = &rest[..fitting(rest.iter(), self.together)];
+            let is_own = rest[0].policy() == policy;
+            let alike = rest.iter().take_while(|window| (window.policy() == policy) == is_own);
+            let some = &rest[..fitting(alike, self.together)];
             let workspace = &mut **lesson.workspace.borrow_mut();
             match guess(lesson.pool, lesson.vocabulary, version, some, (lesson.draws, calibration), workspace)? {
                 None => self.together /= 2,
                 Some(guesses) => {
+                    if is_own {
+                        self.own.iter_mut().zip(guesses.first).for_each(|(sum, more)| *sum += more);
+                    }
                     self.guesses.extend(guesses);
                     self.read += some.len();
                 }
@@ -167,4 +204,8 @@ impl Paper {
         }
         Ok(true)
     }
+}
+
+fn shares([guesses, right, among_three]: [usize; 3], least: usize) -> Option<(f64, f64)> {
+    (guesses >= least).then(|| (share(right, guesses), share(among_three, guesses)))
 }

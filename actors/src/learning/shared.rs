@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::exam::Exam;
 use super::{Learned, Learning, Lesson, Task, Tries};
@@ -75,7 +75,11 @@ impl Shared {
         }
         while !stop() {
             let at_work = self.at_work.load(Ordering::Relaxed);
-            let Some(task) = self.hold(stop).map(|mut held| held.next(lesson, at_work, &mut learned)) else { break };
+            let Some(mut held) = self.hold(stop) else { break };
+            let began = Instant::now();
+            let task = held.next(lesson, at_work, &mut learned);
+            drop(held);
+            let is_work = !matches!(task, Task::Nothing | Task::Rest);
             match task {
                 Task::Read(windows, reader) => {
                     let workspace = &mut **lesson.workspace.borrow_mut();
@@ -95,6 +99,16 @@ impl Shared {
                         false => held.exam = Some(exam),
                     }
                 }
+                Task::Glance(mut exam, examiner) => {
+                    let is_over = exam.glance(lesson, stop)?;
+                    let Some(mut held) = self.hold_on(stop) else { break };
+                    drop(examiner);
+                    if is_over {
+                        held.note_first(&exam, &mut learned);
+                    }
+                    // A version that falls due is compared on the same answers.
+                    held.exam = Some(exam);
+                }
                 Task::Step => {}
                 // Who has run dry before any answer has ended waits for the first.
                 Task::Nothing => std::thread::sleep(UNTIL_ANSWERS),
@@ -102,6 +116,9 @@ impl Shared {
                     learned.rests = true;
                     break;
                 }
+            }
+            if is_work {
+                learned.seconds += began.elapsed().as_secs_f64();
             }
         }
         Ok(learned)
@@ -153,7 +170,9 @@ impl Shared {
         (lesson, learned): (&Lesson<'_>, &mut Learned),
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
+        let began = Instant::now();
         let is_over = exam.read_in_use(exam.windows.len(), lesson, stop)?;
+        learned.seconds += began.elapsed().as_secs_f64();
         let Some(mut held) = self.hold_on(stop) else { return Ok(false) };
         drop(examiner);
         let share = exam.share_in_use();

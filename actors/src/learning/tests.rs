@@ -162,11 +162,10 @@ fn versions_come_when_they_are_due_and_the_loss_falls() {
         let mut looks = 0;
         while device.speculator.version() < version && looks < 5_000 {
             let now = device.teach_for(learning, 6);
-            let loss = if now.batches > 0 { now.loss } else { learned.loss };
-            learned = Learned { held_out: now.held_out.or(learned.held_out), loss, ..now };
+            learned = Learned { held_out: now.held_out.or(learned.held_out), loss: now.loss.or(learned.loss), ..now };
             looks += 1;
         }
-        (learned.held_out, learned.loss)
+        (learned.held_out, learned.loss.unwrap_or_default())
     };
     // Nothing to draft with is worse than a young drafter, whatever it knows.
     let (examined, first) = until(&learning, 1);

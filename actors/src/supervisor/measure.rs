@@ -10,6 +10,8 @@ use state::metrics::{PhaseSpan, StepMetrics, nearest_rank};
 pub(crate) struct Timeline {
     spans: Vec<PhaseSpan>,
     current: Option<(Phase, f64)>,
+    /// When it first took over answers of another device.
+    borrowed_s: Option<f64>,
 }
 
 impl Timeline {
@@ -26,6 +28,16 @@ impl Timeline {
         if let Some((phase, start_s)) = self.current.take() {
             self.spans.push(PhaseSpan { phase, start_s, end_s: now_s });
         }
+    }
+
+    /// From now on it decodes answers of another device.
+    pub(crate) fn borrow(&mut self, now_s: f64) {
+        self.borrowed_s.get_or_insert(now_s);
+    }
+
+    /// When it first did, in this step, if it has.
+    pub(crate) fn take_borrowed(&mut self) -> Option<f64> {
+        self.borrowed_s.take()
     }
 
     /// Ends the picture of a step; the next one begins in the same phase at 0.
@@ -74,14 +86,23 @@ pub(crate) fn lengths(metrics: &mut StepMetrics, mut lengths: Vec<usize>) {
 }
 
 /// Fills in idle time from the timeline: what devices waited before the last one had drained.
-/// Learning rested from `rests_s` on, if it did.
-pub(crate) fn idle(metrics: &mut StepMetrics, rests_s: Option<f64>) {
+/// Devices learned for `learned_s` of it, which is less than their phases last: who waits for a first answer, or for the learner, does
+/// not learn. Learning rested from `rests_s` on, if it did.
+pub(crate) fn idle(metrics: &mut StepMetrics, learned_s: f64, rests_s: Option<f64>) {
     let until_s = metrics.rollout_s;
     let (rollout, rest) = (0.0..until_s, rests_s.unwrap_or(until_s)..until_s);
     let all = |phase, time| metrics.timeline.iter().map(|t| seconds(t, phase, time)).sum();
     let waited_s = metrics.timeline.iter().map(|t| (until_s - seconds(t, Phase::Rollout, &rollout)).max(0.0)).sum();
-    let (used_s, rested_s) = (all(Phase::DraftTrain, &rollout), all(Phase::Idle, &rest));
-    (metrics.idle_s, metrics.idle_used_s, metrics.idle_rested_s) = (waited_s, used_s, rested_s);
+    let (teaching_s, rested_s): (f64, f64) = (all(Phase::DraftTrain, &rollout), all(Phase::Idle, &rest));
+    (metrics.idle_s, metrics.idle_used_s, metrics.idle_rested_s) = (waited_s, learned_s.min(teaching_s), rested_s);
+}
+
+/// Fills in for how long devices decoded what they had borrowed, each from this moment on.
+pub(crate) fn borrowed(metrics: &mut StepMetrics, since_s: &[Option<f64>]) {
+    let of = |(spans, since_s): (&Vec<PhaseSpan>, &Option<f64>)| {
+        since_s.map_or(0.0, |since_s| seconds(spans, Phase::Rollout, &(since_s..metrics.rollout_s)))
+    };
+    metrics.borrowed_s = metrics.timeline.iter().zip(since_s).map(of).fold(0.0, |all, device_s| all + device_s);
 }
 
 #[cfg(test)]
@@ -125,10 +146,13 @@ mod tests {
             spans(&[(Phase::Idle, 0.0, 0.5), (Phase::Rollout, 0.5, 7.0), (Phase::Idle, 7.0, 12.0)]),
         ];
         let mut metrics = StepMetrics { rollout_s: 10.0, timeline, ..StepMetrics::default() };
-        idle(&mut metrics, Some(5.0));
+        idle(&mut metrics, 1.5, Some(5.0));
         let of = |m: &StepMetrics| [m.idle_s, m.idle_used_s, m.idle_rested_s];
-        assert_eq!(of(&metrics), [8.5, 2.0, 1.0 + 2.0 + 3.0]);
-        idle(&mut metrics, None);
+        assert_eq!(of(&metrics), [8.5, 1.5, 1.0 + 2.0 + 3.0]);
+        // An order to stop may find the device at work for a moment more.
+        idle(&mut metrics, 2.1, None);
         assert_eq!(of(&metrics), [8.5, 2.0, 0.0]);
+        borrowed(&mut metrics, &[None, Some(5.9), Some(6.5)]);
+        assert!((metrics.borrowed_s - 2.5).abs() < 1e-9, "{}", metrics.borrowed_s);
     }
 }

@@ -144,6 +144,8 @@ impl State {
             }
             Effect::Borrow { device, loan } => {
                 rollout.hand_over(loan, device);
+                let now_s = self.began.elapsed().as_secs_f64();
+                self.seats[device].timeline.borrow(now_s);
                 self.request(device, device::Event::Assigned, Command::Borrow { rollout, loan });
             }
             Effect::TrainDrafter { device, training } => {
@@ -267,9 +269,11 @@ impl State {
         m.lent = counts.lent;
         m.drafter_version = self.speculator.version();
         m.drafter_off = lock(&self.speculator.watchdog).is_off(m.drafter_version);
+        let borrowed: Vec<_> = self.seats.iter_mut().map(|s| s.timeline.take_borrowed()).collect();
         m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();
+        measure::borrowed(m, &borrowed);
         let since = |rests: Instant| rests.saturating_duration_since(self.began).as_secs_f64();
-        measure::idle(m, counts.rests_since.map(since));
+        measure::idle(m, counts.training.seconds, counts.rests_since.map(since));
     }
 }
 
@@ -279,6 +283,7 @@ fn told(rollout: &Rollout, group: usize, verdicts: &mut [Verdict]) -> ScoredGrou
         text: std::mem::take(&mut verdict.text),
         tokens: answer.log_probs.len(),
         truncated: answer.truncated,
+        drafter_version: rollout.drafter_version(group, answer.sample),
         is_correct: verdict.is_correct,
         outcome: verdict.outcome.clone(),
     };

@@ -44,8 +44,9 @@ impl State {
         let Position { stage, step: number } = self.position;
         let Part { begun, of } = step.part().unwrap_or(Part::whole(steps));
         let kind = step.kind();
-        self.metrics =
-            StepMetrics { stage, step: number, steps, begun, of, kind: kind.into(), ..StepMetrics::default() };
+        let policy_version = self.cursor().1;
+        let place = StepMetrics { stage, step: number, steps, begun, of, policy_version, ..StepMetrics::default() };
+        self.metrics = StepMetrics { kind: kind.into(), ..place };
         let place = (begun + number, of);
         self.observer.tell(Progress::StepBegan { stage: (stage, job.plan.steps.len()), step: place, kind });
         // An observer may make the step wait; its time begins when it does.

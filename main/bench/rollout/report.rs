@@ -15,7 +15,7 @@ pub(super) struct Measured {
     pub(super) temperature: f32,
     /// Micro-batches the drafter learned, its last loss, and seconds.
     pub(super) learned_batches: u64,
-    pub(super) learned_loss: f64,
+    pub(super) learned_loss: Option<f64>,
     pub(super) learned_s: f64,
     /// Different prompts of the measured answers, and of those that the drafter learned from here.
     pub(super) prompts_measured: usize,
@@ -30,6 +30,8 @@ pub(super) struct Measured {
     pub(super) alone: Vec<Line>,
     /// A full batch.
     pub(super) full: Vec<Line>,
+    /// Adaptive tokens a second of it against plain ones, of cycles alone in which all slots are full.
+    pub(super) full_cycles_ratio: Option<f64>,
     /// The long-tailed rollout.
     pub(super) tail: Vec<Line>,
     pub(super) tail_lengths: Lengths,
@@ -162,6 +164,20 @@ fn buckets(decoded: &Decoded) -> [(f64, f64); BUCKETS] {
     buckets
 }
 
+/// Tokens a second of cycles with so many requests, of the second against the first; nothing if one has none. Prompts that go along take
+/// their part of a cycle's time.
+pub(super) fn of_full_cycles(plain: &Decoded, adaptive: &Decoded, slots: usize) -> Option<f64> {
+    let rate = |decoded: &Decoded| {
+        let full = decoded.cycles.iter().filter(|m| m.requests == slots);
+        let (tokens, seconds) = full.fold((0.0, 0.0), |(tokens, seconds), m| {
+            let own = (m.rows - m.prefilled) as f64 / m.rows.max(1) as f64;
+            (tokens + m.tokens as f64, seconds + own * m.seconds)
+        });
+        (seconds > 0.0).then(|| tokens / seconds)
+    };
+    Some(rate(adaptive)? / rate(plain)?)
+}
+
 pub(super) fn by_batch(plain: &Decoded, adaptive: &Decoded) -> Vec<BatchLine> {
     let (plain, adaptive) = (buckets(plain), buckets(adaptive));
     let line = |i: usize| {
@@ -232,6 +248,9 @@ impl Measured {
                 );
             }
         }
+        if let Some(ratio) = self.full_cycles_ratio {
+            text += &format!("\n  adaptive in a full batch, while it is full: {ratio:.3}x plain\n");
+        }
         let Lengths { median, most, longest, truncated, .. } = self.tail_lengths;
         text += &format!(
             "\n  answers of the long tail: half have at most {median} tokens, nine of ten {most}, the longest {longest}; {truncated} were cut\n"
@@ -279,5 +298,19 @@ mod tests {
         let cycles = vec![cycle(0, 0.0, 2.0), cycle(1, 1.0, 3.0), cycle(1, 0.5, 1.5)];
         let decoded = Decoded { cycles, seconds: 10.0, ..Decoded::default() };
         assert!((overhead(&decoded) - 0.2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_full_batch_is_full() {
+        let cycle = |requests, prefilled, tokens, seconds| {
+            let rows = requests + prefilled;
+            CycleStats { requests, rows, prefilled, tokens, seconds, ..CycleStats::default() }
+        };
+        // Half of the second cycle is a prompt's; what is decoded at the end, when few are left, does not count.
+        let plain = vec![cycle(4, 0, 4, 1.0), cycle(4, 4, 4, 2.0), cycle(1, 0, 1, 0.1)];
+        let adaptive = vec![cycle(4, 0, 6, 2.0), cycle(1, 0, 5, 0.1)];
+        let [plain, adaptive] = [plain, adaptive].map(|cycles| Decoded { cycles, ..Decoded::default() });
+        assert_eq!(of_full_cycles(&plain, &adaptive, 4), Some(0.75));
+        assert_eq!(of_full_cycles(&plain, &adaptive, 8), None);
     }
 }

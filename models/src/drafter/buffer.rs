@@ -146,6 +146,13 @@ impl Buffer {
         self.held_out.iter().flat_map(windows).collect()
     }
 
+    /// Tokens that can be guessed of what is held out of the policy at work.
+    #[must_use]
+    pub fn held_out_now(&self) -> usize {
+        let now = self.held_out.iter().filter(|example| example.policy == self.policy);
+        now.map(|example| example.tokens.len() - example.prompt.max(SHORTEST - 1)).sum()
+    }
+
     /// Examples of one policy.
     fn of(&self, policy: u32) -> Vec<&Arc<Example>> {
         let newest_first = self.examples.iter().rev().skip_while(|e| e.policy > policy);

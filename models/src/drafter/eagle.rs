@@ -9,7 +9,7 @@ use std::time::Instant;
 use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
-use super::guess::{Guess, Guessed, Records, agree, chain, promised, rival};
+use super::guess::{Guess, Guessed, Known, Records, agree, chain, promised, rival};
 use super::network::{Network, Pass};
 use super::share::{Bounds, keep};
 use super::sharpness::{CANDIDATES, Favourites};
@@ -56,7 +56,7 @@ pub struct Eagle {
     heads: Heads,
     pool: Arc<Pool>,
     seen: BTreeMap<u64, Seen>,
-    records: BTreeMap<u64, Records>,
+    records: Known,
     memory: Memory,
     catch_up_s: f64,
     /// Tokens of the last drafts that are expected to be right.
@@ -91,7 +91,7 @@ impl Eagle {
         let config = vocabulary.target().config();
         let network = Network::new(config, shape, weights)?;
         let (heads, reads) = (network.heads(), reads(shape));
-        let (seen, records, memory) = (BTreeMap::new(), BTreeMap::new(), Memory::default());
+        let (seen, records, memory) = (BTreeMap::new(), Known::default(), Memory::default());
         let (calibration, guesses, favourites, drafted) = Default::default();
         let (catch_up_s, promised) = (0.0, 0.0);
         Ok(Self {
@@ -118,6 +118,12 @@ impl Eagle {
         Self { calibration, ..self }
     }
 
+    /// The same with what an earlier version has found out about requests.
+    #[must_use]
+    pub fn knowing(self, records: Known) -> Self {
+        Self { records, ..self }
+    }
+
     /// Brings every request's rows up to its last token; leaves the prediction of the last token's hidden state. Returns how
     /// many rows it ran.
     fn catch_up(&mut self, requests: &[Context<'_>]) -> usize {
@@ -132,7 +138,7 @@ impl Eagle {
             for row in seen.first + seen.rows.rows()..last {
                 ids.push(request.tokens[row + 1]);
                 positions.push(u32::try_from(row).unwrap_or(u32::MAX));
-                self.memory.kept.extend_from_slice(hidden_row(request, row, each));
+                self.memory.kept.extend_from_slice(request.hidden_row(row, each));
                 owner.push(i);
             }
         }
@@ -246,14 +252,6 @@ impl Eagle {
     }
 }
 
-fn hidden_row<'a>(request: &Context<'a>, row: usize, width: usize) -> &'a [f32] {
-    let shared = request.hidden[0].len() / width;
-    match row.checked_sub(shared) {
-        None => &request.hidden[0][row * width..(row + 1) * width],
-        Some(row) => &request.hidden[1][row * width..(row + 1) * width],
-    }
-}
-
 /// From tokens, and from what has entered, to predictions.
 fn run(
     network: &Network,
@@ -324,13 +322,17 @@ impl Drafter for Eagle {
         Some(self.promised)
     }
 
+    fn known(&mut self) -> Known {
+        std::mem::take(&mut self.records)
+    }
+
     fn verified(&mut self, trees: &[DraftTree], accepted: &[Accepted]) {
         let mut calibration = lock(&self.calibration);
         for (accepted, favourites) in accepted.iter().zip(&self.favourites) {
             calibration.sharpness.observe(favourites, accepted);
         }
         for (((tree, accepted), guesses), id) in trees.iter().zip(accepted).zip(&self.guesses).zip(&self.drafted) {
-            let records = self.records.entry(*id).or_default();
+            let records = self.records.0.entry(*id).or_default();
             let is_right = |node: usize| accepted.nodes.contains(&node);
             for (node, guess) in guesses.iter().enumerate() {
                 if tree.parents[node] == ROOT || is_right(tree.parents[node]) {
@@ -350,7 +352,7 @@ impl Drafter for Eagle {
 
     fn left(&mut self, id: u64) {
         self.seen.remove(&id);
-        self.records.remove(&id);
+        self.records.0.remove(&id);
     }
 
     fn ended(&mut self, id: u64, _: &[u32], _: usize) {
@@ -361,7 +363,7 @@ impl Drafter for Eagle {
 impl Eagle {
     /// How guesses of a request came true so far.
     fn records(&self, request: &Context<'_>) -> Records {
-        self.records.get(&request.id).copied().unwrap_or_default()
+        self.records.0.get(&request.id).copied().unwrap_or_default()
     }
 
     /// Trees of what is proposed, with chances.

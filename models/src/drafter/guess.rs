@@ -1,5 +1,7 @@
 //! A drafted token, and what speaks for it: the network guessed it, another drafter proposed it, or both.
 
+use std::collections::BTreeMap;
+
 use state::speculation::DraftTree;
 use state::speculation::tree::ROOT;
 
@@ -36,6 +38,10 @@ pub(super) struct Proposed {
     /// Chance that it is right if the one above is, as it would be in any request.
     usual: f32,
 }
+
+/// How often an earlier version of a drafter was right in each request.
+#[derive(Debug, Clone, Default)]
+pub struct Known(pub(super) BTreeMap<u64, Records>);
 
 /// Of one request, how often the network was right, and how often proposals were.
 #[derive(Debug, Clone, Copy, Default)]

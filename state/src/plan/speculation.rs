@@ -116,7 +116,7 @@ pub struct Strategy {
     pub drafter: usize,
     /// Levels of the tree.
     pub depth: usize,
-    /// Children looked at per node; 1 is a chain.
+    /// Nodes of a level, at most, and tokens looked at below each; 1 is a chain.
     pub width: usize,
     /// Tokens that `drafter` drafts for a request in a cycle, at most.
     pub budget: usize,
