@@ -41,7 +41,13 @@ pub(crate) fn count(count: u64, of: &str) -> String {
 
 /// A time that may be short.
 pub(crate) fn seconds(seconds: f64) -> String {
-    if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
+    match seconds {
+        // What rounds to a thousand is told in the next unit.
+        ..0.0009995 => format!("{:.0} µs", seconds * 1e6),
+        ..0.00995 => format!("{:.1} ms", seconds * 1e3),
+        ..0.9995 => format!("{:.0} ms", seconds * 1e3),
+        _ => format!("{seconds:.1} s"),
+    }
 }
 
 /// Writes a line to stderr, if anyone reads it.

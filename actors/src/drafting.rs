@@ -53,7 +53,9 @@ impl Drafting {
     ) -> Result<Self> {
         speculator.probe(vocabulary.target(), pool)?;
         let heard = earlier.as_ref().map_or(0, |e| e.heard);
-        let earlier = earlier.map(|e| e.drafters).unwrap_or_default();
+        let mut earlier = earlier.map(|e| e.drafters).unwrap_or_default();
+        // Its requests are others', by the same numbers.
+        earlier.iter_mut().flatten().for_each(|drafter| drop(drafter.known()));
         let (drafters, version) = speculator.drafters((vocabulary, temperature), pool, earlier)?;
         let (speculator, vocabulary, pool) = (speculator.clone(), vocabulary.clone(), pool.clone());
         let (last, is_coupled) = (None, true);

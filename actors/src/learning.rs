@@ -20,7 +20,7 @@ use state::plan::{DrafterShape, DrafterTraining};
 
 use crate::error::Result;
 use crate::speculator::{Speculator, lock};
-use exam::{EXAM_TOKENS, Exam, Newest, TOLD_MIN};
+use exam::{EXAM_TOKENS, Exam, GLANCE_TOKENS, Newest, TOLD_MIN};
 pub(crate) use shared::Shared;
 
 /// Separates the noise that draws micro-batches from others.
@@ -55,6 +55,8 @@ pub(crate) struct Learning {
     together: usize,
     /// An exam that was begun.
     exam: Option<Box<Exam>>,
+    /// The same of one that shows what the update has left of the version in use.
+    glance: Option<Box<Exam>>,
     /// The policy was updated before anything was known of a version that is due: the next one is its last chance.
     sits_again: bool,
     /// The policy by whose held-out answers the version in use was examined first.
@@ -161,6 +163,7 @@ impl Learning {
             read: 0,
             together: training.tokens_max,
             exam: None,
+            glance: None,
             sits_again: false,
             first_examined: None,
             examiner: Weak::new(),
@@ -280,11 +283,7 @@ impl Learning {
             if version == 0 {
                 windows.truncate(fitting(windows.iter(), EXAM_TOKENS));
             }
-            let (newest, by_in_use, by_newest) = Default::default();
-            let (shape, levels, calibration) =
-                (self.shape, self.training.levels, lock(&speculator.calibration).clone());
-            let published = speculator.published();
-            Box::new(Exam { policy, windows, shape, levels, calibration, published, newest, by_in_use, by_newest })
+            self.exam_of((policy, windows), speculator)
         });
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
@@ -330,21 +329,39 @@ impl Learning {
         lock(&speculator.buffer).draw(self.training.tokens_max, &mut self.left, uniform)
     }
 
-    /// An exam in which the version in use reads what the policy has said since it was updated, if it has said enough and that was not
-    /// done.
+    /// An exam in which the version in use alone reads some of what the policy has said since it was updated, if that says enough and was
+    /// not done; and what says that it is being read. Versions that fall due sit exams of their own.
     fn first_look(&mut self, speculator: &Speculator) -> Option<(Box<Exam>, Arc<()>)> {
-        if self.is_examined() || speculator.version() == 0 {
-            return None;
-        }
+        let published = speculator.published().filter(|_| !self.is_examined())?;
         let (policy, said) = {
             let buffer = lock(&speculator.buffer);
-            (buffer.policy(), buffer.held_out_now())
+            let policy = buffer.policy();
+            if self.first_examined == Some(policy) || buffer.held_out_now() < TOLD_MIN {
+                return None;
+            }
+            (policy, buffer.held_out(WINDOW_MIN))
         };
-        let earlier = self.exam.as_ref().filter(|exam| exam.policy == policy).map(|exam| exam.own_guesses());
-        if self.first_examined == Some(policy) || earlier.unwrap_or(said) < TOLD_MIN {
-            return None;
-        }
-        Some(self.begin_exam(speculator))
+        let begun = self.glance.take().filter(|exam| (exam.version(), exam.policy) == (published.version, policy));
+        let glance = begun.unwrap_or_else(|| {
+            let mut tokens = 0;
+            let own = said.into_iter().rev().filter(|window| window.policy() == policy);
+            let is_wanted = |window: &Window| {
+                tokens += window.size();
+                tokens < GLANCE_TOKENS + window.size()
+            };
+            self.exam_of((policy, own.take_while(is_wanted).collect()), speculator)
+        });
+        let examiner = Arc::default();
+        self.examiner = Arc::downgrade(&examiner);
+        Some((glance, examiner))
+    }
+
+    /// An exam that nobody has read anything of.
+    fn exam_of(&self, (policy, windows): (u32, Vec<Window>), speculator: &Speculator) -> Box<Exam> {
+        let (newest, by_in_use, by_newest) = Default::default();
+        let (shape, levels, calibration) = (self.shape, self.training.levels, lock(&speculator.calibration).clone());
+        let published = speculator.published();
+        Box::new(Exam { policy, windows, shape, levels, calibration, published, newest, by_in_use, by_newest })
     }
 
     /// Takes note of what the version in use knows of what the policy says, the first time that this is found out: before one that was

@@ -103,7 +103,7 @@ pub(crate) fn lock_until<'a, T>(mutex: &'a Mutex<T>, stop: &mut dyn FnMut() -> b
 impl Speculator {
     pub(crate) fn new(plan: &Speculation, seed: u64, experience: Experience, seen: Vec<u64>) -> Self {
         let Experience { published, learner, habits, buffer } = experience;
-        let buffer_tokens_max = plan.training.as_ref().map_or(0, |training| training.buffer_tokens_max);
+        let room = plan.training.as_ref().map_or((0, None), |t| (t.buffer_tokens_max, Some(t.buffer_bytes_max)));
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let habits = habits.unwrap_or_else(|| Habits::new(&plan.controller, seen));
         let Habits { controller, publication, calibration, seen, said, lengths, choices, .. } = habits;
@@ -114,7 +114,7 @@ impl Speculator {
             controller: Mutex::new(controller),
             published: Mutex::new(published),
             learner: Mutex::new(Maker::Waits((learner, publication))),
-            buffer: Mutex::new(buffer.with_room(buffer_tokens_max)),
+            buffer: Mutex::new(buffer.with_room(room.0, room.1)),
             seen: Mutex::new(seen),
             said_count: AtomicU64::new(said.len() as u64),
             said: Mutex::new(said),

@@ -154,8 +154,9 @@ fn chi_square(counts: &[u64], chances: &[f64]) -> (f64, usize) {
         let (found, expected) = (*count as f64, chance * draws);
         if expected < EXPECTED_MIN { rare = (rare.0 + found, rare.1 + expected) } else { cells.push((found, expected)) }
     }
-    if rare.1 >= EXPECTED_MIN {
-        cells.push(rare);
+    match cells.iter_mut().min_by(|a, b| a.1.total_cmp(&b.1)) {
+        Some(least) if rare.1 < EXPECTED_MIN => *least = (least.0 + rare.0, least.1 + rare.1),
+        _ => cells.push(rare),
     }
     let sum = cells.iter().map(|(found, expected)| (found - expected).powi(2) / expected).sum();
     (sum, cells.len().saturating_sub(1))

@@ -1,7 +1,7 @@
 //! What becomes of a learned drafter: which of its versions devices use, and when its learning may rest.
 //!
 //! * **DRAFT-1** A version that guesses worse than the one in use is not published, nor one of which nothing is known beside one of which
-//!   something is.
+//!   something is, unless it is the ninth in a row.
 //! * **DRAFT-2** After [`ROLLBACK_AFTER`] versions in a row that are worse by more than chance explains, learning goes on from the one in
 //!   use.
 //! * **DRAFT-3** Learning rests only while its versions have stopped getting better, and never for more than

@@ -247,7 +247,7 @@ pub struct Report {
     pub idle_used_s: f64,
     /// Part left to rest, because versions of the drafter had stopped getting better.
     pub idle_rested_s: f64,
-    /// The same of each device, in the order of `devices`.
+    /// Seconds for which each device waited, in the order of `devices`.
     pub idle_by_device_s: Vec<f64>,
     /// Answers that a device which had run dry took over from a busy one.
     pub lent: u64,

@@ -114,7 +114,8 @@ fn memory(plan: &Plan, shape: &TinyShape) -> u64 {
         Some(NetworkKind::Eagle3) => 4,
         _ => 1,
     };
-    let buffer = product(&[kept, states, wide(shape.hidden)]);
+    let bytes_max = plan.speculation.training.as_ref().map_or(0, |training| wide(training.buffer_bytes_max));
+    let buffer = product(&[kept, states, wide(shape.hidden)]).min(bytes_max / F32);
     product(&[F32, sum(&[weights, beside, cache, buffer, activations(plan, shape)])])
 }
 

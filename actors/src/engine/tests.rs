@@ -186,6 +186,7 @@ fn training_gives_way_and_goes_on() {
         levels: 3,
         publish_every: 4,
         buffer_tokens_max: 1 << 14,
+        buffer_bytes_max: 1 << 30,
     };
     let rollout = rollout_with(3, (drafter, Some(training)), models::Hidden::Last);
     let (engine, reports) = engine("trainer");

@@ -15,12 +15,10 @@ use crate::speculator::Published;
 /// Tokens that one version reads before it is the other one's turn, unless one window has more or there is no time for as many.
 pub(super) const EXAM_TOKENS: usize = 128;
 /// Tokens from which it is found out what the update has left of a version.
-const GLANCE_TOKENS: usize = 192;
+pub(super) const GLANCE_TOKENS: usize = 192;
 /// Guesses of what one policy said of which a share is told: half of the quickstart's answers have fewer tokens than say enough for a
 /// verdict, and a line over many steps averages what luck there is.
 pub(super) const TOLD_MIN: usize = 24;
-/// Tokens of a window that are not guessed.
-const GIVEN: usize = 2;
 
 /// Held-out windows, and what two versions make of them, as far as they were read. It outlives interruptions, but no update of the
 /// policy, and is over as soon as it is clear which of the two is better.
@@ -66,17 +64,6 @@ impl Exam {
     /// Number of the version in use; 0 if there is none.
     pub(super) fn version(&self) -> u64 {
         self.published.as_ref().map_or(0, |published| published.version)
-    }
-
-    /// The windows of its policy, which come first, or as many of them as say enough.
-    fn own(&self) -> &[Window] {
-        let own = self.windows.iter().take_while(|window| window.policy() == self.policy);
-        &self.windows[..fitting(own, GLANCE_TOKENS)]
-    }
-
-    /// Tokens that are guessed of them.
-    pub(super) fn own_guesses(&self) -> usize {
-        self.own().iter().map(|window| window.size().saturating_sub(GIVEN)).sum()
     }
 
     /// Share of its guesses that the version in use has right, if they are enough to tell something.
@@ -155,11 +142,6 @@ impl Exam {
         let version = (&published.to_draft, self.shape, self.levels);
         let calibration = &self.calibration;
         self.by_in_use.go_on(version, (&self.windows[..windows], self.policy, calibration), lesson, stop)
-    }
-
-    /// The version in use reads what its policy has said; whether it has.
-    pub(super) fn glance(&mut self, lesson: &Lesson<'_>, stop: &mut dyn FnMut() -> bool) -> Result<bool> {
-        self.read_in_use(self.own().len(), lesson, stop)
     }
 }
 

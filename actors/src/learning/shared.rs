@@ -79,16 +79,19 @@ impl Shared {
             let began = Instant::now();
             let task = held.next(lesson, at_work, &mut learned);
             drop(held);
-            let is_work = !matches!(task, Task::Nothing | Task::Rest);
+            // What comes after it is waiting for the learner.
+            let work = |learned: &mut Learned| learned.seconds += began.elapsed().as_secs_f64();
             match task {
                 Task::Read(windows, reader) => {
                     let workspace = &mut **lesson.workspace.borrow_mut();
                     let reading = reader.read(lesson.pool, lesson.vocabulary, &windows, workspace)?;
+                    work(&mut learned);
                     let spent = self.hold_on(stop).and_then(|mut held| held.take_in(windows, reading));
                     spent.into_iter().for_each(|spent| workspace.give_back(spent));
                 }
                 Task::Examine(mut exam, examiner) => {
                     let is_over = exam.read(lesson, stop)?;
+                    work(&mut learned);
                     let Some(mut held) = self.hold_on(stop) else { break };
                     drop(examiner);
                     match is_over {
@@ -100,25 +103,26 @@ impl Shared {
                     }
                 }
                 Task::Glance(mut exam, examiner) => {
-                    let is_over = exam.glance(lesson, stop)?;
+                    let is_over = exam.read_in_use(exam.windows.len(), lesson, stop)?;
+                    work(&mut learned);
                     let Some(mut held) = self.hold_on(stop) else { break };
                     drop(examiner);
-                    if is_over {
-                        held.note_first(&exam, &mut learned);
+                    match is_over {
+                        true => {
+                            held.note_first(&exam, &mut learned);
+                            // Once, whatever it told.
+                            held.first_examined = Some(exam.policy);
+                        }
+                        false => held.glance = Some(exam),
                     }
-                    // A version that falls due is compared on the same answers.
-                    held.exam = Some(exam);
                 }
-                Task::Step => {}
+                Task::Step => work(&mut learned),
                 // Who has run dry before any answer has ended waits for the first.
                 Task::Nothing => std::thread::sleep(UNTIL_ANSWERS),
                 Task::Rest => {
                     learned.rests = true;
                     break;
                 }
-            }
-            if is_work {
-                learned.seconds += began.elapsed().as_secs_f64();
             }
         }
         Ok(learned)

@@ -39,6 +39,7 @@ impl Device {
             levels: 1,
             publish_every,
             buffer_tokens_max: 1 << 15,
+            buffer_bytes_max: 1 << 30,
         };
         let speculation = Speculation {
             drafters: vec![plan::Drafter::Learned { shape: SHAPE, weights: None }],
@@ -416,7 +417,7 @@ fn a_learner_that_was_given_up_publishes_nothing() {
         }
         true
     });
-    assert_eq!((learned, looks > 2), (Learned::default(), true));
+    assert_eq!((learned, looks > 2), (Learned { seconds: learned.seconds, ..Learned::default() }, true));
     assert_eq!((device.speculator.version(), learning.lock().learner.steps()), (version, steps));
     // Nor is a version used that comes too late.
     let late = device.speculator.published().unwrap();

@@ -180,8 +180,10 @@ fn named(fields: &Map<String, Value>, names: &Fields) -> std::result::Result<Pro
     };
     let problem = marked(question, text(Some(field(&names.answer)?), &names.answer)?, false)?;
     let Some(name) = &names.solution else { return Ok(problem) };
-    let value = find(fields, name).filter(|value| !is_blank(value));
-    Ok(Problem { solution: value.map(|value| text(Some(value), name)).transpose()?, ..problem })
+    match field(name)? {
+        value if is_blank(value) => Ok(problem),
+        value => Ok(Problem { solution: Some(text(Some(value), name)?), ..problem }),
+    }
 }
 
 /// The field `a.b`, or else `b` of the object in `a`.
@@ -332,6 +334,10 @@ mod tests {
         // A name with a dot in it is that first. Who has no solution has none.
         let line = r#"{"prompt": "q", "reward.truth": 7, "reward": {"truth": 8}, "why": null}"#;
         assert_eq!(read(line, Some("why")), wanted("q", "7", None));
+        assert!(
+            read(line, Some("whi")).unwrap_err().contains("no field `whi`"),
+            "a slip is no answer without solution"
+        );
         for (line, told) in [
             (
                 r#"{"prompt": "q", "reward": {"truths": 1}}"#,

@@ -22,12 +22,14 @@ const HELD_OUT_AFTER: usize = 8;
 /// Tokens that are held out, those of the newest examples.
 pub const HELD_OUT_TOKENS: usize = 1024;
 
-/// Recent examples, bounded in tokens. Clones share them.
+/// Recent examples, bounded in tokens, and in bytes of their hidden states, with those that are held out. Clones share them.
 #[derive(Debug, Default, Clone)]
 pub struct Buffer {
     examples: VecDeque<Arc<Example>>,
     tokens: usize,
     tokens_max: usize,
+    /// None: as many as the tokens have.
+    bytes_max: Option<usize>,
     /// Not learned from, newest last.
     held_out: VecDeque<Arc<Example>>,
     /// Hash of a prompt that is held out because it came early.
@@ -97,33 +99,43 @@ impl Buffer {
         while tokens(&self.held_out) >= HELD_OUT_TOKENS {
             self.held_out.pop_front();
         }
+        self.make_room();
     }
 
     fn keep(&mut self, mut example: Example) {
         let (length, width) = (example.tokens.len(), example.hidden.len() / (example.tokens.len() - 1));
-        if length > self.tokens_max {
-            if self.tokens_max < SHORTEST {
+        let most = self.most(width);
+        if length > most {
+            if most < SHORTEST {
                 return;
             }
-            example.tokens.truncate(self.tokens_max);
-            example.hidden.truncate((self.tokens_max - 1) * width);
+            example.tokens.truncate(most);
+            example.hidden.truncate((most - 1) * width);
         }
         self.tokens += example.tokens.len();
         self.examples.push_back(Arc::new(example));
         self.make_room();
     }
 
+    /// Tokens to learn from that it has room for, with hidden states of so many numbers each.
+    fn most(&self, width: usize) -> usize {
+        let held_out = self.held_out.iter().map(|example| example.tokens.len()).sum::<usize>();
+        let in_bytes = |bytes: usize| (bytes / (width.max(1) * size_of::<f32>())).saturating_sub(held_out);
+        self.tokens_max.min(self.bytes_max.map_or(usize::MAX, in_bytes))
+    }
+
     fn make_room(&mut self) {
-        while self.tokens > self.tokens_max {
+        let most = self.width().map_or(self.tokens_max, |width| self.most(width));
+        while self.tokens > most {
             let Some(oldest) = self.examples.pop_front() else { break };
             self.tokens -= oldest.tokens.len();
         }
     }
 
-    /// The same with room for so many tokens.
+    /// The same with room for so many tokens, and so many bytes of hidden states, if that is bounded.
     #[must_use]
-    pub fn with_room(mut self, tokens_max: usize) -> Self {
-        self.tokens_max = tokens_max;
+    pub fn with_room(mut self, tokens_max: usize, bytes_max: Option<usize>) -> Self {
+        (self.tokens_max, self.bytes_max) = (tokens_max, bytes_max);
         self.make_room();
         self
     }
@@ -284,6 +296,15 @@ mod tests {
         assert_eq!(buffer.tokens(), 10);
         assert_eq!((buffer.examples[0].tokens.len(), buffer.examples[0].hidden.len()), (10, 9));
         Buffer::new(2).push(example(5));
+        // In bytes of hidden states, here a number a token; what is held out has its part of them.
+        let bytes = |tokens: usize| Some(tokens * size_of::<f32>());
+        let mut buffer = Buffer::new(1000).with_room(1000, bytes(20));
+        [8, 9, 6].into_iter().for_each(|length| buffer.push(example(length)));
+        assert_eq!(buffer.tokens(), 15);
+        buffer.hold_out(example(7));
+        buffer.push(example(5));
+        assert_eq!(buffer.tokens(), 11, "13 are left");
+        assert_eq!(buffer.with_room(1000, bytes(13)).tokens(), 5, "6 are left");
     }
 
     #[test]
@@ -345,7 +366,7 @@ mod tests {
         let before = count(&buffer);
         assert!(before.0 > 40 && before.1 > 0, "{before:?}");
         // Stopped, and gone on with from what was kept.
-        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 20);
+        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 20, None);
         step(&mut again);
         assert_eq!(count(&again), before);
         // One that was too long is there as far as it fits.
@@ -376,7 +397,7 @@ mod tests {
         assert_eq!((buffer.held_out.len(), buffer.examples.len()), (2, 9), "siblings together");
         answers(&mut buffer);
         assert_eq!((buffer.held_out.len(), buffer.examples.len()), (2, 12));
-        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 16);
+        let mut again = Buffer::from_raw(&buffer.to_raw().unwrap()).unwrap().with_room(1 << 16, None);
         again.push(answer(first, 100));
         assert_eq!(again.examples.len(), 12, "it is not learned from later, either");
     }

@@ -39,7 +39,7 @@ pub(super) struct Proposed {
     usual: f32,
 }
 
-/// How often an earlier version of a drafter was right in each request.
+/// How often a drafter was right in each request: what the version after it goes on from.
 #[derive(Debug, Clone, Default)]
 pub struct Known(pub(super) BTreeMap<u64, Records>);
 

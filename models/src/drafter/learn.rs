@@ -1,7 +1,7 @@
 //! Training of the learned drafter on rollouts just made. It is shown a token and what the target made of those before it, and
 //! guesses on from its own guesses as a draft does (training-time test: Li et al. 2025, "EAGLE-3", section 3.2). Tokens are
-//! learned by cross-entropy against the target's own distribution over the tokens that are drafted, and by `Eagle` hidden states
-//! too, by SmoothL1 (Li et al. 2024, "EAGLE", section 4.2). Embedding and head stay the target's.
+//! learned against the target's own distribution over the tokens that are drafted: by `Eagle3` by cross-entropy, by `Eagle` mostly by total
+//! variation (`loss` says why), and by hidden states too, by SmoothL1 (Li et al. 2024, "EAGLE", section 4.2). Embedding and head stay the target's.
 
 use kernels::{Draws, Pool};
 use state::drafter::GUESSES_MIN;

@@ -182,8 +182,10 @@ pub struct DrafterTraining {
     pub levels: usize,
     /// Micro-batches between two published versions.
     pub publish_every: usize,
-    /// Tokens with hidden states kept for training.
+    /// Tokens with hidden states kept for training, at most.
     pub buffer_tokens_max: usize,
+    /// Bytes of these hidden states, at most, with those of answers that are held out from training.
+    pub buffer_bytes_max: usize,
 }
 
 impl Speculation {

@@ -227,7 +227,7 @@ fn training(
 }
 
 fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTraining {
-    let spec::Training { lr, tokens_max, levels, publish_every, buffer_tokens_max } = training;
+    let spec::Training { lr, tokens_max, levels, publish_every, buffer_tokens_max, buffer_bytes_max } = training;
     let at = |field: &str| format!("speculation.training.{field}");
     lr.iter().for_each(|lr| check.learning_rate(&at("lr"), *lr));
     check.count(&at("levels"), levels, 1, DEPTH_MAX);
@@ -240,5 +240,6 @@ fn lower_training(check: &mut Check<'_>, training: spec::Training) -> DrafterTra
         let help = format!("write `buffer_tokens_max: {tokens_max}` or more");
         check.wrong("workflow::order", &at("buffer_tokens_max"), message, help);
     }
-    DrafterTraining { lr, tokens_max, levels, publish_every, buffer_tokens_max }
+    check.count(&at("buffer_bytes_max"), buffer_bytes_max, 1 << 20, 1 << 44);
+    DrafterTraining { lr, tokens_max, levels, publish_every, buffer_tokens_max, buffer_bytes_max }
 }

@@ -156,10 +156,19 @@ pub(crate) struct Training {
     pub(crate) levels: usize,
     pub(crate) publish_every: usize,
     pub(crate) buffer_tokens_max: usize,
+    pub(crate) buffer_bytes_max: usize,
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Self { lr: None, tokens_max: 256, levels: 3, publish_every: 32, buffer_tokens_max: 65_536 }
+        Self {
+            lr: None,
+            tokens_max: 256,
+            levels: 3,
+            publish_every: 32,
+            buffer_tokens_max: 65_536,
+            // That many tokens of a target 4,096 numbers wide.
+            buffer_bytes_max: 1 << 30,
+        }
     }
 }

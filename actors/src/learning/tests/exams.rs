@@ -328,3 +328,24 @@ fn whether_to_learn_is_found_out_from_what_there_was_time_for() {
     assert_eq!(find_out(1, 2), (false, true));
     assert_eq!(find_out(2, 100), (true, false), "a part of it was read under the policy before");
 }
+
+#[test]
+fn what_the_update_has_left_is_found_with_nothing_due() {
+    let device = Device::new(8);
+    let learning = due(&device);
+    learning.lock().publication = Publication::of_taught();
+    let version = device.speculator.version();
+    // Too little is held out of this policy to say anything; of the next one enough.
+    device.speculator.begin_policy(1);
+    let learned = device.teach_for(&learning, 30);
+    assert_eq!((learned.before, learned.held_out), (None, None));
+    device.speculator.begin_policy(2);
+    device.speculator.collect(&device.answers_of(2));
+    let learned = device.teach_for(&learning, 60);
+    let held = learning.lock();
+    assert!(learned.before.is_some() && learned.held_out.is_none(), "{learned:?}");
+    assert!(learned.seconds > 0.0 && held.exam.is_none() && held.glance.is_none(), "an exam to come is one of its own");
+    assert_eq!((held.first_examined, device.speculator.version()), (Some(2), version));
+    drop(held);
+    assert_eq!(device.teach_for(&learning, 60).before, None, "once");
+}

@@ -123,7 +123,7 @@ mod tests {
         assert!((TOKENS_MAX - 50..=TOKENS_MAX).contains(&again.tokens()), "{} tokens", again.tokens());
         assert!(Buffer::new(100).to_raw().is_none());
         // A smaller buffer keeps what is newest.
-        let small = again.with_room(300);
+        let small = again.with_room(300, None);
         assert!(small.tokens() <= 300 && small.examples.back() == buffer.examples.back());
     }
 
