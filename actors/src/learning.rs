@@ -285,6 +285,11 @@ impl Learning {
             }
             self.exam_of((policy, windows), speculator)
         });
+        self.hand_out(exam)
+    }
+
+    /// An exam, and what says that it is being read.
+    fn hand_out(&mut self, exam: Box<Exam>) -> (Box<Exam>, Arc<()>) {
         let examiner = Arc::default();
         self.examiner = Arc::downgrade(&examiner);
         (exam, examiner)
@@ -351,9 +356,7 @@ impl Learning {
             };
             self.exam_of((policy, own.take_while(is_wanted).collect()), speculator)
         });
-        let examiner = Arc::default();
-        self.examiner = Arc::downgrade(&examiner);
-        Some((glance, examiner))
+        Some(self.hand_out(glance))
     }
 
     /// An exam that nobody has read anything of.

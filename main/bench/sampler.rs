@@ -77,9 +77,14 @@ pub(crate) fn sampler(args: &Sampler) -> Result<ExitCode> {
     let all = all.flat_map(|(size, spread)| DRAWS.map(|draws| (size, spread, draws)));
     let laws: Vec<Law> = all.map(|(size, spread, draws)| law(args, &pool, (size, spread), draws)).collect();
     let p_min = laws.iter().map(|law| law.p).fold(1.0, f64::min);
-    let is_lawful = laws.iter().all(|law| law.outside == 0) && p_min > P_MIN / laws.len() as f64;
+    let is_lawful = laws.iter().all(|law| law.outside == 0) && p_min > by_luck(laws.len());
     let measured = Measured { draws: args.draws, laws, p_min };
     output::measured(args.json, &measured, &measured.text(), is_lawful)
+}
+
+/// What the smallest p of so many laws is below by luck as seldom as a single one is below [`P_MIN`].
+fn by_luck(laws: usize) -> f64 {
+    P_MIN / laws as f64
 }
 
 /// Draws from one distribution and compares.
@@ -192,7 +197,7 @@ impl Measured {
                 law.p
             );
         }
-        let by_luck = P_MIN / self.laws.len() as f64;
+        let by_luck = by_luck(self.laws.len());
         text + &format!(
             "  smallest p {:.4}; of {} laws the smallest is below {by_luck:.4} in one of a hundred seeds by luck\n",
             self.p_min,
