@@ -12,6 +12,7 @@ use kernels::NoiseKey;
 use models::Stop;
 use serde::Serialize;
 use state::plan::{Controller, Model, Plan};
+use state::watchdog::PutOff;
 
 use crate::commands::{Result, load};
 use crate::failure::Failure;
@@ -71,6 +72,8 @@ struct Generated {
     tokens_per_s: f64,
     forwards: usize,
     accept_length: f64,
+    /// Why the learned drafter was put off, if it was.
+    drafter_off: Option<PutOff>,
     plain_tokens_per_s: Option<f64>,
     ratio: Option<f64>,
     identical: Option<bool>,
@@ -169,6 +172,7 @@ impl Generated {
             tokens_per_s: decoded.rate(),
             forwards: decoded.forwards(),
             accept_length: decoded.accept_length(),
+            drafter_off: decoded.put_off,
             plain_tokens_per_s: compared.map(|c| c.rates[0]),
             ratio: compared.map(|c| c.rates[1] / c.rates[0]),
             identical: compared.map(|c| tokens(&c.plain) == tokens(decoded)),
@@ -187,6 +191,9 @@ fn tell(generated: &Generated, json: bool) -> Result<ExitCode> {
             "{}{cut}  {seconds:.2} s  {tokens_per_s:.1} tokens/s  {accept_length:.2} tokens a forward",
             output::count(*tokens as u64, "token")
         ));
+    }
+    if let Some(why) = generated.drafter_off {
+        output::note(&format!("the learned drafter is off: {why}"));
     }
     if let (Some(plain), Some(ratio), Some(identical)) =
         (generated.plain_tokens_per_s, generated.ratio, generated.identical)

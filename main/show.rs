@@ -160,7 +160,7 @@ fn step_line(m: &StepMetrics) -> Option<Vec<String>> {
                 format!("{:.1} s", m.wall_s),
             ],
             not_scored(m),
-            if m.drafter_off { vec!["drafter off: it guesses nothing right".into()] } else { Vec::new() },
+            m.drafter_off.map(|why| format!("drafter off: {why}")).into_iter().collect(),
         ]
         .concat(),
         "evaluate" => {
@@ -264,6 +264,10 @@ pub(crate) fn report(r: &Report) -> String {
 /// What the learned drafter knows, and how soon its training gives way.
 fn drafter(r: &Report) -> String {
     let mut text = String::new();
+    let off = r.history.iter().rev().find(|m| m.kind == "grpo").and_then(|m| Some((m.drafter_version, m.drafter_off?)));
+    if let Some((version, why)) = off {
+        text += &format!("  it is off until there is a version after {version}: {why}\n");
+    }
     if !r.acceptance_by_level.is_empty() {
         let levels: Vec<String> = r.acceptance_by_level.iter().take(LEVELS).map(|share| percent(*share, 1.0)).collect();
         text += &format!("  its guesses were right, where those before were: {}\n", levels.join(", "));

@@ -10,6 +10,7 @@ use models::drafter::{Drafter, Vocabulary};
 use models::{Answer, Cycle, Decoder};
 use state::plan::Strategy;
 use state::speculation::Measured;
+use state::watchdog::Watched;
 
 use crate::error::Result;
 use crate::speculator::{Drafters, Speculator, lock};
@@ -68,7 +69,8 @@ impl Drafting {
         let speculator = self.speculator.clone();
         speculator.listen(&mut self.drafters, &mut self.heard);
         let batch = decoder.decoding();
-        let learned = speculator.plan.learned().filter(|_| lock(&speculator.watchdog).is_off(self.version));
+        let put_off = lock(&speculator.watchdog).put_off(self.version);
+        let learned = speculator.plan.learned().filter(|_| put_off.is_some());
         let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
         // A cycle that prompts go along with says little of a strategy: nothing is tried in it.
         let strategy = match decoder.is_prefilling() {
@@ -87,7 +89,7 @@ impl Drafting {
         for answer in &cycle.ended {
             self.ended(answer);
         }
-        lock(&speculator.watchdog).observe(self.version, cycle.learned.0 as u64, cycle.learned.1 as u64);
+        lock(&speculator.watchdog).observe(self.version, watched(&cycle, strategy));
         let seconds = began.elapsed().as_secs_f64();
         if cycle.prefilled > 0 || !cycle.waiting.is_empty() {
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
@@ -153,3 +155,18 @@ impl Drafting {
         }
     }
 }
+
+/// What a cycle shows of the learned drafter, if that has drafted. Forwards over prompts take longer than they would without.
+fn watched(cycle: &Cycle, strategy: Option<Strategy>) -> Watched {
+    let (cycles, right) = (cycle.guessed.0 as f64, cycle.guessed.1 as f64);
+    let levels = strategy.filter(|_| cycle.prefilled == 0).map(|s| s.depth.max(s.suffix) as f64);
+    let (in_time, late) = match levels.map(|levels| cycle.draft_s > levels * cycle.target_s) {
+        Some(true) => (0.0, cycles),
+        Some(false) => (cycles, 0.0),
+        None => (0.0, 0.0),
+    };
+    Watched { cycles, right, in_time, late }
+}
+
+#[cfg(test)]
+mod tests;

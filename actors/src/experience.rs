@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use state::drafter::Publication;
 use state::plan;
 use state::speculation::Controller;
+use state::watchdog::Watchdog;
 
 use crate::said::Said;
 use crate::speculator::Published;
@@ -39,6 +40,9 @@ pub(crate) struct Habits {
     pub(crate) publication: Publication,
     /// How likely guesses are right.
     pub(crate) calibration: Calibration,
+    /// What speaks against the version in use.
+    #[serde(default)]
+    pub(crate) watchdog: Watchdog,
     /// How often each token was seen, in the data and in rollouts.
     pub(crate) seen: Vec<u64>,
     /// What was answered lately; nothing without a drafter that repeats it.
@@ -55,9 +59,9 @@ pub(crate) struct Habits {
 impl Habits {
     /// Those of a run that has made nothing yet.
     pub(crate) fn new(controller: &plan::Controller, seen: Vec<u64>) -> Self {
-        let (publication, calibration, said, lengths, choices) = Default::default();
+        let (publication, calibration, watchdog, said, lengths, choices) = Default::default();
         let (controller, processor) = (Controller::new(controller), processor());
-        Self { controller, publication, calibration, seen, said, lengths, choices, processor }
+        Self { controller, publication, calibration, watchdog, seen, said, lengths, choices, processor }
     }
 
     /// The same for other devices: a controller that has measured nothing.
@@ -72,7 +76,8 @@ impl Habits {
 
     /// The same without what is true of one drafter's versions only.
     pub(crate) fn without_drafter(self) -> Self {
-        let (publication, calibration) = Default::default();
-        Self { controller: self.controller.with_other_drafters(), publication, calibration, ..self }
+        let (publication, calibration, watchdog) = Default::default();
+        let controller = self.controller.with_other_drafters();
+        Self { controller, publication, calibration, watchdog, ..self }
     }
 }

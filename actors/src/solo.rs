@@ -147,6 +147,7 @@ impl Solo {
         let solo = Self { warnings, is_older, ..Self::of(job, weights, drafter, threads)? };
         if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
+            *lock(&solo.learning.watchdog) = habits.watchdog;
             if habits.are_of_here() && threads == plan.devices.threads {
                 solo.learning.go_on_from(&habits.controller);
             }
@@ -306,6 +307,7 @@ impl Solo {
         let learning = (options.is_coupled && options.controller == plan.controller).then(|| self.learning.clone());
         if let Some(learning) = &learning {
             speculator.go_on_from(&lock(&learning.controller));
+            *lock(&speculator.watchdog) = *lock(&learning.watchdog);
         }
         let decoding = Decoding {
             temperature: options.temperature,
@@ -463,9 +465,12 @@ impl Session<'_> {
     /// What it made; answers in the order of their requests.
     #[must_use]
     pub fn finish(mut self) -> Decoded {
+        let speculator = &self.drafting.speculator;
         if let Some(learning) = &self.learning {
-            lock(&learning.controller).clone_from(&lock(&self.drafting.speculator.controller));
+            lock(&learning.controller).clone_from(&lock(&speculator.controller));
+            *lock(&learning.watchdog) = *lock(&speculator.watchdog);
         }
+        self.decoded.put_off = speculator.put_off();
         self.decoded.answers.sort_by_key(|answer| (answer.group, answer.sample));
         self.decoded
     }

@@ -14,9 +14,9 @@ use models::drafter::share::Lengths;
 use models::drafter::vocabulary::{Vocabulary, worth_drafting};
 use models::drafter::{Calibration, Drafter, suffix::Suffix};
 use models::{Answer, Hidden, Target, Weights};
-use state::drafter::Watchdog;
 use state::plan::{self, Speculation};
 use state::speculation::Controller;
+use state::watchdog::{PutOff, Watchdog};
 
 use crate::error::Result;
 use crate::experience::{Experience, Habits, processor};
@@ -106,7 +106,7 @@ impl Speculator {
         let room = plan.training.as_ref().map_or((0, None), |t| (t.buffer_tokens_max, Some(t.buffer_bytes_max)));
         let habits = habits.filter(|habits| habits.seen.len() == seen.len());
         let habits = habits.unwrap_or_else(|| Habits::new(&plan.controller, seen));
-        let Habits { controller, publication, calibration, seen, said, lengths, choices, .. } = habits;
+        let Habits { controller, publication, calibration, watchdog, seen, said, lengths, choices, .. } = habits;
         let is_planned = controller.is_of(&plan.controller);
         let controller = if is_planned { controller } else { Controller::new(&plan.controller) };
         Self {
@@ -120,7 +120,7 @@ impl Speculator {
             said: Mutex::new(said),
             calibration: Arc::new(Mutex::new(calibration)),
             greedy: Arc::default(),
-            watchdog: Mutex::default(),
+            watchdog: Mutex::new(watchdog),
             lengths: Lengths::of(&lengths),
             choices: AtomicU64::new(choices),
             is_probed: AtomicBool::new(false),
@@ -168,6 +168,11 @@ impl Speculator {
 
     pub(crate) fn published(&self) -> Option<Published> {
         lock(&self.published).clone()
+    }
+
+    /// Whether the version in use is put off, and why.
+    pub(crate) fn put_off(&self) -> Option<PutOff> {
+        lock(&self.watchdog).put_off(self.version())
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -311,7 +316,9 @@ impl Speculator {
         let calibration = lock(&self.calibration).clone();
         let (lengths, choices) = (self.lengths.to_vec(), self.choices.load(Ordering::Relaxed));
         let (seen, processor) = (self.seen(), processor());
-        let habits = Some(Habits { controller, publication, calibration, seen, said, lengths, choices, processor });
+        let watchdog = *lock(&self.watchdog);
+        let habits = Habits { controller, publication, calibration, watchdog, seen, said, lengths, choices, processor };
+        let habits = Some(habits);
         Experience { published: self.published(), learner, habits, buffer: lock(&self.buffer).clone() }
     }
 

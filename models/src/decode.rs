@@ -63,6 +63,9 @@ pub struct Cycle {
     pub drafted: (usize, usize),
     /// The same of drafts that a network guessed.
     pub learned: (usize, usize),
+    /// Requests in whose draft a network guessed something, beside what another drafter proposed or alone, and those of its guesses
+    /// that were right.
+    pub guessed: (usize, usize),
     /// For each level of these drafts, how often its guesses were to decide (all above were right), and how often one was right.
     pub levels: Vec<(u64, u64)>,
     /// Rows that went through the target: one for each request, one for each drafted token, and those of prompts.
@@ -301,6 +304,9 @@ impl Decoder {
                 let is_learned = drafter.learned(request);
                 if is_learned {
                     count_levels(&trees[request], &accepted[request], &mut cycle.levels);
+                }
+                if let Some(right) = drafter.guessed(request, &accepted[request]) {
+                    cycle.guessed = (cycle.guessed.0 + 1, cycle.guessed.1 + right);
                 }
                 let counts = [Some(&mut cycle.drafted), is_learned.then_some(&mut cycle.learned)];
                 for (requests, tokens) in counts.into_iter().flatten() {

@@ -89,6 +89,11 @@ pub trait Drafter: Send {
         false
     }
 
+    /// Tokens among those accepted of the last draft of a request that a network guessed; nothing if it guessed none at all.
+    fn guessed(&self, _request: usize, _accepted: &Accepted) -> Option<usize> {
+        None
+    }
+
     /// Seconds of the last draft that went into what earlier cycles had left undone.
     fn catch_up_s(&self) -> f64 {
         0.0

@@ -83,43 +83,6 @@ impl Duel {
     }
 }
 
-/// Request-cycles after which a version is known well enough to be put off.
-const WATCH_CYCLES: u64 = 512;
-/// Tokens a cycle below which a version guesses as good as nothing right; plain decoding has 1.
-const FLOOR: f64 = 1.02;
-
-/// Watches the version in use: one that guesses nothing right, because its weights or its target are not what they should be, is
-/// put off until there is another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Watchdog {
-    version: u64,
-    cycles: u64,
-    tokens: u64,
-}
-
-impl Watchdog {
-    /// Takes in request-cycles that a version drafted for, and the tokens they emitted, bonus included.
-    pub fn observe(&mut self, version: u64, cycles: u64, tokens: u64) {
-        if version > self.version {
-            *self = Self { version, ..Self::default() };
-        }
-        if version == self.version {
-            self.cycles += cycles;
-            self.tokens += tokens;
-        }
-        // A version that was good for long may be of no use any more.
-        while self.cycles >= 2 * WATCH_CYCLES {
-            (self.cycles, self.tokens) = (self.cycles / 2, self.tokens / 2);
-        }
-    }
-
-    /// Whether this version is put off.
-    #[must_use]
-    pub fn is_off(&self, version: u64) -> bool {
-        version == self.version && self.cycles >= WATCH_CYCLES && (self.tokens as f64) < FLOOR * self.cycles as f64
-    }
-}
-
 /// What is to be done with a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -288,22 +251,6 @@ mod tests {
         assert!(verdicts.starts_with(&[Verdict::Leave; 4]) && verdicts.ends_with(&[Verdict::Publish]), "{verdicts:?}");
         let enough = Duel::of(&[true; GUESSES_MIN], Some(&[false; GUESSES_MIN]));
         assert_eq!(publication.judge(enough), Verdict::Publish);
-    }
-
-    #[test]
-    fn a_version_that_guesses_nothing_right_is_put_off() {
-        let mut watchdog = Watchdog::default();
-        watchdog.observe(3, 500, 500);
-        assert!(!watchdog.is_off(3), "too early to tell");
-        watchdog.observe(3, 20, 21);
-        assert!(watchdog.is_off(3) && !watchdog.is_off(4));
-        watchdog.observe(4, 1000, 1100);
-        watchdog.observe(3, 1000, 1000);
-        assert!(!watchdog.is_off(4) && !watchdog.is_off(3), "an older one is not in use any more");
-        (0..1000).for_each(|_| watchdog.observe(4, 500, 1500));
-        assert!(!watchdog.is_off(4));
-        (0..14).for_each(|_| watchdog.observe(4, 500, 500));
-        assert!(watchdog.is_off(4), "the target has moved away from it");
     }
 
     #[test]

@@ -15,5 +15,6 @@ pub mod run;
 pub mod speculation;
 pub mod step;
 pub mod supervise;
+pub mod watchdog;
 
 pub use error::Error;

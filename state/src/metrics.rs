@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::watchdog::PutOff;
+
 /// What one optimiser step (or one evaluation, or export) measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -97,8 +99,8 @@ pub struct StepMetrics {
     pub drafter_held_out_before_top3: Option<f64>,
     /// Versions that were not published because they guessed worse than the one in use.
     pub drafter_discarded: u64,
-    /// Whether that version was put off at the end of the step, because it guessed nothing right.
-    pub drafter_off: bool,
+    /// Why that version was put off at the end of the step, if it was.
+    pub drafter_off: Option<PutOff>,
     /// Newest published drafter version.
     pub drafter_version: u64,
     /// Sampled tokens a second, all devices.

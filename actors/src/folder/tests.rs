@@ -2,6 +2,7 @@ use models::drafter::learn::Learner;
 use models::drafter::{Calibration, eagle};
 use state::drafter::{Duel, Publication};
 use state::plan::DrafterShape;
+use state::watchdog::{PutOff, Watchdog, Watched};
 
 use super::*;
 
@@ -95,7 +96,9 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         let _ = publication.judge(Duel { guesses: 100, right: 50, only: (50, 0), is_alone: false });
         calibration.observe(0, 1.0, true);
         let habits = Habits::new(&state::plan::Controller::Off, vec![7]);
-        let habits = Habits { publication: publication.clone(), calibration, ..habits };
+        let mut watchdog = Watchdog::default();
+        watchdog.observe(3, Watched { cycles: 600.0, ..Watched::default() });
+        let habits = Habits { publication: publication.clone(), calibration, watchdog, ..habits };
         let (_dir, folder) = kept(Experience {
             published: Some(Published::new(3, &weights)),
             learner: Some(Arc::new(Learner::new(&config, before, weights.clone(), 1e-3).to_raw())),
@@ -106,12 +109,14 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         assert!(errors.is_empty() && same.learner.is_some(), "{errors:?}");
         let storage = same.published.map(|published| published.weights.storage());
         assert_eq!(storage, Some(weights.storage()), "what goes on learning learns as before");
-        assert_eq!((same.buffer.tokens(), same.habits.unwrap().publication), (4, publication));
+        let habits = same.habits.unwrap();
+        assert_eq!((same.buffer.tokens(), habits.publication), (4, publication));
+        assert_eq!(habits.watchdog.put_off(3), Some(PutOff::GuessesNothing), "it is as useless as before");
         let (other, errors) = folder.experience("000-000001", &config, Some(now));
         assert_eq!(errors.len(), 2, "drafter and learner are of one shape: {errors:?}");
         assert!(other.published.is_none() && other.learner.is_none() && other.buffer.tokens() == 0);
         let habits = other.habits.unwrap();
-        assert_eq!((habits.publication, habits.calibration), Default::default());
+        assert_eq!((habits.publication, habits.calibration, habits.watchdog), Default::default());
         assert_eq!(habits.seen, [7], "what was seen is true of any");
         let (none, errors) = folder.experience("000-000001", &config, None);
         assert!(errors.is_empty() && none.habits.unwrap().publication == Publication::default(), "{errors:?}");

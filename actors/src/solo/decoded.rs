@@ -2,6 +2,7 @@
 
 use models::Answer;
 use state::plan::Strategy;
+use state::watchdog::PutOff;
 
 /// One cycle of a decoding, in short.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,6 +41,8 @@ pub struct Decoded {
     /// For each level of the learned drafter's drafts, how often its guesses were to decide because all above were right, and
     /// how often one was right.
     pub levels: Vec<(u64, u64)>,
+    /// Why the learned drafter was put off by the end, if it was.
+    pub put_off: Option<PutOff>,
     /// Of admitting and decoding.
     pub seconds: f64,
 }

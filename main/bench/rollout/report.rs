@@ -5,6 +5,7 @@ use models::Answer;
 use serde::Serialize;
 use state::metrics::nearest_rank;
 use state::speculation::controller::{BUCKETS, batch_sizes, bucket};
+use state::watchdog::PutOff;
 
 use crate::output;
 
@@ -61,6 +62,8 @@ pub(super) struct Line {
     /// Milliseconds of a cycle in the target, and in the drafter.
     pub(super) target_ms: f64,
     pub(super) draft_ms: f64,
+    /// Why the learned drafter was put off by the end, if it was: what follows is plain decoding.
+    pub(super) drafter_off: Option<PutOff>,
 }
 
 /// How long answers are, in tokens.
@@ -133,6 +136,7 @@ pub(super) fn lines(all: &[(String, Decoded)]) -> Vec<Line> {
             drafted: drafted / sum(|m| m.requests).max(1.0),
             target_ms: seconds(|m| m.target_s),
             draft_ms: seconds(|m| m.draft_s),
+            drafter_off: d.put_off,
             drafted_accept_length: if drafted > 0.0 { tokens / drafted } else { 1.0 },
         }
     };
@@ -246,6 +250,9 @@ impl Measured {
                     l.target_ms,
                     l.draft_ms
                 );
+                if let Some(why) = l.drafter_off {
+                    text += &format!("      the learned drafter was put off: {why}\n");
+                }
             }
         }
         if let Some(ratio) = self.full_cycles_ratio {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use kernels::{Heads, KeyValues, Pool, Scratch, attend};
 use state::plan::{DrafterShape, Strategy};
 
-use super::guess::{Guess, Guessed, Known, Records, agree, chain, promised, rival};
+use super::guess::{Guess, Guessed, Known, Records, agree, chain, guessed, promised, rival};
 use super::network::{Network, Pass};
 use super::share::{Bounds, keep};
 use super::sharpness::{CANDIDATES, Favourites};
@@ -348,6 +348,10 @@ impl Drafter for Eagle {
 
     fn learned(&self, request: usize) -> bool {
         self.guesses[request].iter().all(|guess| guess.proposed.is_none())
+    }
+
+    fn guessed(&self, request: usize, accepted: &Accepted) -> Option<usize> {
+        guessed(&self.guesses[request], accepted)
     }
 
     fn left(&mut self, id: u64) {

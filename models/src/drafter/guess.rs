@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use state::speculation::DraftTree;
 use state::speculation::tree::ROOT;
+use state::speculation::{Accepted, DraftTree};
 
 use super::Calibration;
 use super::share::Record;
@@ -74,6 +74,12 @@ pub(super) fn promised(tree: &DraftTree, guesses: &[Guess]) -> f64 {
     below.into_iter().zip(above).map(|(children, parent)| f64::from(f32::min(children, parent))).sum()
 }
 
+/// Accepted nodes of a tree that the network guessed; nothing if it guessed none of the tree's.
+pub(super) fn guessed(guesses: &[Guess], accepted: &Accepted) -> Option<usize> {
+    let is_guessed = |guess: &Guess| guess.guessed.is_some();
+    guesses.iter().any(is_guessed).then(|| accepted.nodes.iter().filter(|node| is_guessed(&guesses[**node])).count())
+}
+
 /// The nodes of a proposed chain.
 pub(super) fn chain(length: usize, records: &Records, calibration: &Calibration) -> Vec<Guess> {
     let mut chance = 1.0;
@@ -124,6 +130,17 @@ mod tests {
         let guesses = [0.7, 0.6, 0.2, 0.2].map(guess);
         assert!((promised(&tree, &guesses) - 1.4).abs() < 1e-6);
         assert_eq!(promised(&DraftTree::default(), &[]), 0.0);
+    }
+
+    #[test]
+    fn what_another_drafter_proposed_is_not_the_networks() {
+        let proposed = chain(2, &Records::default(), &Calibration::default());
+        let own = Guess { guessed: Some(Guessed { gap: 1.0, usual: 0.5 }), ..proposed[1] };
+        let accepted = |nodes: &[usize]| Accepted { nodes: nodes.to_vec(), tokens: Vec::new() };
+        assert_eq!(guessed(&proposed, &accepted(&[0, 1])), None);
+        let both = [proposed.as_slice(), &[own]].concat();
+        assert_eq!(guessed(&both, &accepted(&[0, 1])), Some(0));
+        assert_eq!(guessed(&both, &accepted(&[0, 2])), Some(1));
     }
 
     #[test]

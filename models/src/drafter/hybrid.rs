@@ -44,6 +44,10 @@ impl Drafter for Hybrid<'_> {
         self.learned.learned(request)
     }
 
+    fn guessed(&self, request: usize, accepted: &Accepted) -> Option<usize> {
+        self.learned.guessed(request, accepted)
+    }
+
     fn catch_up_s(&self) -> f64 {
         self.learned.catch_up_s()
     }

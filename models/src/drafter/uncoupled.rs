@@ -35,6 +35,10 @@ impl Drafter for Uncoupled<'_> {
         self.0.learned(request)
     }
 
+    fn guessed(&self, request: usize, accepted: &Accepted) -> Option<usize> {
+        self.0.guessed(request, accepted)
+    }
+
     fn catch_up_s(&self) -> f64 {
         self.0.catch_up_s()
     }

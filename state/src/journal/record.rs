@@ -6,7 +6,7 @@ use super::Event;
 use crate::error::Error;
 
 /// Format of the records. Raised whenever an event, a plan or a metric changes its fields, or the same plan comes to mean other numbers.
-pub const VERSION: u16 = 18;
+pub const VERSION: u16 = 19;
 
 const MAGIC: [u8; 4] = *b"TPR1";
 /// Bytes before the payload.
