@@ -56,6 +56,12 @@ impl Cache {
         self.rows
     }
 
+    /// The same positions as its first pages, all of them full.
+    pub(crate) fn first_pages(&self, count: usize) -> Self {
+        debug_assert!(count * PAGE <= self.rows, "{count} pages of {} rows", self.rows);
+        Self { pages: self.pages[..count].to_vec(), rows: count * PAGE }
+    }
+
     /// Number of its pages.
     pub(crate) fn pages(&self) -> usize {
         self.pages.len()

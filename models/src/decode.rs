@@ -5,6 +5,7 @@
 
 mod batch;
 mod levels;
+mod prompts;
 mod room;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use crate::stop::Stop;
 use crate::target::{Hidden, Memory, Target};
 use batch::Batch;
 use levels::count_levels;
+use prompts::Prompts;
 use state::speculation::{Accepted, DraftTree, accept};
 
 /// What the decoder must know of a rollout.
@@ -93,6 +95,7 @@ pub struct Decoder {
     slots: Vec<Running>,
     /// Prompts that have not been through the target, in the order of their admission.
     entering: VecDeque<Entering>,
+    prompts: Prompts,
     next_id: u64,
     /// Of answers that ended, here and where else they are shared.
     lengths: Lengths,
@@ -124,10 +127,23 @@ impl Decoder {
     #[must_use]
     pub fn new(target: Arc<Target>, decoding: Decoding, pool: Arc<Pool>) -> Self {
         let new = NewRows { layers: vec![Default::default(); target.config().layers], ..NewRows::default() };
-        let (slots, entering, lengths) = Default::default();
+        let (slots, entering, prompts, lengths) = Default::default();
         let pages = Pages::new(target.config().layers, target.heads());
         let memory = Memory { keeps: decoding.hidden, ..Memory::default() };
-        Self { target, decoding, pool, slots, entering, next_id: 0, lengths, pages, pages_max: None, memory, new }
+        Self {
+            target,
+            decoding,
+            pool,
+            slots,
+            entering,
+            prompts,
+            next_id: 0,
+            lengths,
+            pages,
+            pages_max: None,
+            memory,
+            new,
+        }
     }
 
     /// The same with lengths that it shares with others: what answers are expected to have before them. They decide what is drafted.
@@ -153,7 +169,8 @@ impl Decoder {
         self.slots.iter().map(|slot| &slot.request)
     }
 
-    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow.
+    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow, and
+    /// not again for more of the group that come soon.
     ///
     /// # Errors
     /// If the prompt is empty or leaves no room for an answer, or answers may have no token.
@@ -261,31 +278,11 @@ impl Decoder {
         self.next_id += 1;
     }
 
-    /// Their tokens, the same in all, are to go through the target, the last one left out; then the requests begin.
-    fn enter(&mut self, requests: Vec<Request>) {
-        if !requests.is_empty() {
-            self.entering.push_back(Entering::new(requests));
-        }
-    }
-
-    /// Requests whose prompt has been through the target begin, in the order of their admission.
-    fn begin(&mut self) {
-        while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens().len()) {
-            let Some(Entering { requests, cache, hidden }) = self.entering.pop_front() else { return };
-            let hidden = Arc::new(hidden);
-            for request in requests {
-                let tokens_max = self.decoding.tokens_max;
-                self.push(Running::new(request, &self.target, tokens_max, cache.clone(), hidden.clone()));
-            }
-        }
-    }
-
     /// One forward for all running requests; with a drafter, over their drafts too. Stretches of prompts go along.
     ///
     /// # Errors
     /// If the drafter fails, or reads hidden states that are not kept.
     pub fn cycle(&mut self, draft: Option<(&mut dyn Drafter, &Strategy)>) -> Result<Cycle> {
-        self.begin();
         if self.running() == 0 {
             return Ok(Cycle::default());
         }
@@ -317,7 +314,7 @@ impl Decoder {
         cycle.catch_up_s = drafter.map_or(0.0, |(drafter, _)| drafter.catch_up_s());
         cycle.draft_s = (draft_s - cycle.catch_up_s).max(0.0);
         (cycle.ended, cycle.waiting) = (self.take_ended(), waiting);
-        self.begin();
+        self.settle();
         Ok(cycle)
     }
 
@@ -387,7 +384,7 @@ impl Decoder {
         let stretches = &batch.rows[self.slots.len()..];
         for (prompt, rows) in self.entering.iter_mut().zip(stretches) {
             rows.clone().for_each(|row| prompt.cache.push(&mut self.pages, &self.new.layers, row));
-            prompt.hidden.extend_from_slice(&hidden[rows.start * width..rows.end * width]);
+            Arc::make_mut(&mut prompt.hidden).extend_from_slice(&hidden[rows.start * width..rows.end * width]);
         }
         stretches.iter().map(|rows| rows.len()).sum()
     }

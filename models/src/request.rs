@@ -31,13 +31,13 @@ pub(crate) struct Entering {
     pub(crate) requests: Vec<Request>,
     /// Keys and values of the first tokens, and their hidden states.
     pub(crate) cache: Cache,
-    pub(crate) hidden: Vec<f32>,
+    pub(crate) hidden: Arc<Vec<f32>>,
 }
 
 impl Entering {
     /// Nothing of them has been through the target.
     pub(crate) fn new(requests: Vec<Request>) -> Self {
-        Self { requests, cache: Cache::default(), hidden: Vec::new() }
+        Self { requests, cache: Cache::default(), hidden: Arc::default() }
     }
 
     /// All tokens but the last: those that go through the target before a request begins.

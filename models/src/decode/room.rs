@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use crate::cache::{Cache, PAGE};
-use crate::request::{Entering, Request};
+use crate::request::{Entering, Request, Running};
 
 /// Rows of prompts that go through the target in a cycle, at most: requests that decode do not wait for a long prompt, and as
 /// many rows are computed about as fast as more.
@@ -19,7 +19,7 @@ impl Decoder {
     /// Tokens that there is memory in use for: their keys and values, and the rest of their pages.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
-        let running = self.slots.iter().map(|slot| &slot.cache);
+        let running = self.slots.iter().map(|slot| &slot.cache).chain(self.prompts.caches());
         Cache::pages_of(running.chain(self.entering.iter().map(|prompt| &prompt.cache))) * PAGE
     }
 
@@ -28,6 +28,65 @@ impl Decoder {
         let entering = self.entering.iter().filter(|prompt| prompt.done() > 0);
         let to_come: usize = entering.map(|prompt| pages_of(prompt) - prompt.cache.pages()).sum();
         self.cached_tokens() / PAGE + to_come + self.slots.len()
+    }
+
+    /// Their tokens, the same in all, are to go through the target, the last one left out; then the requests begin.
+    pub(super) fn enter(&mut self, requests: Vec<Request>) {
+        if !requests.is_empty() {
+            self.entering.push_back(Entering::new(requests));
+            self.settle();
+        }
+    }
+
+    /// After requests came or ended: whoever can begins, also for what is known of its prompt.
+    pub(super) fn settle(&mut self) {
+        self.begin();
+        self.recall();
+        self.begin();
+        self.forget_prompts();
+    }
+
+    /// Requests whose prompt has been through the target begin, in the order of their admission.
+    fn begin(&mut self) {
+        while self.entering.front().is_some_and(|prompt| prompt.done() == prompt.tokens().len()) {
+            let Some(prompt) = self.entering.pop_front() else { return };
+            if prompt.requests[0].log_probs.is_empty() {
+                self.prompts.keep(prompt.tokens(), (&prompt.cache, &prompt.hidden), &mut self.pages);
+            }
+            let Entering { requests, cache, hidden } = prompt;
+            for request in requests {
+                let tokens_max = self.decoding.tokens_max;
+                self.push(Running::new(request, &self.target, tokens_max, cache.clone(), hidden.clone()));
+            }
+        }
+    }
+
+    /// What is known of prompts that have yet to enter, from others before them, where there is room for them.
+    fn recall(&mut self) {
+        let width = self.decoding.hidden.width(self.target.config());
+        for i in 0..self.entering.len() {
+            let prompt = &self.entering[i];
+            let Some((cache, hidden)) = self.prompts.find(prompt.tokens(), width).filter(|_| prompt.done() == 0) else {
+                continue;
+            };
+            if self.room().is_none_or(|pages| pages_of(prompt) <= pages) {
+                (self.entering[i].cache, self.entering[i].hidden) = (cache, hidden);
+            }
+        }
+    }
+
+    /// Pages for who enters and is to stay: each running request needs another one before long. Nothing: no limit.
+    fn room(&self) -> Option<usize> {
+        self.pages_max.map(|max| max.saturating_sub(self.pages_needed() + self.slots.len()))
+    }
+
+    /// Forgets earlier prompts as long as a request that is running, or the next to enter, has no room for them.
+    fn forget_prompts(&mut self) {
+        let needed = |decoder: &Self| {
+            let next = decoder.entering.front().filter(|prompt| prompt.done() == 0).map_or(0, pages_of);
+            decoder.room().is_some_and(|pages| next > pages) || Some(decoder.pages_needed()) > decoder.pages_max
+        };
+        while self.pages_max.is_some() && needed(self) && self.prompts.forget(&mut self.pages) {}
     }
 
     /// Before a cycle, in which each request may need a page more: the youngest are to wait until there is room, behind prompts that
@@ -80,8 +139,7 @@ impl Decoder {
     /// How many rows of each of the first prompts go along with the next cycle.
     pub(super) fn stretches(&self) -> Vec<usize> {
         let (mut rows, mut stretches) = (PREFILL_ROWS, Vec::new());
-        // Each running request needs another page before long; who enters is to stay.
-        let mut pages = self.pages_max.map(|max| max.saturating_sub(self.pages_needed() + self.slots.len()));
+        let mut pages = self.room();
         for prompt in &self.entering {
             let (done, total) = (prompt.done(), prompt.tokens().len());
             if let Some(pages) = pages.as_mut().filter(|_| done == 0) {

@@ -16,8 +16,7 @@ use super::sharpness::{CANDIDATES, Favourites};
 use super::vocabulary::{Candidate, Place};
 use super::{Calibration, Context, Drafter, Vocabulary};
 use crate::error::Result;
-use crate::layer::{Attend, Rows};
-use crate::target::{Hidden, Target};
+use crate::target::Hidden;
 use crate::weights::Weights;
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
@@ -194,15 +193,8 @@ impl Eagle {
                 first = last;
             }
         };
-        run(
-            &self.network,
-            self.vocabulary.target(),
-            &self.pool,
-            ids,
-            positions,
-            &mut attend_own,
-            &mut self.memory.pass,
-        );
+        let (target, pass) = (self.vocabulary.target(), &mut self.memory.pass);
+        self.network.run(target, &self.pool, (ids, positions), &mut attend_own, pass);
     }
 
     /// Predictions below nodes of the trees. Each row attends to its request's rows and to the rows above it.
@@ -235,35 +227,14 @@ impl Eagle {
                 first = last;
             }
         };
-        run(
-            &self.network,
-            self.vocabulary.target(),
-            &self.pool,
-            &ids,
-            &positions,
-            &mut attend_path,
-            &mut self.memory.pass,
-        );
+        let (target, pass) = (self.vocabulary.target(), &mut self.memory.pass);
+        self.network.run(target, &self.pool, (&ids, &positions), &mut attend_path, pass);
         let predicted = self.memory.pass.predicted.chunks_exact(self.vocabulary.target().config().hidden);
         for (leaf, hidden) in leaves.iter_mut().zip(predicted) {
             leaf.hidden.clear();
             leaf.hidden.extend_from_slice(hidden);
         }
     }
-}
-
-/// From tokens, and from what has entered, to predictions.
-fn run(
-    network: &Network,
-    target: &Target,
-    pool: &Pool,
-    ids: &[u32],
-    positions: &[u32],
-    attend: &mut Attend<'_>,
-    pass: &mut Pass,
-) {
-    kernels::embed(ids, &target.embedding, &mut pass.embedded);
-    network.predict(pool, Rows { positions, rope: target.rope(), beside: &[] }, attend, pass);
 }
 
 impl Drafter for Eagle {

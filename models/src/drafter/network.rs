@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::layer::{self, Attend, Attention, Layer, Reads, Rows, Values, matrix, vector};
 use crate::layout::{self, Parameter, ParameterShape};
 use crate::load::{Config, RawWeights};
-use crate::target::{Hidden, TAPS};
+use crate::target::{Hidden, TAPS, Target};
 use crate::weights::{Weights, storage_to_learn};
 
 /// Prefix of an `Eagle3`'s layer, as its public code has it.
@@ -173,6 +173,19 @@ impl Network {
     fn taps(&self, kept: &[f32]) -> Vec<f32> {
         let each = TAPS * self.hidden;
         kept.chunks_exact(each + self.hidden).flat_map(|row| &row[..each]).copied().collect()
+    }
+
+    /// Predictions behind tokens at these positions, and behind what has entered.
+    pub(crate) fn run(
+        &self,
+        target: &Target,
+        pool: &Pool,
+        (ids, positions): (&[u32], &[u32]),
+        attend: &mut Attend<'_>,
+        pass: &mut Pass,
+    ) {
+        kernels::embed(ids, &target.embedding, &mut pass.embedded);
+        self.predict(pool, Rows { positions, rope: target.rope(), beside: &[] }, attend, pass);
     }
 
     /// Predictions, from `pass.embedded` and `pass.entered`.

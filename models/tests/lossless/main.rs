@@ -14,6 +14,8 @@ use models::{Answer, Config, Decoder, Decoding, Hidden, Result, Stop, Target, We
 use state::plan::{DrafterShape, Strategy, TinyShape};
 use state::speculation::tree::{Accepted, DraftTree, ROOT};
 
+mod prompts;
+
 const VOCAB: u32 = 24;
 
 fn config() -> Config {
@@ -435,7 +437,11 @@ fn requests_that_wait_for_memory_say_the_same() {
                 assert!(decoders[from].running() > 0 || before == 0, "who lends goes on");
             }
         }
-        assert!(decoders.iter().all(|decoder| decoder.cached_tokens() == 0));
+        let kept = if room == 0 { 4 * 2 * 64 } else { room };
+        assert!(
+            decoders.iter().all(|decoder| decoder.cached_tokens() <= kept),
+            "some prompts are kept, and nothing else"
+        );
         ended.sort_by_key(|a| (a.group, a.sample));
         (ended, waited, most)
     };
@@ -451,40 +457,5 @@ fn requests_that_wait_for_memory_say_the_same() {
         assert_same(&plain, &answers, &format!("room for {room} tokens, moving: {moves}"));
         assert!(waited > 0 && most < all, "{waited} waited, {most} of {all} tokens");
         assert!(moves || room == 1 || most <= room, "{most} tokens in {room}");
-    }
-}
-
-/// Prompts of several stretches, beside requests that decode: rows of prompts have the bits of a forward over the whole.
-#[test]
-fn long_prompts_enter_a_stretch_at_a_time() {
-    long_prompts_keep(Hidden::Last);
-    long_prompts_keep(Hidden::Taps);
-}
-
-fn long_prompts_keep(hidden: Hidden) {
-    let target = target(4);
-    let decoding = Decoding { temperature: 1.0, top_p: 1.0, tokens_max: 24, eos: Vec::new(), stop: None, hidden };
-    let mut decoder = Decoder::new(target.clone(), decoding, Arc::new(Pool::new(2).unwrap()));
-    let (mut suffix, mut ended, mut seen) = (Suffix::new(1, 4), Vec::new(), Vec::new());
-    for (group, length) in [3, 90, 1, 64, 65, 40].into_iter().enumerate() {
-        let prompt: Vec<u32> = (0..length).map(|i| 1 + (i * i + group as u32) % (VOCAB - 1)).collect();
-        let noise = |sample: usize| (sample, NoiseKey::new(8, 1, 0, group as u32, sample as u32));
-        decoder.admit(group, &prompt, &[0, 1].map(noise)).unwrap();
-        let cycle = decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap();
-        seen.push((cycle.prefilled, decoder.decoding()));
-        ended.extend(cycle.ended);
-    }
-    assert_eq!(seen, [(2, 2), (64, 2), (25, 6), (63, 8), (64, 10), (39, 12)]);
-    while decoder.running() > 0 {
-        ended.extend(decoder.cycle(Some((&mut suffix, &Strategy::chain(0, 3)))).unwrap().ended);
-    }
-    assert_eq!(ended.len(), 12);
-    for answer in ended {
-        let whole = target.hidden_of_sequences(&Pool::default(), &[&answer.tokens[..answer.tokens.len() - 1]], hidden);
-        assert!(
-            answer.hidden.iter().map(|h| h.to_bits()).eq(whole.iter().map(|h| h.to_bits())),
-            "group {}",
-            answer.group
-        );
     }
 }
