@@ -71,6 +71,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Parts of a split for each thread.
 const PARTS: usize = 3;
+/// The same of what may be interrupted, which is so between parts: a kernel over hundreds of rows takes as long as a cycle of decoding.
+const PARTS_INTERRUPTIBLE: usize = 16;
 
 impl Pool {
     /// A pool of `threads` threads, the caller included.
@@ -169,9 +171,12 @@ impl Pool {
     /// does not hold up all, and runs them.
     pub fn split(&self, len: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
         let grains = len.div_ceil(grain);
-        // What may be interrupted is so between parts.
-        let is_whole = self.helpers.is_empty() && !self.is_interruptible.load(Ordering::Relaxed);
-        let parts = if is_whole { 1 } else { (PARTS * self.threads()).min(grains).max(1) };
+        let each = match (self.is_interruptible.load(Ordering::Relaxed), self.threads()) {
+            (true, _) => PARTS_INTERRUPTIBLE,
+            (false, 1) => 1,
+            (false, _) => PARTS,
+        };
+        let parts = (each * self.threads()).min(grains).max(1);
         let bound = |i: usize| (grains * i / parts * grain).min(len);
         self.run(parts, &|i| task(bound(i)..bound(i + 1)));
     }
