@@ -11,7 +11,7 @@
 //! ```
 
 pub use actors::{
-    Asked, CycleStats, DecodeOptions, Decoded, Ended, Error, Fault, Layout, Moment, Options, OwnReward, Past,
+    Asked, CycleStats, DecodeOptions, Decoded, Ended, Error, Failing, Fault, Layout, Moment, Options, OwnReward, Past,
     Precision, Progress, Result, ScoredAnswer, ScoredGroup, Session, Solo, check_inputs, inspect, look, run,
 };
 pub use kernels;

@@ -8,6 +8,8 @@ mod bench;
 mod commands;
 #[path = "main/compare.rs"]
 mod compare;
+#[path = "main/decisions.rs"]
+mod decisions;
 #[path = "main/export.rs"]
 mod export;
 #[path = "main/failure.rs"]
@@ -67,6 +69,10 @@ enum Command {
         /// Add every answer, with its score, to this file: one JSON object a line.
         #[arg(long, value_name = "FILE")]
         answers: Option<PathBuf>,
+        /// Add what the controller of speculation is told, and what it chooses, to this file: one JSON object a line, for `taper
+        /// decisions`.
+        #[arg(long, value_name = "FILE")]
+        decisions: Option<PathBuf>,
     },
     /// Go on with the run in a folder, with the workflow of its newest session.
     Resume {
@@ -75,11 +81,23 @@ enum Command {
         /// Add every answer, with its score, to this file: one JSON object a line.
         #[arg(long, value_name = "FILE")]
         answers: Option<PathBuf>,
+        /// Add what the controller of speculation is told, and what it chooses, to this file: one JSON object a line, for `taper
+        /// decisions`.
+        #[arg(long, value_name = "FILE")]
+        decisions: Option<PathBuf>,
     },
     /// Tell what the run in a folder did.
     Report {
         /// Folder of the run.
         dir: PathBuf,
+        /// For machines: one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the controller of a run choose again: are its choices the same, and what came of each way to draft?
+    Decisions {
+        /// What `--decisions` has written.
+        file: PathBuf,
         /// For machines: one JSON object.
         #[arg(long)]
         json: bool,
@@ -142,8 +160,13 @@ fn start() -> Result<ExitCode, Failure> {
         actors::may_start(THREADS)?;
     }
     match command {
-        Command::Run { file, out, fresh, answers, .. } => commands::run(&file, out, fresh, answers.as_deref()),
-        Command::Resume { dir, answers } => commands::resume(&dir, answers.as_deref()),
+        Command::Run { file, out, fresh, answers, decisions, .. } => {
+            commands::run(&file, out, fresh, (answers.as_deref(), decisions.as_deref()))
+        }
+        Command::Resume { dir, answers, decisions } => {
+            commands::resume(&dir, (answers.as_deref(), decisions.as_deref()))
+        }
+        Command::Decisions { file, json } => decisions::decisions(&file, json),
         Command::Report { dir, json } => commands::report(&dir, json),
         Command::Compare { file, out, json } => compare::compare(&file, out, json),
         Command::Generate(args) => generate::generate(&args),

@@ -10,12 +10,16 @@ use state::metrics::Report;
 use state::plan::Plan;
 
 use crate::answers::Answers;
+use crate::decisions::Decisions;
 use crate::failure::Failure;
 use crate::output;
 use crate::show::{self, Show};
 use crate::signals::{self, Signal};
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// Files that answers and decisions are added to.
+pub(crate) type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
 
 pub(crate) fn load(path: &Path) -> Result<Plan> {
     let file = std::fs::File::open(path).map_err(Failure::file(path))?;
@@ -28,7 +32,7 @@ pub(crate) fn load(path: &Path) -> Result<Plan> {
     workflows::parse(&text, folder).map_err(|problems| Failure::Workflow { path: path.into(), text, problems })
 }
 
-pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool, answers: Option<&Path>) -> Result<ExitCode> {
+pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool, files: Files<'_>) -> Result<ExitCode> {
     let plan = load(file)?;
     // The folder that the same command takes, but for a --fresh.
     let again = match &out {
@@ -36,14 +40,14 @@ pub(crate) fn run(file: &Path, out: Option<PathBuf>, fresh: bool, answers: Optio
         None => format!("taper run {}", shell(file)),
     };
     let dir = out.unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    let stopped = work(&plan, &dir, fresh, answers)?;
+    let stopped = work(&plan, &dir, fresh, files)?;
     conclude(stopped, &dir, &again)
 }
 
-pub(crate) fn resume(dir: &Path, answers: Option<&Path>) -> Result<ExitCode> {
+pub(crate) fn resume(dir: &Path, files: Files<'_>) -> Result<ExitCode> {
     let state = actors::inspect(dir)?;
     let Some(plan) = state.plan else { return Err(actors::Error::NoRun { dir: dir.into() }.into()) };
-    let stopped = work(&plan, dir, false, answers).map_err(|failure| match failure {
+    let stopped = work(&plan, dir, false, files).map_err(|failure| match failure {
         Failure::Run(actors::Error::Model(source @ models::Error::FileMissing { .. })) => {
             Failure::Moved { again: format!("taper run FILE --out {}", shell(dir)), source }
         }
@@ -96,16 +100,18 @@ struct Checked {
 }
 
 /// Works on a plan with progress on stderr, and answers in a file if one is named, until it is done or a signal ends it.
-fn work(plan: &Plan, dir: &Path, fresh: bool, answers: Option<&Path>) -> Result<Option<Signal>> {
-    let (show, answers) = (Arc::new(Show::new()), answers.map(Answers::open).transpose()?);
+fn work(plan: &Plan, dir: &Path, fresh: bool, files: Files<'_>) -> Result<Option<Signal>> {
+    let (answers, decisions) = (files.0.map(Answers::open).transpose()?, files.1.map(Decisions::open).transpose()?);
+    let (show, tells_decisions) = (Arc::new(Show::new()), decisions.is_some());
     let observer = {
         let show = show.clone();
         move |progress| {
             show.tell(&progress);
             answers.iter().for_each(|answers| answers.tell(&progress));
+            decisions.iter().for_each(|decisions| decisions.tell(&progress));
         }
     };
-    let options = Options { dir: dir.into(), fresh, ..Options::default() };
+    let options = Options { dir: dir.into(), fresh, tells_decisions, ..Options::default() };
     let result = watched(plan, options, observer, std::future::pending());
     show.finish();
     result

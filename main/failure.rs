@@ -46,6 +46,9 @@ pub(crate) enum Failure {
         "nothing was drafted by {ways}: what was compared is plain decoding; decode more (`--requests`, `--tokens`), let the drafter learn more (`--learn-from`, `--learn-s`), or give `Suffix` a smaller `match_min`"
     )]
     NeverDrafted { ways: String },
+    /// A file of decisions that is none.
+    #[error("line {line} of {} is no decision; give it a file that `taper run --decisions` has written", path.display())]
+    Decision { path: PathBuf, line: usize, source: serde_json::Error },
     /// A file that cannot be written.
     #[error("cannot write {}; check the path and free space", path.display())]
     Unwritable { path: PathBuf, source: std::io::Error },

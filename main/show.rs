@@ -57,7 +57,7 @@ impl Show {
         match progress {
             Progress::SessionBegan { dir, from, again } => self.line(&session(dir, *from, *again)),
             Progress::StepBegan { stage, step, kind } => self.begin(*stage, *step, kind),
-            Progress::Scored(_) => {}
+            Progress::Scored(_) | Progress::Decided(_) => {}
             Progress::Groups { done, total } => self.advance("rollout", "groups", *done, *total),
             Progress::MicroBatches { done, total } => self.advance("update", "micro-batches", *done, *total),
             Progress::StepDone(metrics) => {

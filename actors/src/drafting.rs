@@ -71,10 +71,11 @@ impl Drafting {
         let batch = decoder.decoding();
         let put_off = lock(&speculator.watchdog).put_off(self.version);
         let learned = speculator.plan.learned().filter(|_| put_off.is_some());
-        let ready = |i: usize| Some(i) != learned && self.drafters.get(i).is_some_and(Option::is_some);
+        let ready: Vec<bool> =
+            self.drafters.iter().enumerate().map(|(i, drafter)| Some(i) != learned && drafter.is_some()).collect();
         // A cycle that prompts go along with says little of a strategy: nothing is tried in it.
         let strategy = match decoder.is_prefilling() {
-            true => lock(&speculator.controller).keep(batch, &ready),
+            true => lock(&speculator.controller).keep(batch, &|drafter| ready.get(drafter) == Some(&true)),
             false => lock(&speculator.controller).choose(batch, speculator.draws(), &ready),
         };
         let began = Instant::now();

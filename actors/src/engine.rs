@@ -69,8 +69,19 @@ pub struct Fault {
     pub device: usize,
     /// When, in its first incarnation.
     pub moment: Moment,
-    /// Whether it hangs until it is given up, and goes on then, or panics.
-    pub hangs: bool,
+    /// How.
+    pub how: Failing,
+}
+
+/// How a device fails on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failing {
+    /// By a panic.
+    Panics,
+    /// By saying nothing more until it is given up; then it goes on.
+    Hangs,
+    /// By the end of the whole process, at once and without a word, as if it were killed.
+    Kills,
 }
 
 /// When a device fails on purpose.
@@ -80,6 +91,8 @@ pub enum Moment {
     Cycle(u64),
     /// At this look for commands while it trains the drafter, whose learner is made.
     Look(u64),
+    /// At the first such look with this version of the drafter in use, or a later one.
+    Published(u64),
     /// At this micro-batch of an update.
     MicroBatch(u64),
 }
@@ -190,7 +203,11 @@ impl Inbox {
     /// Fails as a test of supervision wants it, if this is the moment.
     fn fail_at(&self, fault: Option<Fault>, moment: Moment) {
         let Some(fault) = fault.filter(|fault| fault.moment == moment) else { return };
-        assert!(fault.hangs, "a fault was asked for at {moment:?}");
+        match fault.how {
+            Failing::Panics => panic!("a fault was asked for at {moment:?}"),
+            Failing::Kills => std::process::abort(),
+            Failing::Hangs => {}
+        }
         while !matches!(self.commands.try_recv(), Err(TryRecvError::Disconnected)) {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -360,6 +377,7 @@ impl State {
             if fault.is_some() && rollout.speculator.at_work().is_some() {
                 *looks += 1;
                 inbox.fail_at(fault, Moment::Look(*looks));
+                (1..=rollout.speculator.version()).for_each(|version| inbox.fail_at(fault, Moment::Published(version)));
             }
             inbox.pulse.is_commanded()
         };

@@ -4,6 +4,7 @@
 //! Decisions are made in `state`; tensors live in `models` and are touched only on engine threads. Actors carry control:
 //! a message for answers that ended, a micro-batch or a step, never for each token.
 
+mod chooser;
 mod device;
 mod drafting;
 mod engine;
@@ -26,7 +27,7 @@ mod supervisor;
 mod teaching;
 mod update;
 
-pub use engine::{Fault, Moment};
+pub use engine::{Failing, Fault, Moment};
 pub use error::{Error, Result};
 pub use models::load::eagle::Layout;
 pub use models::load::export::{Precision, real};

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use state::algorithm::Outcome;
 use state::metrics::StepMetrics;
+use state::speculation::Decision;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,9 @@ pub enum Progress {
         /// When, in milliseconds.
         after_ms: u64,
     },
+    /// The controller was told something, or chose: only where [`Options::tells_decisions`](crate::Options::tells_decisions). In the
+    /// order in which it did, thousands a second.
+    Decided(Box<Decision>),
     /// Something is not as whoever wrote the workflow may think, or cannot be used, and the run goes on without it.
     Warning(String),
     /// All steps were done before: there is nothing to do.

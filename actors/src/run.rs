@@ -36,6 +36,8 @@ pub struct Options {
     pub reward: Option<OwnReward>,
     /// A device that fails on purpose.
     pub fault: Option<Fault>,
+    /// Tell the observer all that the controller is told, and what it chooses: from that its choices can be made again.
+    pub tells_decisions: bool,
     /// Wait until a step is durable before the next one begins. For measurements: nothing is written in another's time.
     pub waits_for_disk: bool,
 }
@@ -190,7 +192,11 @@ fn prepare(
     if experience.published.is_none() {
         drafts_nothing(plan).into_iter().for_each(|text| observer.tell(Progress::Warning(text)));
     }
-    let speculator = Arc::new(Speculator::new(&job.plan.speculation, plan.seed, experience, job.seen.clone()));
+    let mut speculator = Speculator::new(&job.plan.speculation, plan.seed, experience, job.seen.clone());
+    if options.tells_decisions {
+        speculator = speculator.telling(observer.clone());
+    }
+    let speculator = Arc::new(speculator);
     Ok(Some(Setup {
         job,
         speculator,

@@ -467,7 +467,7 @@ impl Session<'_> {
     pub fn finish(mut self) -> Decoded {
         let speculator = &self.drafting.speculator;
         if let Some(learning) = &self.learning {
-            lock(&learning.controller).clone_from(&lock(&speculator.controller));
+            lock(&learning.controller).go_on_from(&lock(&speculator.controller));
             *lock(&learning.watchdog) = *lock(&speculator.watchdog);
         }
         self.decoded.put_off = speculator.put_off();

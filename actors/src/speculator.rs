@@ -18,10 +18,12 @@ use state::plan::{self, Speculation};
 use state::speculation::Controller;
 use state::watchdog::{PutOff, Watchdog};
 
+use crate::chooser::Chooser;
 use crate::error::Result;
 use crate::experience::{Experience, Habits, processor};
 use crate::learning::maker::{Left, Maker};
 use crate::learning::{Learned, Learning, Lesson, Shared};
+use crate::progress::Observer;
 use crate::said::Said;
 
 /// Separates the noise that choices of the controller are drawn with from others.
@@ -48,7 +50,7 @@ impl Published {
 
 pub(crate) struct Speculator {
     pub(crate) plan: Speculation,
-    pub(crate) controller: Mutex<Controller>,
+    pub(crate) controller: Mutex<Chooser>,
     published: Mutex<Option<Published>>,
     learner: Mutex<Maker>,
     pub(crate) buffer: Mutex<Buffer>,
@@ -111,7 +113,7 @@ impl Speculator {
         let controller = if is_planned { controller } else { Controller::new(&plan.controller) };
         Self {
             plan: plan.clone(),
-            controller: Mutex::new(controller),
+            controller: Mutex::new(Chooser::new(controller)),
             published: Mutex::new(published),
             learner: Mutex::new(Maker::Waits((learner, publication))),
             buffer: Mutex::new(buffer.with_room(room.0, room.1)),
@@ -133,9 +135,16 @@ impl Speculator {
         Self { greedy: calibration.clone(), calibration, ..self }
     }
 
+    /// The same whose controller tells this observer what it is told, and what it chooses.
+    pub(crate) fn telling(mut self, observer: Observer) -> Self {
+        let controller = self.controller.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.controller = Mutex::new(controller.telling(observer));
+        self
+    }
+
     /// Chooses as this controller would, on the machine it has measured.
     pub(crate) fn go_on_from(&self, controller: &Controller) {
-        lock(&self.controller).clone_from(controller);
+        lock(&self.controller).go_on_from(controller);
         self.is_probed.store(controller.is_probed(), Ordering::Relaxed);
     }
 
@@ -311,7 +320,7 @@ impl Speculator {
     /// What a checkpoint keeps. Of a learner that cannot be had there is nothing but its published version.
     pub(crate) fn experience(&self) -> Experience {
         let (learner, publication) = self.learned().unwrap_or_default();
-        let controller = lock(&self.controller).clone();
+        let controller = Controller::clone(&lock(&self.controller));
         let said = lock(&self.said).clone();
         let calibration = lock(&self.calibration).clone();
         let (lengths, choices) = (self.lengths.to_vec(), self.choices.load(Ordering::Relaxed));

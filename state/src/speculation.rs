@@ -4,7 +4,9 @@
 //! takes depends on the drafts.
 
 pub mod controller;
+pub mod decision;
 pub mod tree;
 
 pub use controller::{Controller, Measured, Skill};
+pub use decision::Decision;
 pub use tree::{Accepted, DraftTree, accept};

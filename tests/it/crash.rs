@@ -1,11 +1,12 @@
 //! R1: killed at any moment and resumed, a run ends with the weights of one that was left alone.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kernels::NoiseKey;
-use taper::Report;
+use taper::{Failing, Fault, Moment, Options, Report};
 
 use super::{at_step, at_work, checkpoints_of, completed, long, message, report, signalled, taper, text, workflow};
 
@@ -22,6 +23,48 @@ fn so_does_one_that_is_killed_while_its_drafter_learns() {
     let alone = killed_ten_times(folder.path(), &long(folder.path()));
     let versions = alone.history.iter().map(|m| m.drafter_version).max();
     assert!(versions > Some(0), "nothing was published, {} s of idle time used", alone.idle_used_s);
+}
+
+/// Not at any moment, but at one that is met for certain: while the drafter learns, and where a version is there that no checkpoint has.
+#[test]
+fn so_does_one_that_is_killed_in_drafter_training_or_right_after_a_publication() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, whole) = (long(folder.path()), folder.path().join("whole"));
+    completed(&["run", text(&file), "--out", text(&whole)]);
+    for moment in ["look 1", "look 60", "published 1", "published 4"] {
+        let dir = folder.path().join(moment.replace(' ', "-"));
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["crash::is_killed_at_a_moment", "--exact", "--ignored"]);
+        let output = child.env(FILE, &file).env(DIR, &dir).env(MOMENT, moment).output().unwrap();
+        assert_eq!(output.status.signal(), Some(6), "{moment}: {}", String::from_utf8_lossy(&output.stdout));
+        let killed = report(&dir);
+        assert_eq!(killed.status, "interrupted", "{moment}");
+        completed(&["resume", text(&dir)]);
+        let resumed = report(&dir);
+        let done = |report: &Report| (report.weights_blake3.clone(), report.history.len());
+        assert_eq!(done(&resumed), done(&report(&whole)), "{moment}, after {} steps", killed.steps);
+        assert!(killed.steps < resumed.steps, "{moment}");
+    }
+}
+
+const FILE: &str = "TAPER_TEST_FILE";
+const DIR: &str = "TAPER_TEST_DIR";
+const MOMENT: &str = "TAPER_TEST_MOMENT";
+
+/// The process of a run that ends all of a sudden.
+#[test]
+#[ignore = "is a part of another test, which starts it"]
+fn is_killed_at_a_moment() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let (file, moment) = (variable(FILE), variable(MOMENT));
+    let plan = taper::parse(&std::fs::read_to_string(&file).unwrap(), Path::new(&file).parent().unwrap()).unwrap();
+    let (what, count) = moment.split_once(' ').unwrap();
+    let count = count.parse().unwrap();
+    let moment = if what == "look" { Moment::Look(count) } else { Moment::Published(count) };
+    let fault = Some(Fault { device: 1, moment, how: Failing::Kills });
+    let options = Options { dir: variable(DIR).into(), fault, ..Options::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(taper::run(&plan, options, |_| {}, std::future::pending())).unwrap();
 }
 
 fn killed_ten_times(folder: &Path, file: &Path) -> Report {
@@ -117,6 +160,25 @@ fn a_comparison_that_is_stopped_ends() {
     for side in ["with", "without"] {
         assert_eq!(report(&both.join(side)).status, "interrupted");
     }
+}
+
+/// What the controller was told is all that its choices depend on, also where it goes on from a checkpoint.
+#[test]
+fn choices_of_a_run_that_was_killed_are_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, dir, told) = (long(folder.path()), folder.path().join("run"), folder.path().join("decisions.jsonl"));
+    let arguments = ["run", text(&file), "--out", text(&dir), "--decisions", text(&told)];
+    let mut child = at_work(&arguments, &dir, 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    completed(&["resume", text(&dir), "--decisions", text(&told)]);
+    let output = taper(&["decisions", text(&told), "--json"]);
+    let again: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success() && again["differences"] == 0, "{again}");
+    assert!(again["sessions"] == 2 && again["choices"].as_u64() > Some(1000), "{again}");
+    let drafts = again["ways"].as_array().unwrap().iter().filter(|way| !way["strategy"].is_null()).count();
+    assert!(drafts > 0, "{again}");
+    assert!(super::refusal(&["decisions", text(&file)]).contains("line 1"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use taper::{Ended, Fault, Moment, Options, Progress, parse};
+use taper::{Ended, Failing, Fault, Moment, Options, Progress, parse};
 
 #[test]
 fn a_runtime_of_one_thread_is_refused() {
@@ -18,13 +18,14 @@ fn a_runtime_of_one_thread_is_refused() {
 
 #[test]
 fn a_lost_device_costs_time_only() {
+    use Failing::{Hangs, Panics};
     use Moment::{Cycle, MicroBatch};
     let moments = [
-        (1, Cycle(40), false),
-        (0, Cycle(120), false),
-        (1, Cycle(60), true),
-        (0, Cycle(90), true),
-        (1, MicroBatch(15), true),
+        (1, Cycle(40), Panics),
+        (0, Cycle(120), Panics),
+        (1, Cycle(60), Hangs),
+        (0, Cycle(90), Hangs),
+        (1, MicroBatch(15), Hangs),
     ];
     is_as_without(&super::WORKFLOW.replace("\\#", "#"), &moments);
 }
@@ -34,7 +35,11 @@ fn a_device_lost_in_training_costs_time_only() {
     // Idle time is for learning alone.
     let learning = "speculation: (training: (publish_every: 1), lending: false),\n    devices:";
     let text = super::with_idle_time(super::WORKFLOW.replace("\\#", "#")).replace("devices:", learning);
-    let moments = [(0, Moment::MicroBatch(50), false), (1, Moment::Look(40), false), (0, Moment::Look(30), true)];
+    let moments = [
+        (0, Moment::MicroBatch(50), Failing::Panics),
+        (1, Moment::Look(40), Failing::Panics),
+        (0, Moment::Look(30), Failing::Hangs),
+    ];
     is_as_without(&text, &moments);
 }
 
@@ -50,7 +55,7 @@ fn a_run_that_is_given_up_keeps_its_last_step() {
         runtime.block_on(taper::run(&plan, options, |_| {}, std::future::pending()))
     };
     // More than it may have in all steps of SFT, and no more than the one of each step that it has at least.
-    let fault = Fault { device: 1, moment: Moment::MicroBatch(40), hangs: false };
+    let fault = Fault { device: 1, moment: Moment::MicroBatch(40), how: Failing::Panics };
     let error = run("run", Some(fault)).unwrap_err().to_string();
     assert!(error.contains("restarts_max 0"), "{error}");
     let state = taper::inspect(&folder.path().join("run")).unwrap();
@@ -95,15 +100,15 @@ fn a_run_that_nobody_waits_for_is_interrupted() {
 }
 
 /// Runs a workflow as it is, and with a device that fails at each of these moments, by hanging or by a panic.
-fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
+fn is_as_without(text: &str, moments: &[(usize, Moment, Failing)]) {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = parse(text, Path::new("/")).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let faults = moments.iter().map(|&(device, moment, hangs)| Some(Fault { device, moment, hangs }));
+    let faults = moments.iter().map(|&(device, moment, how)| Some(Fault { device, moment, how }));
     let mut hashes = Vec::new();
     for fault in std::iter::once(None).chain(faults) {
         let dir = folder.path().join(format!("{}", hashes.len()));
-        plan.supervision.silent_s = if fault.is_some_and(|fault| fault.hangs) { 4.0 } else { 0.0 };
+        plan.supervision.silent_s = if fault.is_some_and(|fault| fault.how == Failing::Hangs) { 4.0 } else { 0.0 };
         let lost = Arc::new(Mutex::new(0));
         let seen = lost.clone();
         let observer = move |progress| {
@@ -117,7 +122,7 @@ fn is_as_without(text: &str, moments: &[(usize, Moment, bool)]) {
         let (lost, state) = (*lost.lock().unwrap(), taper::inspect(&dir).unwrap());
         assert_eq!(lost, state.restarts);
         // One that only waits for its turn on a busy machine may be taken for silent, too.
-        let hangs = fault.is_some_and(|fault| fault.hangs);
+        let hangs = fault.is_some_and(|fault| fault.how == Failing::Hangs);
         assert!(lost == usize::from(fault.is_some()) || (hangs && lost > 1), "{lost} lost: {fault:?}");
         hashes.push(state.weights_blake3);
     }

@@ -150,7 +150,7 @@ fn answers_of_a_lost_device_go_on_where_they_were() {
     decode(&engine, &alone, 0);
     assert_eq!(ended(&reports, 4).len(), 4);
     let cycles = |rollout: &Rollout| rollout.counts().by_batch.iter().map(|b| b.cycles).sum::<u64>();
-    let fault = Fault { device: 0, moment: Moment::Cycle(NOTE_EVERY + 3), hangs: false };
+    let fault = Fault { device: 0, moment: Moment::Cycle(NOTE_EVERY + 3), how: Failing::Panics };
     let (lost, reports) = engine_with("lost", Some(fault));
     decode(&lost, &shared, 0);
     assert!(matches!(reports.recv_timeout(WAIT).unwrap(), Report::Died { .. }));

@@ -29,7 +29,7 @@ pub const BUCKETS: usize = 7;
 const PLAIN_WINDOW: usize = 64;
 
 /// What was measured of cycles with one batch size and strategy.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Tokens emitted.
     pub tokens: u64,
