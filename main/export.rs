@@ -31,6 +31,9 @@ pub(crate) struct Export {
     /// Write the learned drafter instead of the model, as this engine reads it.
     #[arg(long, value_enum)]
     drafter: Option<Engine>,
+    /// The target that vLLM is to load with an EAGLE-3 drafter: a folder or a name. Default: RUN/model, where the run's model is exported to.
+    #[arg(long, value_name = "MODEL", requires = "drafter")]
+    verifier: Option<String>,
     /// Where to. Default: RUN/model, RUN/model-half, or RUN/drafter-ENGINE.
     #[arg(long)]
     to: Option<PathBuf>,
@@ -116,7 +119,11 @@ fn drafter(solo: &Solo, args: &Export, engine: Engine, precision: Precision) -> 
         Engine::Taper => (Layout::Taper, "taper"),
     };
     let folder = args.to.clone().unwrap_or_else(|| args.run.join(format!("drafter-{name}")));
-    solo.export_drafter(&folder, layout, precision)?;
+    let verifier = match &args.verifier {
+        Some(verifier) => verifier.clone(),
+        None => real(&args.run).join("model").display().to_string(),
+    };
+    solo.export_drafter(&folder, (layout, &verifier), precision)?;
     // Before either drafts and learns how far it is to be believed.
     let read = solo.with_drafter(&folder)?;
     let (accept_length_run, accept_length_folder) = (accept_length(solo)?, accept_length(&read)?);

@@ -189,16 +189,16 @@ impl Solo {
         &self.job.plan
     }
 
-    /// Writes the learned drafter to a folder, for Taper or for an engine.
+    /// Writes the learned drafter to a folder, for Taper or for an engine; `verifier` is where vLLM finds its target: a folder or a name.
     ///
     /// # Errors
     /// If there is none, or the folder cannot be written.
-    pub fn export_drafter(&self, folder: &Path, layout: Layout, precision: Precision) -> Result<()> {
+    pub fn export_drafter(&self, folder: &Path, reader: (Layout, &str), precision: Precision) -> Result<()> {
         let (Some(published), Some(shape)) = (self.learning.published(), self.job.plan.speculation.shape()) else {
             return Err(Error::NoDrafter { name: self.job.plan.name.clone() });
         };
         let raw = published.weights.to_raw();
-        Ok(eagle::export_drafter(folder, &self.vocabulary(), (&raw, shape), layout, precision)?)
+        Ok(eagle::export_drafter(folder, &self.vocabulary(), (&raw, shape), reader, precision)?)
     }
 
     /// The same model with the drafter of such a folder, and the tokens and the head that are there, believed as far as this one's

@@ -125,7 +125,7 @@ impl Bench<'_> {
         output::note(&format!("a drafter learns from {} answers for {} s", self.args.warm_from, self.args.warm_s));
         solo.train(&answers, self.args.warm_s as f64)?;
         let warm = self.dir.join("warm-drafter");
-        solo.export_drafter(&warm, Layout::Taper, Precision::F32)?;
+        solo.export_drafter(&warm, (Layout::Taper, ""), Precision::F32)?;
         let quiet = |trains: bool| self.variant(Controller::Off, None, trains);
         let fixed = Controller::Fixed(Strategy::chain(self.learned, DEPTH));
         let drafting = |from: Option<&Path>, trains| self.variant(fixed.clone(), from, trains);

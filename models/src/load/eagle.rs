@@ -3,7 +3,7 @@
 //!
 //! An `Eagle` (Li et al. 2024) is `fc.weight` and one layer, `layers.0`, without a norm before its attention; embedding and head are the
 //! target's. An `Eagle3` (Li et al. 2025) has its layer as `midlayer`, and the part of the target's head that it drafts with
-//! (`third`).
+//! (`third`); for vLLM it is written in the form of its library of drafters (`speculators`).
 //!
 //! Engines skip tensors whose names they do not know without a word and start others from whatever was in memory, so that
 //! names, shapes and numbers are checked here, when writing and when reading.
@@ -21,6 +21,7 @@ use crate::drafter::{Vocabulary, eagle};
 use crate::error::{Error, Result};
 use crate::target::Target;
 
+mod speculators;
 pub(crate) mod third;
 
 /// Who is to read an exported drafter.
@@ -28,7 +29,7 @@ pub(crate) mod third;
 pub enum Layout {
     /// `LlamaForCausalLMEagle`, whose mixing matrix has a bias, which is zero here; or `LlamaForCausalLMEagle3`.
     Sglang,
-    /// `LlamaForCausalLM`, which vLLM turns into its EAGLE variant, without a bias; or `LlamaForCausalLMEagle3`.
+    /// `LlamaForCausalLM`, which vLLM turns into its EAGLE variant, without a bias; or an EAGLE-3 speculator, which names its target.
     Vllm,
     /// Taper itself. The same tensors as for vLLM, under the names that SGLang has for the architectures.
     Taper,
@@ -44,7 +45,7 @@ const ARCHITECTURES: [(&str, NetworkKind); 3] = [
 const HALVES: [&str; 2] = ["fc_token.weight", "fc_hidden.weight"];
 
 /// Writes a drafter, by way of a hidden folder beside it; an `Eagle3` with the tokens of `vocabulary`. An exported one that is there already
-/// is replaced.
+/// is replaced. `verifier` is where vLLM finds the target: a folder or a name.
 ///
 /// # Errors
 /// If weights do not fit the shape or the precision, an engine cannot tell the target's layers apart, the folder is something
@@ -53,7 +54,7 @@ pub fn export_drafter(
     folder: &Path,
     vocabulary: &Vocabulary,
     (weights, shape): (&RawWeights, DrafterShape),
-    layout: Layout,
+    (layout, verifier): (Layout, &str),
     precision: Precision,
 ) -> Result<()> {
     let target = vocabulary.target().config();
@@ -72,7 +73,13 @@ pub fn export_drafter(
             value["tie_word_embeddings"] = json!(target.tied);
             joined(target, &mut tensors, layout);
         }
-        NetworkKind::Eagle3 => tables = third::add(&mut value, &mut tensors, vocabulary, layout)?,
+        NetworkKind::Eagle3 => {
+            tables = third::add(&mut value, &mut tensors, vocabulary, layout)?;
+            if layout == Layout::Vllm {
+                value = speculators::wrap(value, verifier);
+                speculators::rename(&mut tensors);
+            }
+        }
     }
     let partial = Partial::begin(folder, Kind::Drafter)?;
     write_json(&partial.join("config.json"), &value)?;
@@ -98,7 +105,7 @@ pub struct Loaded {
 /// numbers that are not finite.
 pub fn load_drafter(folder: &Path, target: &Target) -> Result<Loaded> {
     let path = folder.join("config.json");
-    let value = super::json(&path, &read("drafter configuration", &path)?)?;
+    let value = speculators::unwrap(&path, super::json(&path, &read("drafter configuration", &path)?)?)?;
     let shape = fits(&path, &value, target.config())?;
     if shape.network == NetworkKind::Eagle3 {
         third::taps_fit(&path, &value, target.config())?;
@@ -110,7 +117,10 @@ pub fn load_drafter(folder: &Path, target: &Target) -> Result<Loaded> {
     raw.tensors.remove("embed_tokens.weight");
     let head = match shape.network {
         NetworkKind::Eagle => split(&path, target.config(), &mut raw).map(|()| None)?,
-        NetworkKind::Eagle3 => third::take_head((&path, &bytes), &value, target, &mut raw)?,
+        NetworkKind::Eagle3 => {
+            speculators::rename_back(&mut raw);
+            third::take_head((&path, &bytes), &value, target, &mut raw)?
+        }
     };
     Ok(Loaded { weights: named((target.config(), shape), &raw, &place(&path))?, shape, head })
 }

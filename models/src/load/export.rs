@@ -45,7 +45,7 @@ impl Kind {
 }
 
 /// Where `config.json` says that the folder is an export, and of what: such a folder may be replaced by the next one.
-const MARK: &str = "exported_by_taper";
+pub(super) const MARK: &str = "exported_by_taper";
 /// All files that exports write.
 const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 

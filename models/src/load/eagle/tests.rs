@@ -36,7 +36,7 @@ fn tiny(shape: DrafterShape) -> (Vocabulary, RawWeights) {
 
 fn export(to: &Path, shape: DrafterShape, layout: Layout) -> Result<()> {
     let (vocabulary, weights) = tiny(shape);
-    export_drafter(to, &vocabulary, (&weights, shape), layout, Precision::F32)
+    export_drafter(to, &vocabulary, (&weights, shape), (layout, "runs/a/model"), Precision::F32)
 }
 
 #[test]
@@ -76,13 +76,13 @@ fn engines_find_what_they_look_for_and_nothing_else() {
         ("sglang", EAGLE, Layout::Sglang),
         ("vllm", EAGLE, Layout::Vllm),
         ("eagle3", EAGLE3, Layout::Sglang),
-        ("eagle3", EAGLE3, Layout::Vllm),
+        ("speculators", EAGLE3, Layout::Vllm),
     ] {
         let (to, contract) = (folder.path().join(name), &contract[name]);
         export(&to, shape, layout).unwrap();
         let config: Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
         for (field, wanted) in contract["config"].as_object().unwrap() {
-            assert_eq!(&config[field], wanted, "{name}: {field}");
+            assert_eq!(config.pointer(field).unwrap_or(&config[field]), wanted, "{name}: {field}");
         }
         let bytes = fs::read(to.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -95,7 +95,8 @@ fn engines_find_what_they_look_for_and_nothing_else() {
             let dtype = contract["dtypes"].get(tensor).and_then(Value::as_str).unwrap_or("F32");
             assert_eq!(format!("{:?}", view.dtype()), dtype, "{name}: {tensor}");
         }
-        assert_eq!(config["max_position_embeddings"], 64, "the whole range of positions");
+        let layer = config.get("transformer_layer_config").unwrap_or(&config);
+        assert_eq!(layer["max_position_embeddings"], 64, "the whole range of positions");
     }
 }
 
@@ -134,10 +135,10 @@ fn engines_tell_the_taps_of_shallow_targets_apart() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("drafter");
     let vocabulary = Vocabulary::whole(&target);
-    let error = export_drafter(&to, &vocabulary, (&weights, EAGLE3), Layout::Vllm, Precision::F32).unwrap_err();
+    let error = export_drafter(&to, &vocabulary, (&weights, EAGLE3), (Layout::Vllm, ""), Precision::F32).unwrap_err();
     assert!(error.to_string().contains("of 2 layers"), "{error}");
     assert!(!to.exists());
-    export_drafter(&to, &vocabulary, (&weights, EAGLE3), Layout::Taper, Precision::F32).unwrap();
+    export_drafter(&to, &vocabulary, (&weights, EAGLE3), (Layout::Taper, ""), Precision::F32).unwrap();
     assert_eq!(load_drafter(&to, &target).unwrap().weights, weights);
 }
 
@@ -162,6 +163,37 @@ fn a_drafter_of_another_target_is_refused() {
     let text = fs::read_to_string(&config_file).unwrap().replace("\"LlamaForCausalLMEagle3\"", "\"Qwen\"");
     fs::write(&config_file, text).unwrap();
     refuses(config, "LlamaForCausalLMEagle");
+}
+
+#[test]
+fn speculators_that_others_write_are_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (to, (vocabulary, weights)) = (folder.path().join("drafter"), tiny(EAGLE3));
+    let file = to.join("config.json");
+    let with = |change: &dyn Fn(&mut Value)| {
+        export(&to, EAGLE3, Layout::Vllm).unwrap();
+        let mut value: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut value);
+        fs::write(&file, value.to_string()).unwrap();
+        load_drafter(&to, vocabulary.target()).map_err(|error| error.to_string())
+    };
+    let newer = with(&|value| {
+        let layer = value["transformer_layer_config"].as_object_mut().unwrap();
+        let theta = layer.remove("rope_theta").unwrap();
+        layer.insert("rope_parameters".into(), json!({ "rope_theta": theta, "rope_type": "default" }));
+        value.as_object_mut().unwrap().remove("norm_before_fc");
+    });
+    assert_eq!(newer.unwrap().weights, weights);
+    let refused = |field: &str, change: &dyn Fn(&mut Value)| {
+        let error = with(change).unwrap_err();
+        assert!(error.contains(field), "{error}");
+    };
+    refused("norm_before_residual", &|value| value["norm_before_residual"] = json!(true));
+    refused("norm_before_residual", &|value| drop(value.as_object_mut().unwrap().remove("norm_before_residual")));
+    refused("norm_before_fc", &|value| value["norm_before_fc"] = json!(true));
+    refused("speculators_model_type", &|value| value["speculators_model_type"] = json!("dflash"));
+    refused("hidden_size", &|value| value["transformer_layer_config"]["hidden_size"] = json!(32));
+    refused("transformer_layer_config", &|value| value["transformer_layer_config"] = json!("none"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::target::{TAPS, Target, taps};
 pub(super) const MAPS: [&str; 2] = ["d2t", "t2d"];
 const HEAD: &str = "lm_head.weight";
 /// Field that says that the head is the target's, of whichever step: engines pass it over.
-const OF_TARGET: &str = "lm_head_of_target";
+pub(super) const OF_TARGET: &str = "lm_head_of_target";
 /// The layers that are read.
 const LAYERS: &str = "eagle_aux_hidden_state_layer_ids";
 
