@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use commands::Files;
 use failure::Failure;
 
 /// Trains reasoning language models with reinforcement learning; the long tail of each rollout pays for its own speed-up.
@@ -161,10 +162,10 @@ fn start() -> Result<ExitCode, Failure> {
     }
     match command {
         Command::Run { file, out, fresh, answers, decisions, .. } => {
-            commands::run(&file, out, fresh, (answers.as_deref(), decisions.as_deref()))
+            commands::run(&file, out, fresh, Files { answers: answers.as_deref(), decisions: decisions.as_deref() })
         }
         Command::Resume { dir, answers, decisions } => {
-            commands::resume(&dir, (answers.as_deref(), decisions.as_deref()))
+            commands::resume(&dir, Files { answers: answers.as_deref(), decisions: decisions.as_deref() })
         }
         Command::Decisions { file, json } => decisions::decisions(&file, json),
         Command::Report { dir, json } => commands::report(&dir, json),

@@ -18,8 +18,12 @@ use crate::signals::{self, Signal};
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
-/// Files that answers and decisions are added to.
-pub(crate) type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
+/// Files that a run adds to.
+#[derive(Clone, Copy)]
+pub(crate) struct Files<'a> {
+    pub(crate) answers: Option<&'a Path>,
+    pub(crate) decisions: Option<&'a Path>,
+}
 
 pub(crate) fn load(path: &Path) -> Result<Plan> {
     let file = std::fs::File::open(path).map_err(Failure::file(path))?;
@@ -101,10 +105,11 @@ struct Checked {
 
 /// Works on a plan with progress on stderr, and answers in a file if one is named, until it is done or a signal ends it.
 fn work(plan: &Plan, dir: &Path, fresh: bool, files: Files<'_>) -> Result<Option<Signal>> {
-    let (answers, decisions) = (files.0.map(Answers::open).transpose()?, files.1.map(Decisions::open).transpose()?);
+    let answers = files.answers.map(Answers::open).transpose()?;
+    let decisions = files.decisions.map(Decisions::open).transpose()?.map(Arc::new);
     let (show, tells_decisions) = (Arc::new(Show::new()), decisions.is_some());
     let observer = {
-        let show = show.clone();
+        let (show, decisions) = (show.clone(), decisions.clone());
         move |progress| {
             show.tell(&progress);
             answers.iter().for_each(|answers| answers.tell(&progress));
@@ -114,6 +119,7 @@ fn work(plan: &Plan, dir: &Path, fresh: bool, files: Files<'_>) -> Result<Option
     let options = Options { dir: dir.into(), fresh, tells_decisions, ..Options::default() };
     let result = watched(plan, options, observer, std::future::pending());
     show.finish();
+    decisions.iter().for_each(|decisions| decisions.flush());
     result
 }
 

@@ -40,18 +40,31 @@ impl Decisions {
         Ok(Self { path: path.into(), file: Mutex::new(Some(BufWriter::new(file))) })
     }
 
-    /// Takes in what a run tells. What is written is whole lines, once a step is done.
+    /// Takes in what a run tells. What is written is whole lines, at the latest once a step is done.
     pub(crate) fn tell(&self, progress: &Progress) {
+        match progress {
+            Progress::Decided(decision) => {
+                // Nothing in it could fail.
+                let line = serde_json::to_string(decision).unwrap_or_default() + "\n";
+                let is_first = matches!(**decision, Decision::Began(_));
+                self.write(|file| {
+                    file.write_all(line.as_bytes())?;
+                    if is_first { file.flush() } else { Ok(()) }
+                });
+            }
+            Progress::StepDone(_) => self.flush(),
+            _ => {}
+        }
+    }
+
+    /// Writes what was told so far.
+    pub(crate) fn flush(&self) {
+        self.write(BufWriter::flush);
+    }
+
+    fn write(&self, what: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(writer) = file.as_mut() else { return };
-        let written = match progress {
-            Progress::Decided(decision) => serde_json::to_writer(&mut *writer, decision)
-                .map_err(std::io::Error::from)
-                .and_then(|()| writer.write_all(b"\n")),
-            Progress::StepDone(_) => writer.flush(),
-            _ => Ok(()),
-        };
-        if let Err(error) = written {
+        if let Some(Err(error)) = file.as_mut().map(what) {
             // A training goes on when nobody can look at it.
             output::note(&format!("warning: decisions are not written any more to {}: {error}", self.path.display()));
             *file = None;
@@ -103,7 +116,7 @@ impl Replayed {
             let decision: Decision = match serde_json::from_str(&line) {
                 Ok(decision) => decision,
                 // A session that was killed has left the half of one.
-                Err(_) if number > 0 && lines.peek().is_none_or(|(_, next)| begins(next)) => {
+                Err(_) if lines.peek().map_or(number > 0, |(_, next)| begins(next)) => {
                     replayed.cut += 1;
                     continue;
                 }
@@ -120,6 +133,9 @@ impl Replayed {
                 Decision::Probed(_) | Decision::Examined { .. } => {}
             }
         }
+        if replayed.sessions == 0 {
+            return Err(Failure::NoDecisions { path: path.into() });
+        }
         replayed.ways = ways(sums);
         Ok(replayed)
     }
@@ -131,7 +147,7 @@ impl Replayed {
         if self.cut > 0 {
             text += &format!("  {} cut where a session was killed\n", output::count(self.cut as u64, "line"));
         }
-        text += "\n  together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
+        text += "\n  of cycles that prompts took no part in:\n  together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
         let total_s: f64 = self.ways.iter().map(|way| way.seconds).sum();
         for way in &self.ways {
             let sizes = match batch_sizes(bucket(way.batch_min)) {
@@ -247,6 +263,8 @@ mod tests {
         lines[7] = "{}".into();
         let error = replayed(&lines).unwrap_err().to_string();
         assert!(error.contains("line 8") && error.contains("--decisions"), "{error}");
-        assert!(replayed(&["no".to_owned()]).is_err(), "nothing of it is a decision");
+        assert!(replayed(&["no".to_owned()]).is_err() && replayed(&[]).is_err(), "nothing of it is a decision");
+        let cut = ["{\"Began".to_owned(), recorded()[0].clone()];
+        assert_eq!(replayed(&cut).unwrap().cut, 1, "it was killed as it began");
     }
 }

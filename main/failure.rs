@@ -49,6 +49,9 @@ pub(crate) enum Failure {
     /// A file of decisions that is none.
     #[error("line {line} of {} is no decision; give it a file that `taper run --decisions` has written", path.display())]
     Decision { path: PathBuf, line: usize, source: serde_json::Error },
+    /// A file without decisions.
+    #[error("{} has no decisions; give it a file that `taper run --decisions` has written", path.display())]
+    NoDecisions { path: PathBuf },
     /// A file that cannot be written.
     #[error("cannot write {}; check the path and free space", path.display())]
     Unwritable { path: PathBuf, source: std::io::Error },

@@ -69,7 +69,7 @@ impl Drafting {
         let speculator = self.speculator.clone();
         speculator.listen(&mut self.drafters, &mut self.heard);
         let batch = decoder.decoding();
-        let put_off = lock(&speculator.watchdog).put_off(self.version);
+        let put_off = lock(&speculator.watchdog).put_off(self.version, batch);
         let learned = speculator.plan.learned().filter(|_| put_off.is_some());
         let ready: Vec<bool> =
             self.drafters.iter().enumerate().map(|(i, drafter)| Some(i) != learned && drafter.is_some()).collect();
@@ -90,7 +90,7 @@ impl Drafting {
         for answer in &cycle.ended {
             self.ended(answer);
         }
-        lock(&speculator.watchdog).observe(self.version, watched(&cycle, strategy));
+        lock(&speculator.watchdog).observe(self.version, watched(&cycle));
         let seconds = began.elapsed().as_secs_f64();
         if cycle.prefilled > 0 || !cycle.waiting.is_empty() {
             return Ok(Drafted { cycle, strategy, seconds, plain_s: None, version: self.version });
@@ -157,16 +157,10 @@ impl Drafting {
     }
 }
 
-/// What a cycle shows of the learned drafter, if that has drafted. Forwards over prompts take longer than they would without.
-fn watched(cycle: &Cycle, strategy: Option<Strategy>) -> Watched {
-    let (cycles, right) = (cycle.guessed.0 as f64, cycle.guessed.1 as f64);
-    let levels = strategy.filter(|_| cycle.prefilled == 0).map(|s| s.depth.max(s.suffix) as f64);
-    let (in_time, late) = match levels.map(|levels| cycle.draft_s > levels * cycle.target_s) {
-        Some(true) => (0.0, cycles),
-        Some(false) => (cycles, 0.0),
-        None => (0.0, 0.0),
-    };
-    Watched { cycles, right, in_time, late }
+/// What a cycle shows of the learned drafter.
+fn watched(cycle: &Cycle) -> Watched {
+    let Cycle { requests, guessed, deepest, draft_s, target_s, .. } = *cycle;
+    Watched { batch: requests, guessed, timed: (cycle.prefilled == 0).then_some((deepest, draft_s, target_s)) }
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ pub enum Failing {
     Panics,
     /// By saying nothing more until it is given up; then it goes on.
     Hangs,
-    /// By the end of the whole process, at once and without a word, as if it were killed.
+    /// By the end of the whole process, at once and without a word, as if it were killed; whichever device comes to that moment first.
     Kills,
 }
 
@@ -377,7 +377,11 @@ impl State {
             if fault.is_some() && rollout.speculator.at_work().is_some() {
                 *looks += 1;
                 inbox.fail_at(fault, Moment::Look(*looks));
-                (1..=rollout.speculator.version()).for_each(|version| inbox.fail_at(fault, Moment::Published(version)));
+                if let Some(Fault { moment: Moment::Published(version), .. }) = fault
+                    && rollout.speculator.version() >= version
+                {
+                    inbox.fail_at(fault, Moment::Published(version));
+                }
             }
             inbox.pulse.is_commanded()
         };

@@ -64,9 +64,9 @@ impl Habits {
         Self { controller, publication, calibration, watchdog, seen, said, lengths, choices, processor }
     }
 
-    /// The same for other devices: a controller that has measured nothing.
+    /// The same for other devices: without what was measured of speeds.
     pub(crate) fn with_controller(self, controller: &plan::Controller) -> Self {
-        Self { controller: Controller::new(controller), ..self }
+        Self { controller: Controller::new(controller), watchdog: self.watchdog.elsewhere(), ..self }
     }
 
     /// Whether speeds were measured on such a processor.

@@ -68,7 +68,8 @@ pub enum Progress {
         after_ms: u64,
     },
     /// The controller was told something, or chose: only where [`Options::tells_decisions`](crate::Options::tells_decisions). In the
-    /// order in which it did, thousands a second.
+    /// order in which it did, thousands a second, from whichever thread decodes, while others wait for the controller: an observer must
+    /// not wait for anything here.
     Decided(Box<Decision>),
     /// Something is not as whoever wrote the workflow may think, or cannot be used, and the run goes on without it.
     Warning(String),
@@ -120,7 +121,7 @@ impl Observer {
         Self { tell: Arc::new(tell), has_panicked: Arc::default() }
     }
 
-    /// One that panics is told nothing any more: it runs within the supervisor, and days of training are worth more.
+    /// One that panics is told nothing any more: it runs within the supervisor or an engine, and days of training are worth more.
     pub(crate) fn tell(&self, progress: Progress) {
         if self.has_panicked.load(Ordering::Relaxed) {
             return;

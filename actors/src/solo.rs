@@ -147,8 +147,9 @@ impl Solo {
         let solo = Self { warnings, is_older, ..Self::of(job, weights, drafter, threads)? };
         if let Some(habits) = habits.filter(|_| has_drafter) {
             lock(&solo.learning.calibration).clone_from(&habits.calibration);
-            *lock(&solo.learning.watchdog) = habits.watchdog;
-            if habits.are_of_here() && threads == plan.devices.threads {
+            let are_of_here = habits.are_of_here() && threads == plan.devices.threads;
+            *lock(&solo.learning.watchdog) = if are_of_here { habits.watchdog } else { habits.watchdog.elsewhere() };
+            if are_of_here {
                 solo.learning.go_on_from(&habits.controller);
             }
         }
@@ -470,7 +471,7 @@ impl Session<'_> {
             lock(&learning.controller).go_on_from(&lock(&speculator.controller));
             *lock(&learning.watchdog) = *lock(&speculator.watchdog);
         }
-        self.decoded.put_off = speculator.put_off();
+        self.decoded.put_off = speculator.put_off(speculator.version());
         self.decoded.answers.sort_by_key(|answer| (answer.group, answer.sample));
         self.decoded
     }

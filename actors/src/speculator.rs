@@ -179,9 +179,9 @@ impl Speculator {
         lock(&self.published).clone()
     }
 
-    /// Whether the version in use is put off, and why.
-    pub(crate) fn put_off(&self) -> Option<PutOff> {
-        lock(&self.watchdog).put_off(self.version())
+    /// Whether this version is put off wherever anything is known of it, and why.
+    pub(crate) fn put_off(&self, version: u64) -> Option<PutOff> {
+        lock(&self.watchdog).put_off_everywhere(version)
     }
 
     pub(crate) fn version(&self) -> u64 {

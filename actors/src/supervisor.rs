@@ -23,7 +23,7 @@ use state::supervise::{self, Decision, LOOKS, Silence};
 use tokio::sync::oneshot;
 
 use crate::device::{DeviceActor, DeviceMessage, Identity};
-use crate::engine::{Command, Fault, Pulse, Report};
+use crate::engine::{Command, Failing, Fault, Pulse, Report};
 use crate::error::{Error, Result};
 use crate::folder::RunFolder;
 use crate::job::Job;
@@ -251,7 +251,7 @@ impl State {
         let seat = &mut self.seats[device];
         let epoch = seat.machine.epoch();
         let _ = seat.machine.apply(device::Event::Restarted { epoch });
-        let fault = self.fault.filter(|f| f.device == device && epoch == 0);
+        let fault = self.fault.filter(|f| (f.device == device || f.how == Failing::Kills) && epoch == 0);
         let threads = self.job.plan.devices.threads;
         (seat.pulse, seat.silence) = Default::default();
         let (name, pulse) = (seat.name.clone(), seat.pulse.clone());

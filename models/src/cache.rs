@@ -62,6 +62,11 @@ impl Cache {
         Self { pages: self.pages[..count].to_vec(), rows: count * PAGE }
     }
 
+    /// Whether nobody else goes on from it: who does shares at least its first page, unless that was the last one, too.
+    pub(crate) fn is_own(&self) -> bool {
+        self.pages.first().is_some_and(|page| Arc::strong_count(page) == 1)
+    }
+
     /// Number of its pages.
     pub(crate) fn pages(&self) -> usize {
         self.pages.len()

@@ -68,6 +68,8 @@ pub struct Cycle {
     /// Requests in whose draft a network guessed something, beside what another drafter proposed or alone, and those of its guesses
     /// that were right.
     pub guessed: (usize, usize),
+    /// Levels of the deepest draft.
+    pub deepest: usize,
     /// For each level of these drafts, how often its guesses were to decide (all above were right), and how often one was right.
     pub levels: Vec<(u64, u64)>,
     /// Rows that went through the target: one for each request, one for each drafted token, and those of prompts.
@@ -169,8 +171,8 @@ impl Decoder {
         self.slots.iter().map(|slot| &slot.request)
     }
 
-    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow, and
-    /// not again for more of the group that come soon.
+    /// Admits a group: one request for each `(sample, noise)`. The prompt goes through the target once, with the cycles that follow; for
+    /// more of the group that come meanwhile, or soon after, it does not again.
     ///
     /// # Errors
     /// If the prompt is empty or leaves no room for an answer, or answers may have no token.
@@ -213,6 +215,7 @@ impl Decoder {
             return self.import(running.request);
         }
         self.push(running);
+        self.settle();
         Ok(())
     }
 
@@ -299,6 +302,7 @@ impl Decoder {
             drafter.verified(&trees, &accepted);
             for request in (0..trees.len()).filter(|i| !trees[*i].is_empty()) {
                 let is_learned = drafter.learned(request);
+                cycle.deepest = cycle.deepest.max(trees[request].levels());
                 if is_learned {
                     count_levels(&trees[request], &accepted[request], &mut cycle.levels);
                 }

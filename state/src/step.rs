@@ -374,7 +374,7 @@ impl StepMachine {
     }
 
     /// Hands waiting answers to devices with room, group by group, the emptiest device first. A group is split where waiting for room
-    /// for all of it would leave slots empty; each part takes its prompt through the target.
+    /// for all of it would leave slots empty; each device takes its prompt through the target.
     fn assign(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         while let Some((group, mut samples)) = self.answers.first_waiting() {

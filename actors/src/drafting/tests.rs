@@ -41,21 +41,17 @@ fn a_version_that_is_put_off_drafts_no_more_and_the_next_one_does() {
         cycles.fold((0, 0), |(all, guessed), cycle| (all + cycle.drafted.0, guessed + cycle.guessed.0))
     };
     let (all, guessed) = drafted();
-    assert!(all > 0 && guessed > 0 && speculator.put_off().is_none());
-    lock(&speculator.watchdog).observe(1, Watched { cycles: 5000.0, ..Watched::default() });
-    assert_eq!((drafted(), speculator.put_off()), ((0, 0), Some(PutOff::GuessesNothing)));
+    assert!(all > 0 && guessed > 0 && speculator.put_off(1).is_none());
+    lock(&speculator.watchdog).observe(1, Watched { batch: 1, guessed: (5000, 0), timed: None });
+    assert_eq!((drafted(), speculator.put_off(speculator.version())), ((0, 0), Some(PutOff::GuessesNothing)));
     speculator.publish(version(2));
-    assert!(drafted().1 > 0 && speculator.put_off().is_none(), "another version is another matter");
+    assert!(drafted().1 > 0 && speculator.put_off(speculator.version()).is_none(), "another version is another matter");
 }
 
 #[test]
 fn time_is_held_against_a_drafter_only_where_prompts_took_none() {
-    let strategy = Some(Strategy::chain(0, 2).with_suffix(4));
-    let cycle = |draft_s| Cycle { guessed: (3, 5), draft_s, target_s: 0.25, ..Cycle::default() };
-    let in_time = Watched { cycles: 3.0, right: 5.0, in_time: 3.0, late: 0.0 };
-    assert_eq!(watched(&cycle(0.9), strategy), in_time, "as deep as its proposals");
-    assert_eq!(watched(&cycle(1.1), strategy), Watched { in_time: 0.0, late: 3.0, ..in_time });
-    let with_prompt = Cycle { prefilled: 7, ..cycle(1.1) };
-    assert_eq!(watched(&with_prompt, strategy), Watched { in_time: 0.0, ..in_time });
-    assert_eq!(watched(&Cycle::default(), strategy), Watched::default(), "nothing was guessed");
+    let cycle = Cycle { requests: 4, guessed: (3, 5), deepest: 2, draft_s: 0.5, target_s: 0.25, ..Cycle::default() };
+    let all = Watched { batch: 4, guessed: (3, 5), timed: Some((2, 0.5, 0.25)) };
+    assert_eq!(watched(&cycle), all);
+    assert_eq!(watched(&Cycle { prefilled: 7, ..cycle }), Watched { timed: None, ..all });
 }

@@ -97,7 +97,7 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         calibration.observe(0, 1.0, true);
         let habits = Habits::new(&state::plan::Controller::Off, vec![7]);
         let mut watchdog = Watchdog::default();
-        watchdog.observe(3, Watched { cycles: 600.0, ..Watched::default() });
+        watchdog.observe(3, Watched { batch: 1, guessed: (600, 0), timed: None });
         let habits = Habits { publication: publication.clone(), calibration, watchdog, ..habits };
         let (_dir, folder) = kept(Experience {
             published: Some(Published::new(3, &weights)),
@@ -111,7 +111,7 @@ fn another_drafter_goes_on_with_nothing_of_the_one_before() {
         assert_eq!(storage, Some(weights.storage()), "what goes on learning learns as before");
         let habits = same.habits.unwrap();
         assert_eq!((same.buffer.tokens(), habits.publication), (4, publication));
-        assert_eq!(habits.watchdog.put_off(3), Some(PutOff::GuessesNothing), "it is as useless as before");
+        assert_eq!(habits.watchdog.put_off(3, 1), Some(PutOff::GuessesNothing), "it is as useless as before");
         let (other, errors) = folder.experience("000-000001", &config, Some(now));
         assert_eq!(errors.len(), 2, "drafter and learner are of one shape: {errors:?}");
         assert!(other.published.is_none() && other.learner.is_none() && other.buffer.tokens() == 0);

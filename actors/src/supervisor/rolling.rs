@@ -268,7 +268,7 @@ impl State {
         m.drafter_discarded = counts.training.discarded;
         m.lent = counts.lent;
         m.drafter_version = self.speculator.version();
-        m.drafter_off = self.speculator.put_off();
+        m.drafter_off = self.speculator.put_off(m.drafter_version);
         let borrowed: Vec<_> = self.seats.iter_mut().map(|s| s.timeline.take_borrowed()).collect();
         m.timeline = self.seats.iter_mut().map(|s| s.timeline.take(now_s)).collect();
         measure::borrowed(m, &borrowed);

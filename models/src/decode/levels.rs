@@ -5,8 +5,7 @@ use state::speculation::{Accepted, DraftTree};
 
 /// Adds what became of each level of a draft.
 pub(super) fn count_levels(tree: &DraftTree, accepted: &Accepted, levels: &mut Vec<(u64, u64)>) {
-    let depth = (0..tree.len()).map(|node| tree.depth(node) + 1).max().unwrap_or(0);
-    levels.resize(levels.len().max(depth), (0, 0));
+    levels.resize(levels.len().max(tree.levels()), (0, 0));
     let right = accepted.nodes.len();
     // Below the last right guess others may have been made, or none: another branch may be the deeper one.
     let last = accepted.nodes.last().copied().unwrap_or(ROOT);

@@ -16,6 +16,12 @@ impl Decoder {
         Self { pages_max: (tokens > 0).then_some(tokens.div_ceil(PAGE)), ..self }
     }
 
+    /// Gives back memory that no request needs: prompts that went through the target lately, and free pages.
+    pub fn trim(&mut self) {
+        while self.prompts.forget(&mut self.pages) {}
+        self.pages.keep_free(0);
+    }
+
     /// Tokens that there is memory in use for: their keys and values, and the rest of their pages.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
@@ -32,10 +38,16 @@ impl Decoder {
 
     /// Their tokens, the same in all, are to go through the target, the last one left out; then the requests begin.
     pub(super) fn enter(&mut self, requests: Vec<Request>) {
-        if !requests.is_empty() {
-            self.entering.push_back(Entering::new(requests));
-            self.settle();
+        if requests.is_empty() {
+            return;
         }
+        // Where memory is limited, who is on the way has its room already.
+        let may_join = |prompt: &&mut Entering| prompt.done() == 0 || self.pages_max.is_none();
+        match self.entering.iter_mut().filter(may_join).find(|prompt| prompt.requests[0].tokens == requests[0].tokens) {
+            Some(prompt) => prompt.requests.extend(requests),
+            None => self.entering.push_back(Entering::new(requests)),
+        }
+        self.settle();
     }
 
     /// After requests came or ended: whoever can begins, also for what is known of its prompt.
@@ -61,16 +73,23 @@ impl Decoder {
         }
     }
 
-    /// What is known of prompts that have yet to enter, from others before them, where there is room for them.
+    /// What is known of prompts that have yet to enter, from others before them; where memory is limited, in their order, as long as
+    /// there is room.
     fn recall(&mut self) {
         let width = self.decoding.hidden.width(self.target.config());
         for i in 0..self.entering.len() {
             let prompt = &self.entering[i];
-            let Some((cache, hidden)) = self.prompts.find(prompt.tokens(), width).filter(|_| prompt.done() == 0) else {
+            if prompt.done() > 0 {
                 continue;
-            };
-            if self.room().is_none_or(|pages| pages_of(prompt) <= pages) {
-                (self.entering[i].cache, self.entering[i].hidden) = (cache, hidden);
+            }
+            let found = self
+                .prompts
+                .find(prompt.tokens())
+                .filter(|found| self.room().is_none_or(|pages| pages_of(prompt) - found.pages() <= pages));
+            match found {
+                Some(found) => (self.entering[i].cache, self.entering[i].hidden) = self.prompts.take(found, width),
+                None if self.pages_max.is_some() => break,
+                None => {}
             }
         }
     }
@@ -80,13 +99,12 @@ impl Decoder {
         self.pages_max.map(|max| max.saturating_sub(self.pages_needed() + self.slots.len()))
     }
 
-    /// Forgets earlier prompts as long as a request that is running, or the next to enter, has no room for them.
+    /// Forgets earlier prompts where running requests need their pages, or the next to enter needs those that nobody else has.
     fn forget_prompts(&mut self) {
-        let needed = |decoder: &Self| {
-            let next = decoder.entering.front().filter(|prompt| prompt.done() == 0).map_or(0, pages_of);
-            decoder.room().is_some_and(|pages| next > pages) || Some(decoder.pages_needed()) > decoder.pages_max
-        };
-        while self.pages_max.is_some() && needed(self) && self.prompts.forget(&mut self.pages) {}
+        let Some(max) = self.pages_max else { return };
+        while self.pages_needed() > max && self.prompts.forget(&mut self.pages) {}
+        let Some(next) = self.entering.iter().find(|prompt| prompt.done() == 0).map(pages_of) else { return };
+        while self.room() < Some(next) && self.prompts.forget_own(&mut self.pages) {}
     }
 
     /// Before a cycle, in which each request may need a page more: the youngest are to wait until there is room, behind prompts that

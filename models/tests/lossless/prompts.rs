@@ -50,6 +50,65 @@ fn prompts_that_went_through_the_target_lately_do_not_again() {
     }
 }
 
+/// Of requests of one group that come before their prompt has been through the target, it goes through once, too; and who was asked for
+/// the longest ago is forgotten first.
+#[test]
+fn requests_join_a_prompt_on_its_way() {
+    let target = target(4);
+    let (temperature, top_p, tokens_max, hidden) = (1.0, 1.0, 20, Hidden::Last);
+    let decoding = Decoding { temperature, top_p, tokens_max, eos: Vec::new(), stop: None, hidden };
+    let mut decoder = Decoder::new(target, decoding, Arc::new(Pool::new(1).unwrap()));
+    let rows = |decoder: &mut Decoder, first: u32, sample: usize| {
+        let prompt: Vec<u32> = (0..101).map(|i| 1 + (first + i) % (VOCAB - 1)).collect();
+        decoder.admit(0, &prompt, &[(sample, NoiseKey::new(4, 1, 0, first, sample as u32))]).unwrap();
+        decoder.cycle(None).unwrap().prefilled
+    };
+    assert_eq!([rows(&mut decoder, 1, 0), rows(&mut decoder, 1, 1)], [64, 36], "the second one joins the first");
+    assert_eq!(decoder.decoding(), 2);
+    for first in [2, 3, 4] {
+        assert_eq!([rows(&mut decoder, first, 0), decoder.cycle(None).unwrap().prefilled], [64, 36]);
+    }
+    assert_eq!(rows(&mut decoder, 1, 2), 0, "four are kept");
+    assert_eq!([rows(&mut decoder, 5, 0), decoder.cycle(None).unwrap().prefilled], [64, 36]);
+    assert_eq!([3, 4, 1, 5].map(|first| rows(&mut decoder, first, 3)), [0; 4]);
+    assert_eq!(rows(&mut decoder, 2, 1), 64, "it was asked for the longest ago");
+}
+
+/// Where memory is limited, nobody overtakes who waits for it, and kept prompts give way to who needs their pages.
+#[test]
+fn prompts_are_kept_within_the_memory() {
+    let target = target(6);
+    let (temperature, top_p, tokens_max, hidden) = (1.0, 1.0, 20, Hidden::Last);
+    let decoding = Decoding { temperature, top_p, tokens_max, eos: Vec::new(), stop: None, hidden };
+    // Seven pages; a prompt of 101 tokens has two, and each request one more.
+    let room = 7 * 64;
+    let mut decoder = Decoder::new(target, decoding, Arc::new(Pool::new(1).unwrap())).with_cache_max(room);
+    let admit = |decoder: &mut Decoder, group: u32, samples: usize| {
+        let prompt: Vec<u32> = (0..101).map(|i| 1 + (group + i) % (VOCAB - 1)).collect();
+        let noise = |sample| (sample, NoiseKey::new(6, 1, 0, group, sample as u32));
+        decoder.admit(group as usize, &prompt, &(0..samples).map(noise).collect::<Vec<_>>()).unwrap();
+    };
+    let mut order = Vec::new();
+    let mut finish = |decoder: &mut Decoder, prompts: usize| {
+        let mut prefilled = 0;
+        while decoder.running() > 0 {
+            let cycle = decoder.cycle(None).unwrap();
+            prefilled += cycle.prefilled;
+            order.extend(cycle.ended.iter().map(|answer| answer.group));
+            assert!(decoder.cached_tokens() <= room, "{} tokens", decoder.cached_tokens());
+        }
+        assert_eq!(prefilled, 100 * prompts);
+    };
+    admit(&mut decoder, 1, 1);
+    finish(&mut decoder, 1);
+    // The second one has no room beside the first, and the third, which is known, waits for its turn.
+    admit(&mut decoder, 2, 2);
+    admit(&mut decoder, 3, 3);
+    admit(&mut decoder, 1, 1);
+    finish(&mut decoder, 3);
+    assert_eq!(order, [1, 2, 2, 3, 3, 3, 1]);
+}
+
 /// Prompts of several stretches, beside requests that decode: rows of prompts have the bits of a forward over the whole.
 #[test]
 fn long_prompts_enter_a_stretch_at_a_time() {

@@ -70,6 +70,12 @@ impl DraftTree {
         self.upwards(node).count() - 1
     }
 
+    /// Levels of the deepest branch.
+    #[must_use]
+    pub fn levels(&self) -> usize {
+        (0..self.len()).map(|node| self.depth(node) + 1).max().unwrap_or(0)
+    }
+
     /// The node and those above it, from the top down.
     #[must_use]
     pub fn path(&self, node: usize) -> Vec<usize> {
