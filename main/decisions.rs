@@ -147,7 +147,7 @@ impl Replayed {
         if self.cut > 0 {
             text += &format!("  {} cut where a session was killed\n", output::count(self.cut as u64, "line"));
         }
-        text += "\n  of cycles that prompts took no part in:\n  together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
+        text += "\n  of cycles that prompts took no part in; drafters counted from 0, as the workflow lists them:\n  together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
         let total_s: f64 = self.ways.iter().map(|way| way.seconds).sum();
         for way in &self.ways {
             let sizes = match batch_sizes(bucket(way.batch_min)) {
