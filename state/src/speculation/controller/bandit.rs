@@ -207,8 +207,16 @@ impl Bandit {
         self.buckets[bucket].observe((&plain.arms[bucket], &scale), arm, (cycle, took_s, trust), window);
     }
 
-    /// Learns what an exam says of a drafter.
+    /// Learns what an exam says of a drafter. What strategies of one that has become clearly better did before tells little: where they are
+    /// not in use they are new again.
     pub(super) fn examined(&mut self, drafter: usize, skill: Skill) {
+        for (arm, strategy) in self.strategies.iter().enumerate().filter(|(_, strategy)| strategy.drafter == drafter) {
+            let hoped = skill.hoped(strategy).map_or(1.0, |hoped| 1.0 + hoped.accepted(strategy.depth as f64));
+            if self.habits[arm].is_outgrown(hoped) {
+                let others = self.buckets.iter_mut().filter(|bucket| bucket.incumbent != Some(arm));
+                others.for_each(|bucket| bucket.arms[arm] = Arm::default());
+            }
+        }
         self.skills.insert(drafter, skill);
     }
 

@@ -30,6 +30,8 @@ const CATCH_UP_ROW: f64 = 0.1;
 /// Tokens for which promises are believed before any was seen to be kept, and the share of them forgotten with each that is promised.
 const BELIEVED: f64 = 16.0;
 const FORGET: f64 = 1.0 / 256.0;
+/// Times as many tokens as an earlier exam let hope for from which on a drafter is another one.
+const BETTER: f64 = 1.15;
 /// Part of its nodes from which on a draft counts as a whole one.
 const WHOLE: f64 = 0.9;
 
@@ -151,9 +153,22 @@ pub(super) struct Habits {
     promised: f64,
     #[serde(default)]
     kept: f64,
+    /// Tokens that an exam let hope for when it was last found to have become better.
+    #[serde(default)]
+    hoped: f64,
 }
 
 impl Habits {
+    /// Whether an exam lets hope for clearly more tokens than ever before: what was seen counts little then.
+    pub(super) fn is_outgrown(&mut self, hoped: f64) -> bool {
+        let is_outgrown = hoped > BETTER * self.hoped;
+        if is_outgrown {
+            self.hoped = hoped;
+            self.seen = self.seen.min(SEEN_MIN);
+        }
+        is_outgrown
+    }
+
     pub(super) fn observe(&mut self, tokens: f64, rows: f64, drafting: f64) {
         self.seen = (self.seen + 1.0).min(1.0 / RENEW);
         for (mean, new) in [(&mut self.tokens, tokens), (&mut self.rows, rows), (&mut self.drafting, drafting)] {
