@@ -17,6 +17,7 @@ use state::speculation::decision::Again;
 use crate::commands::Result;
 use crate::failure::Failure;
 use crate::output;
+use crate::show::together;
 
 /// A file that decisions are added to, as they are made.
 pub(crate) struct Decisions {
@@ -147,14 +148,10 @@ impl Replayed {
         if self.cut > 0 {
             text += &format!("  {} cut where a session was killed\n", output::count(self.cut as u64, "line"));
         }
-        text += "\n  of cycles that prompts took no part in; drafters counted from 0, as the workflow lists them:\n  together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
+        text += "\n  of cycles that prompts took no part in; drafters counted from 0, as the workflow lists them:\n    together  drafter depth width nodes suffix    cycles   of the time   tokens/s   ratio\n";
         let total_s: f64 = self.ways.iter().map(|way| way.seconds).sum();
         for way in &self.ways {
-            let sizes = match batch_sizes(bucket(way.batch_min)) {
-                (min, Some(max)) if min == max => format!("{min}"),
-                (min, Some(max)) => format!("{min} to {max}"),
-                (min, None) => format!("{min} on"),
-            };
+            let sizes = together(way.batch_min);
             let how = way.strategy.map_or_else(
                 || format!("{:<32}", "plain"),
                 |s| format!("{:>7} {:>5} {:>5} {:>5} {:>6}", s.drafter, s.depth, s.width, s.budget, s.suffix),
@@ -162,7 +159,7 @@ impl Replayed {
             let ratio = way.ratio.map_or(String::new(), |ratio| format!("{ratio:>6.2}x"));
             let share = 100.0 * way.seconds / total_s.max(1e-9);
             text += &format!(
-                "  {sizes:>8}  {how}  {:>8}  {share:>10.1} %  {:>9.1}  {ratio}\n",
+                "  {sizes:>10}  {how}  {:>8}  {share:>10.1} %  {:>9.1}  {ratio}\n",
                 way.cycles, way.tokens_per_s
             );
         }

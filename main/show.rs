@@ -310,15 +310,20 @@ fn mean(shares: &[(usize, f64)]) -> Option<f64> {
     (!shares.is_empty()).then(|| shares.iter().map(|(_, share)| share).sum::<f64>() / shares.len() as f64)
 }
 
+/// The batch sizes that are told apart no further than by the smallest of them.
+pub(crate) fn together(batch_min: usize) -> String {
+    match batch_sizes(bucket(batch_min)) {
+        (min, Some(max)) if min == max => format!("{min}"),
+        (min, Some(max)) => format!("{min} to {max}"),
+        (min, None) => format!("{min} or more"),
+    }
+}
+
 /// Where the time of rollouts went: a line for each batch size.
 fn batches(r: &Report) -> String {
     let total_s: f64 = r.by_batch.iter().map(|b| b.busy_s).sum();
     let line = |b: &BatchMetrics| {
-        let sizes = match batch_sizes(bucket(b.batch_min)) {
-            (min, Some(max)) if min == max => format!("{min}"),
-            (min, Some(max)) => format!("{min} to {max}"),
-            (min, None) => format!("{min} or more"),
-        };
+        let sizes = together(b.batch_min);
         format!(
             "    {sizes:>10} together  {:>5} of the time  {:>5} drafted  {}\n",
             percent(b.busy_s, total_s),

@@ -39,6 +39,16 @@ fn export(to: &Path, shape: DrafterShape, layout: Layout) -> Result<()> {
     export_drafter(to, &vocabulary, (&weights, shape), (layout, "runs/a/model"), Precision::F32)
 }
 
+/// What is read of an exported EAGLE-3 once its configuration was changed.
+fn changed(to: &Path, layout: Layout, change: &dyn Fn(&mut Value)) -> std::result::Result<Loaded, String> {
+    export(to, EAGLE3, layout).unwrap();
+    let file = to.join("config.json");
+    let mut value: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(&file, value.to_string()).unwrap();
+    load_drafter(to, &target_of(&config())).map_err(|error| error.to_string())
+}
+
 #[test]
 fn what_is_written_is_what_loads() {
     let folder = tempfile::tempdir().unwrap();
@@ -168,15 +178,8 @@ fn a_drafter_of_another_target_is_refused() {
 #[test]
 fn speculators_that_others_write_are_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (to, (vocabulary, weights)) = (folder.path().join("drafter"), tiny(EAGLE3));
-    let file = to.join("config.json");
-    let with = |change: &dyn Fn(&mut Value)| {
-        export(&to, EAGLE3, Layout::Vllm).unwrap();
-        let mut value: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        change(&mut value);
-        fs::write(&file, value.to_string()).unwrap();
-        load_drafter(&to, vocabulary.target()).map_err(|error| error.to_string())
-    };
+    let (to, (_, weights)) = (folder.path().join("drafter"), tiny(EAGLE3));
+    let with = |change: &dyn Fn(&mut Value)| changed(&to, Layout::Vllm, change);
     let newer = with(&|value| {
         let layer = value["transformer_layer_config"].as_object_mut().unwrap();
         let theta = layer.remove("rope_theta").unwrap();
@@ -198,16 +201,9 @@ fn speculators_that_others_write_are_read_or_refused() {
 
 #[test]
 fn a_drafter_that_reads_other_layers_is_refused() {
-    let (folder, config) = (tempfile::tempdir().unwrap(), config());
+    let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("drafter");
-    let file = to.join("config.json");
-    let with = |change: &dyn Fn(&mut Value)| {
-        export(&to, EAGLE3, Layout::Sglang).unwrap();
-        let mut value: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        change(&mut value);
-        fs::write(&file, value.to_string()).unwrap();
-        load_drafter(&to, &target_of(&config)).map(drop).map_err(|error| error.to_string())
-    };
+    let with = |change: &dyn Fn(&mut Value)| changed(&to, Layout::Sglang, change).map(drop);
     let ids = "eagle_aux_hidden_state_layer_ids";
     assert_eq!(with(&|value| value["eagle_config"] = Value::Null), Ok(()));
     assert_eq!(with(&|value| value[ids] = Value::Null), Ok(()));
